@@ -1,0 +1,332 @@
+#!/usr/bin/env python3
+"""Stage 1: trains the adapter without labels (Sec. II-B of the paper).
+
+A student WAP-Transformer predicts, on masked frames, what its EMA teacher
+makes of the unmasked ones: the teacher's frames themselves (Eq. 1) and their
+nearest local attributes (Eq. 4, 6).
+
+To run this recipe:
+> python train_adapter.py hparams/adapter.yaml --data_folder=/path/to/corpus
+
+On several GPUs:
+> torchrun --nproc_per_node=4 train_adapter.py hparams/adapter.yaml ...
+"""
+
+import torch
+from torch.nn import functional as F
+
+import speechbrain as sb
+from speechbrain.utils.distributed import (
+    ddp_init_group,
+    is_distributed_initialized,
+    run_on_main,
+)
+from speechbrain.utils.logger import get_logger
+from speechbrain_wap.adapter_folder import write_adapter_record
+from speechbrain_wap.data import (
+    describe_data,
+    extract_features,
+    make_dataset,
+    prepare_adapter_data,
+    read_manifests,
+)
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.features import FeatureCache
+from speechbrain_wap.hparams import (
+    load_recipe,
+    parse_arguments,
+    read_settings,
+    record_settings,
+    run_script,
+)
+from speechbrain_wap.lengths import valid_frames
+from speechbrain_wap.losses import (
+    adapter_loss,
+    masked_reconstruction_loss,
+    pseudo_label_loss,
+)
+from speechbrain_wap.masking import sample_utterance_masks
+
+logger = get_logger(__name__)
+
+# Below this spread (1 is that of white noise) the teacher says the same of all
+# frames (D6).
+COLLAPSED_SPREAD = 0.05
+
+
+class AdapterBrain(sb.Brain):
+    """Trains the student by mask prediction and self-distillation."""
+
+    def compute_forward(self, batch, stage):
+        """Runs the student on masked and the teacher on whole utterances."""
+        batch = batch.to(self.device)
+        feats, lens = batch.feats
+        feats = feats.float()
+        num_frames, valid = valid_frames(lens, feats.shape[1])
+        # one mask per utterance and epoch; always the same in validation
+        training = stage == sb.Stage.TRAIN
+        epoch = self.hparams.epoch_counter.current if training else 0
+        mask = sample_utterance_masks(
+            batch.id,
+            num_frames,
+            self.hparams.mask_ratio,
+            self.hparams.seed,
+            epoch,
+        ).to(self.device)  # (B, T)
+
+        z_student = self.modules.student(feats, lens, mask)  # (B, T, D)
+        z_teacher = self.modules.teacher(feats, lens).float()
+        spread = teacher_spread(z_teacher[valid])
+        if self.hparams.target_norm == "layer":
+            z_teacher = F.layer_norm(z_teacher, z_teacher.shape[-1:])
+        return z_student, z_teacher, mask, valid, spread
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Joins reconstruction and pseudo-label cross entropy (Eq. 6)."""
+        z_student, z_teacher, mask, valid, spread = predictions
+        attributes = self.modules.local_attributes
+        frames = z_teacher[valid]  # (N, D)
+        if not attributes.initialised:
+            attributes.initialise_(frames)
+        codes = attributes.assign(frames)  # Eq. 4
+        logits = attributes.logits(z_student[mask])
+        masked_codes = codes[mask[valid]]
+
+        rec_loss = masked_reconstruction_loss(
+            z_student, z_teacher, mask, self.hparams.rec_reduction
+        )
+        pce_loss = pseudo_label_loss(logits, masked_codes)
+        rec_weight = self.hparams.rec_weight_schedule(self.progress())
+        loss = adapter_loss(rec_loss, pce_loss, rec_weight)
+
+        if stage == sb.Stage.TRAIN:
+            # after the losses, which used the attributes as they were
+            attributes.update(frames, codes)  # Eq. 5
+            statistics = self.hparams.statistics
+        else:
+            statistics = self.valid_statistics
+        agreement = (logits.argmax(dim=-1) == masked_codes).float().mean()
+        statistics.add(
+            {
+                "loss": loss,
+                "rec_loss": rec_loss,
+                "pce_loss": pce_loss,
+                "agreement": agreement,
+                "teacher_spread": spread,
+            }
+        )
+        return loss
+
+    def progress(self):
+        """Returns the share of the optimiser steps that are done, 0 to 1."""
+        return self.optimizer_step / max(self.num_steps - 1, 1)
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Sets the learning rate of the coming step."""
+        lr = self.hparams.lr_schedule(self.progress())
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Moves the teacher, once per optimiser step (Eq. 2)."""
+        if should_step:
+            self.modules.teacher.update(self.modules.student)
+
+    def init_optimizers(self):
+        """Gives the optimiser the student's parameters only."""
+        self.optimizer = self.opt_class(self.modules.student.parameters())
+        self.optimizers_dict = {"optimizer": self.optimizer}
+        self.checkpointer.add_recoverable("optimizer", self.optimizer)
+
+    def check_loss_isfinite(self, loss):
+        """Stops at the first loss that is not finite, and says where."""
+        if not torch.isfinite(loss):
+            raise RecipeError(
+                f"the loss is {float(loss)} at optimiser step "
+                f"{self.optimizer_step + 1}: try a lower lr, or "
+                "--precision=fp32; the last checkpoint is kept."
+            )
+
+    def on_stage_start(self, stage, epoch=None):
+        """Starts the count of used attributes or the validation means."""
+        if stage == sb.Stage.TRAIN:
+            if self.step == 0:
+                self.modules.local_attributes.reset_usage()
+        else:
+            self.valid_statistics = type(self.hparams.statistics)("")
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Logs the epoch and saves a checkpoint."""
+        if stage == sb.Stage.TRAIN:
+            self.train_stats = {
+                **self.hparams.statistics.means(),
+                **self.modules.local_attributes.usage_statistics(),
+            }
+            spread = self.train_stats["teacher_spread"]
+            if spread < COLLAPSED_SPREAD:
+                logger.warning(
+                    f"Collapse: the teacher's spread fell to {spread:.3f} in "
+                    f"epoch {epoch}, its frames are nearly all alike; try "
+                    "target_norm=layer, a lower lr or a higher ema_decay."
+                )
+            if self.has_validation:
+                return
+        valid_stats = None
+        if stage == sb.Stage.VALID:
+            valid_stats = self.valid_statistics.means()
+        row = {
+            "epoch": epoch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "rec_weight": self.hparams.rec_weight_schedule(self.progress()),
+        }
+        self.hparams.train_logger.log_stats(
+            row, train_stats=self.train_stats, valid_stats=valid_stats
+        )
+        self.hparams.statistics.end_epoch(
+            {**row, "train": self.train_stats, "valid": valid_stats}
+        )
+        self.step = 0  # the checkpoint is of the epoch's end
+        self.checkpointer.save_and_keep_only(meta={"epoch": epoch})
+
+
+def teacher_spread(frames):
+    """Measures how much frames differ from each other (D6).
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        The teacher's valid frames, shape [N, D].
+
+    Returns
+    -------
+    spread : torch.Tensor
+        Root of the variance over the frames per mean square, 0 to 1.
+    """
+    variance = frames.var(dim=0, unbiased=False).mean()
+    return (variance / frames.square().mean().clamp(min=1e-12)).sqrt()
+
+
+def dataio_prep(hparams, splits, cache):
+    """Makes the datasets of the training and validation utterances.
+
+    Arguments
+    ---------
+    hparams : dict
+        The YAML's values.
+    splits : dict
+        Manifest entries by utterance id of each split.
+    cache : speechbrain_wap.features.FeatureCache
+        The filled feature cache.
+
+    Returns
+    -------
+    datasets : dict
+        "train" and "valid"; the latter is None where there is nothing to
+        validate on but the held-out session.
+    """
+    return {
+        name: make_dataset(
+            splits[name],
+            cache,
+            max_frames=hparams["max_frames"],
+            long_utterances=hparams["long_utterances"],
+        )
+        if splits[name]
+        else None
+        for name in ("train", "valid")
+    }
+
+
+def main(arguments):
+    """Trains one fold's adapter.
+
+    Arguments
+    ---------
+    arguments : list of str
+        The command line: a YAML file and ``--key=value``.
+    """
+    hparams_file, run_opts, overrides = parse_arguments(arguments)
+    if not is_distributed_initialized():
+        ddp_init_group(run_opts)
+    hparams, overrides = load_recipe(hparams_file, overrides)
+    sb.create_experiment_directory(
+        experiment_directory=hparams["output_folder"],
+        hyperparams_to_save=hparams_file,
+        overrides=overrides,
+    )
+    manifests = {
+        "train": hparams["train_annotation"],
+        "valid": hparams["valid_annotation"],
+        "test": hparams["test_annotation"],
+    }
+    if not hparams["skip_prep"]:
+        run_on_main(
+            prepare_adapter_data,
+            kwargs={
+                "corpus": {
+                    "prepare_corpus": hparams["prepare_corpus"],
+                    "data_folder": hparams["data_folder"],
+                    "corpus_csv": hparams["corpus_csv"],
+                    "corpus_table": hparams["corpus_table"],
+                    "max_skipped": hparams["max_skipped"],
+                    "cache_folder": hparams["cache_folder"],
+                },
+                "fold": hparams["fold"],
+                "protocol": hparams["protocol"],
+                "adapter_data": hparams["adapter_data"],
+                "manifests": manifests,
+            },
+        )
+    splits = read_manifests(manifests)
+    cache = FeatureCache(
+        hparams["cache_folder"],
+        hparams["encoder"],
+        precision=hparams["feature_precision"],
+        device=run_opts.get("device") or sb.utils.distributed.infer_device(),
+    )
+    settings = read_settings(hparams_file, overrides)
+    settings["encoder"] = cache.key
+    settings["corpus"] = describe_data(splits)
+    run_on_main(record_settings, args=[hparams["save_folder"], settings])
+
+    del splits["test"]  # the held-out session is not even encoded
+    splits = extract_features(
+        cache, splits, hparams["skipped_csv"], hparams["max_skipped"]
+    )
+    run_on_main(
+        write_adapter_record,
+        args=[
+            hparams["output_folder"],
+            {**settings, "encoder_source": hparams["encoder_source"]},
+            splits["train"],
+            hparams["adapter_data"],
+        ],
+    )
+    datasets = dataio_prep(hparams, splits, cache)
+
+    # Loading an encoder draws random numbers, reading the cache does not.
+    sb.utils.seed.seed_everything(hparams["seed"])
+    brain = AdapterBrain(
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    brain.has_validation = datasets["valid"] is not None
+    train_loader = brain.make_dataloader(
+        datasets["train"], sb.Stage.TRAIN, **hparams["dataloader_options"]
+    )
+    brain.num_steps = hparams["number_of_epochs"] * (
+        len(train_loader) // brain.grad_accumulation_factor
+    )
+    brain.fit(
+        brain.hparams.epoch_counter,
+        train_loader,
+        datasets["valid"],
+        valid_loader_kwargs=hparams["valid_dataloader_options"],
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

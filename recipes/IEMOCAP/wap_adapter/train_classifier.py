@@ -1,0 +1,349 @@
+#!/usr/bin/env python3
+"""Stage 2: fine-tunes adapter and classifier for emotion recognition.
+
+Frames of the frozen encoder go through the WAP-Transformer, statistical
+attentive pooling and a linear classifier (Sec. II-C of the paper).
+
+To run this recipe:
+> python train_classifier.py hparams/classifier.yaml \
+    --data_folder=/path/to/corpus --adapter_folder=/output/of/train_adapter
+
+Without --adapter_folder the WAP-Transformer is trained from scratch.
+"""
+
+import json
+
+import pandas as pd
+import torch
+
+import speechbrain as sb
+from speechbrain.utils.data_pipeline import provides, takes
+from speechbrain.utils.distributed import (
+    ddp_init_group,
+    if_main_process,
+    is_distributed_initialized,
+    run_on_main,
+)
+from speechbrain.utils.logger import get_logger
+from speechbrain_wap.adapter_folder import check_adapter, load_branch
+from speechbrain_wap.augmentation import augment_minorities, is_masked
+from speechbrain_wap.data import (
+    describe_data,
+    extract_features,
+    list_classes,
+    make_dataset,
+    prepare_classifier_data,
+    read_manifests,
+)
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.features import FeatureCache
+from speechbrain_wap.files import write_atomically, write_text
+from speechbrain_wap.hparams import (
+    load_recipe,
+    parse_arguments,
+    read_settings,
+    record_settings,
+    run_script,
+)
+from speechbrain_wap.lengths import valid_frames
+from speechbrain_wap.masking import sample_utterance_masks
+from speechbrain_wap.metrics import emotion_scores
+
+logger = get_logger(__name__)
+
+
+class EmotionBrain(sb.Brain):
+    """Fine-tunes adapter, pooling and classifier by cross entropy."""
+
+    def compute_forward(self, batch, stage):
+        """Computes the logits of the classes."""
+        batch = batch.to(self.device)
+        feats, lens = batch.feats
+        feats = feats.float()
+        mask = None
+        if stage == sb.Stage.TRAIN:
+            mask = self.augmentation_mask(batch, feats, lens)
+        z = self.modules.adapter(feats, lens, mask)  # (B, T, D)
+        pooled = self.modules.pooling(z, lens)  # (B, 2 H D)
+        return self.modules.classifier(pooled)
+
+    def augmentation_mask(self, batch, feats, lens):
+        """Masks embeddings of minority-class utterances (D11)."""
+        num_frames, _ = valid_frames(lens, feats.shape[1])
+        seed, epoch = self.hparams.seed, self.hparams.epoch_counter.current
+        mask = sample_utterance_masks(
+            batch.id,
+            num_frames,
+            self.hparams.augment_mask_ratio,
+            seed,
+            epoch,
+            purpose="augment",
+        )
+        chosen = [
+            is_masked(key, probability, seed, epoch)
+            for key, probability in zip(batch.id, batch.mask_probability)
+        ]
+        # all False where nothing is masked, so that the mask embedding always
+        # takes part in the graph, as distributed training asks for
+        return (mask & torch.tensor(chosen)[:, None]).to(self.device)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Computes the cross entropy and keeps predictions to be scored."""
+        targets = torch.tensor(batch.target, device=self.device)
+        loss = self.hparams.compute_cost(predictions.float(), targets)
+        if stage == sb.Stage.TRAIN:
+            self.hparams.statistics.add({"loss": loss})
+        else:
+            probabilities = predictions.float().softmax(dim=-1).cpu().tolist()
+            self.predicted.update(zip(batch.id, probabilities))
+            self.loss_sum += float(loss) * len(batch.id)
+        return loss
+
+    def progress(self):
+        """Returns the share of the optimiser steps that are done, 0 to 1."""
+        return self.optimizer_step / max(self.num_steps - 1, 1)
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Sets the learning rate of the coming step."""
+        lr = self.hparams.lr_schedule(self.progress())
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def check_loss_isfinite(self, loss):
+        """Stops at the first loss that is not finite, and says where."""
+        if not torch.isfinite(loss):
+            raise RecipeError(
+                f"the loss is {float(loss)} at optimiser step "
+                f"{self.optimizer_step + 1}: try a lower lr, or "
+                "--precision=fp32; the last checkpoint is kept."
+            )
+
+    def on_stage_start(self, stage, epoch=None):
+        """Empties the list of predictions."""
+        if stage != sb.Stage.TRAIN:
+            self.predicted, self.loss_sum = {}, 0.0
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Logs the scores, saves checkpoints, writes the predictions."""
+        if stage == sb.Stage.TRAIN:
+            self.train_stats = self.hparams.statistics.means()
+            return
+        split = "valid" if stage == sb.Stage.VALID else "test"
+        table = self.prediction_table(self.splits[split])
+        scores = emotion_scores(
+            table["label"], table["prediction"], self.classes
+        )
+        stats = {"loss": self.loss_sum / len(table), **scores}
+        if stage == sb.Stage.VALID:
+            row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
+            self.hparams.train_logger.log_stats(
+                row, train_stats=self.train_stats, valid_stats=stats
+            )
+            self.hparams.statistics.end_epoch(
+                {**row, "train": self.train_stats, "valid": stats}
+            )
+            best = self.hparams.model_selection == "best"
+            self.checkpointer.save_and_keep_only(
+                meta={"epoch": epoch, "UA": scores["UA"]},
+                max_keys=["UA"] if best else [],
+            )
+        else:
+            self.hparams.train_logger.log_stats(
+                {"Epoch loaded": self.hparams.epoch_counter.current},
+                test_stats=stats,
+            )
+            if if_main_process():
+                self.write_results(table, scores)
+
+    def prediction_table(self, split):
+        """Tabulates the predictions in the order of the manifest."""
+        rows = []
+        for key, entry in split.items():
+            probabilities = self.predicted[key]
+            best = max(range(len(self.classes)), key=probabilities.__getitem__)
+            rows.append(
+                {
+                    "id": key,
+                    "session": entry["session"],
+                    "speaker": entry["speaker"],
+                    "label": entry["label"],
+                    "prediction": self.classes[best],
+                    **dict(zip(self.classes, probabilities)),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def write_results(self, table, scores):
+        """Writes predictions.csv, then scores.json, which marks the end."""
+        with write_atomically(self.hparams.predictions_csv) as temporary:
+            table.to_csv(temporary, index=False)
+        confusion = pd.crosstab(table["label"], table["prediction"])
+        confusion = confusion.reindex(
+            index=self.classes, columns=self.classes, fill_value=0
+        )
+        result = {
+            "classes": self.classes,
+            "fold": self.hparams.fold,
+            "seed": self.hparams.seed,
+            "session": "+".join(sorted(set(table["session"]))),
+            "n": len(table),
+            **scores,
+            "confusion": confusion.to_numpy().tolist(),
+        }
+        write_text(self.hparams.scores_file, json.dumps(result, indent=1))
+
+
+def dataio_prep(hparams, splits, cache, classes):
+    """Makes the datasets of the labelled utterances.
+
+    Arguments
+    ---------
+    hparams : dict
+        The YAML's values.
+    splits : dict
+        Manifest entries by utterance id of each split.
+    cache : speechbrain_wap.features.FeatureCache
+        The filled feature cache.
+    classes : list of str
+        The classes in their order.
+
+    Returns
+    -------
+    datasets : dict
+        "train" (with the minority classes' copies), "valid" and "test".
+    """
+
+    @takes("label")
+    @provides("target")
+    def target_pipeline(label):
+        """Turns the label into the class's index."""
+        return classes.index(label)
+
+    entries = dict(splits)
+    entries["train"] = augment_minorities(
+        splits["train"], hparams["augmentation"], hparams["seed"]
+    )
+    return {
+        name: make_dataset(
+            entries[name],
+            cache,
+            max_frames=hparams["max_frames"],
+            long_utterances=hparams["long_utterances"],
+            dynamic_items=[target_pipeline],
+            keys=["target"] + ["mask_probability"] * (name == "train"),
+        )
+        for name in ("train", "valid", "test")
+    }
+
+
+def main(arguments):
+    """Trains and tests one fold.
+
+    Arguments
+    ---------
+    arguments : list of str
+        The command line: a YAML file and ``--key=value``.
+    """
+    hparams_file, run_opts, overrides = parse_arguments(arguments)
+    if not is_distributed_initialized():
+        ddp_init_group(run_opts)
+    hparams, overrides = load_recipe(hparams_file, overrides)
+    if hparams["model_selection"] not in ("last", "best"):
+        raise RecipeError(
+            f"model_selection={hparams['model_selection']} is unknown: choose "
+            "last or best."
+        )
+    sb.create_experiment_directory(
+        experiment_directory=hparams["output_folder"],
+        hyperparams_to_save=hparams_file,
+        overrides=overrides,
+    )
+    manifests = {
+        "train": hparams["train_annotation"],
+        "valid": hparams["valid_annotation"],
+        "test": hparams["test_annotation"],
+    }
+    if not hparams["skip_prep"]:
+        run_on_main(
+            prepare_classifier_data,
+            kwargs={
+                "corpus": {
+                    "prepare_corpus": hparams["prepare_corpus"],
+                    "data_folder": hparams["data_folder"],
+                    "corpus_csv": hparams["corpus_csv"],
+                    "corpus_table": hparams["corpus_table"],
+                    "max_skipped": hparams["max_skipped"],
+                    "cache_folder": hparams["cache_folder"],
+                },
+                "fold": hparams["fold"],
+                "protocol": hparams["protocol"],
+                "classes": hparams["classes"],
+                "explicit_classes": not hparams["corpus_csv"]
+                or "classes" in overrides,
+                "dialogue_style": hparams["dialogue_style"],
+                "manifests": manifests,
+            },
+        )
+    splits = read_manifests(manifests)
+    cache = FeatureCache(
+        hparams["cache_folder"],
+        hparams["encoder"],
+        precision=hparams["feature_precision"],
+        device=run_opts.get("device") or sb.utils.distributed.infer_device(),
+    )
+    splits = extract_features(
+        cache, splits, hparams["skipped_csv"], hparams["max_skipped"]
+    )
+    classes = list_classes(splits, hparams["classes"])
+    settings = read_settings(hparams_file, overrides)
+    settings["encoder"] = cache.key
+    settings["classes"] = classes
+    settings["corpus"] = describe_data(splits, classes)
+    if hparams["adapter_folder"]:
+        settings["adapter"] = check_adapter(
+            hparams["adapter_folder"], settings, splits
+        )["model"]
+    run_on_main(record_settings, args=[hparams["save_folder"], settings])
+    datasets = dataio_prep(hparams, splits, cache, classes)
+
+    # Loading an encoder draws random numbers, reading the cache does not.
+    sb.utils.seed.seed_everything(hparams["seed"])
+    classifier = hparams["classifier"](n_neurons=len(classes))
+    hparams["checkpointer"].add_recoverable("classifier", classifier)
+    if hparams["adapter_folder"]:
+        load_branch(
+            hparams["adapter_folder"],
+            hparams["adapter_branch"],
+            hparams["adapter"],
+        )
+    brain = EmotionBrain(
+        modules={**hparams["modules"], "classifier": classifier},
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+    )
+    brain.splits, brain.classes = splits, classes
+    train_loader = brain.make_dataloader(
+        datasets["train"], sb.Stage.TRAIN, **hparams["dataloader_options"]
+    )
+    brain.num_steps = hparams["number_of_epochs"] * (
+        len(train_loader) // brain.grad_accumulation_factor
+    )
+    brain.fit(
+        brain.hparams.epoch_counter,
+        train_loader,
+        datasets["valid"],
+        valid_loader_kwargs=hparams["valid_dataloader_options"],
+    )
+    # D9: the last epoch, unless the best on the validation set is asked for
+    best = hparams["model_selection"] == "best"
+    brain.evaluate(
+        datasets["test"],
+        max_key="UA" if best else None,
+        test_loader_kwargs=hparams["valid_dataloader_options"],
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

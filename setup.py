@@ -1,0 +1,41 @@
+"""Installs speechbrain-wap."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"',
+    (HERE / "speechbrain_wap" / "__init__.py").read_text(encoding="utf-8"),
+)[1]
+
+setup(
+    name="speechbrain-wap",
+    version=VERSION,
+    description=(
+        "Adapter with local attributes for speech emotion recognition, "
+        "a SpeechBrain plugin and recipe"
+    ),
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["speechbrain_wap", "speechbrain_wap.*"]),
+    python_requires=">=3.9",
+    install_requires=[
+        # torchaudio refuses to load beside a torch of another CUDA version:
+        # torch 2.15 beside torchaudio 2.11 does not import.
+        "torch>=2.9,<2.15",
+        "torchaudio>=2.9,<2.12",
+        "speechbrain>=1.1,<1.2",
+        "transformers>=5.0,<6",
+        "hyperpyyaml>=1.2.2",
+        "sentencepiece>=0.1.99",
+        "pandas>=2.0",
+        "safetensors>=0.4.3",
+        "scikit-learn>=1.4",
+        "matplotlib>=3.8",
+    ],
+    extras_require={"test": ["pytest>=8"]},
+)

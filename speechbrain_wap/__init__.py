@@ -1,0 +1,8 @@
+"""Adapter with local attributes for speech emotion recognition.
+
+SpeechBrain modules for "An Efficient Transfer Learning Method Based on Adapter
+with Local Attributes for Speech Emotion Recognition": one concept per file,
+named by the paper's nouns.
+"""
+
+__version__ = "0.1.0"

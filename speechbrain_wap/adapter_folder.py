@@ -1,0 +1,154 @@
+"""What stage 2 takes over from an adapter training, and what it refuses."""
+
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from speechbrain_wap.checkpoints import Checkpointer
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.files import write_text
+
+RECORD = "adapter.json"
+# Keys that both stages must agree on; shapes alone would not show nhead.
+MODEL_KEYS = (
+    "encoder",
+    "d_model",
+    "num_layers",
+    "nhead",
+    "d_ffn",
+    "max_frames",
+    "layer_weights",
+    "mlp_layers",
+    "mlp_residual",
+    "normalize_before",
+)
+
+
+def write_adapter_record(output_folder, settings, train, adapter_data):
+    """Records what an adapter is and which utterances it has seen.
+
+    Arguments
+    ---------
+    output_folder : str
+        Output folder of the adapter training.
+    settings : dict
+        Its settings.
+    train : dict
+        Manifest entries of its training utterances by id.
+    adapter_data : str
+        "train" or "all" (D8).
+    """
+    record = {
+        "model": {key: settings[key] for key in MODEL_KEYS},
+        "encoder_source": settings["encoder_source"],
+        "adapter_data": adapter_data,
+        "speakers": sorted({entry["speaker"] for entry in train.values()}),
+        "utterances": sorted(entry["digest"] for entry in train.values()),
+    }
+    path = os.path.join(output_folder, RECORD)
+    write_text(path, json.dumps(record, indent=1))
+
+
+def check_adapter(adapter_folder, settings, splits):
+    """Refuses an adapter of another model or one that saw a held-out speaker.
+
+    Arguments
+    ---------
+    adapter_folder : str
+        Output folder of an adapter training.
+    settings : dict
+        Settings of the classifier training.
+    splits : dict
+        Manifest entries by utterance id of each split.
+
+    Returns
+    -------
+    record : dict
+        What :func:`write_adapter_record` wrote.
+
+    Raises
+    ------
+    RecipeError
+        If there is no adapter, a key differs (named), or the adapter was
+        trained on a speaker of the validation or test split (named).
+    """
+    path = Path(adapter_folder) / RECORD
+    if not path.is_file():
+        raise RecipeError(
+            f"adapter_folder={adapter_folder} holds no {RECORD}: give the "
+            "output folder of train_adapter.py."
+        )
+    record = json.loads(path.read_text("utf-8"))
+    for key in MODEL_KEYS:
+        mine, theirs = settings[key], record["model"].get(key)
+        if mine != theirs:
+            shown = "encoder_source or encoder_layer" if key == "encoder" else key
+            raise RecipeError(
+                f"the adapter in {adapter_folder} was trained with {shown}="
+                f"{theirs}, but the classifier's is {mine}: make them agree."
+            )
+    if record["adapter_data"] == "all":
+        return record  # asked for; the report says so
+    seen, speakers = set(record["utterances"]), set(record["speakers"])
+    same_corpus = any(
+        entry["digest"] in seen
+        for split in splits.values()
+        for entry in split.values()
+    )
+    for name in ("valid", "test"):
+        for entry in splits[name].values():
+            if entry["digest"] in seen or (
+                same_corpus and entry["speaker"] in speakers
+            ):
+                raise RecipeError(
+                    f"speaker {entry['speaker']} is in the {name} split, but "
+                    f"the adapter in {adapter_folder} was trained on that "
+                    "speaker: use the adapter of the same fold and protocol."
+                )
+    return record
+
+
+def load_branch(adapter_folder, branch, adapter):
+    """Starts stage 2 from what stage 1 learned (Sec. II-C, D13).
+
+    Arguments
+    ---------
+    adapter_folder : str
+        Output folder of an adapter training.
+    branch : str
+        "teacher" or "student".
+    adapter : torch.nn.Module
+        The WAP-Transformer that takes the weights.
+
+    Raises
+    ------
+    RecipeError
+        If the branch is unknown, there is no checkpoint, or it does not fit.
+    """
+    if branch not in ("teacher", "student"):
+        raise RecipeError(
+            f"adapter_branch={branch} is unknown: choose teacher or student."
+        )
+    folder = os.path.join(adapter_folder, "save")
+    checkpoint = None
+    if os.path.isdir(folder):
+        checkpoint = Checkpointer(folder).find_checkpoint()
+    if checkpoint is None:
+        raise RecipeError(
+            f"adapter_folder={adapter_folder} holds no checkpoint: give the "
+            "output folder of train_adapter.py."
+        )
+    state = torch.load(
+        checkpoint.paramfiles[branch], map_location="cpu", weights_only=True
+    )
+    if branch == "teacher":
+        state = {k.removeprefix("model."): v for k, v in state.items()}
+    try:
+        adapter.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise RecipeError(
+            f"the adapter in {adapter_folder} does not fit the YAML: {reason}"
+        )

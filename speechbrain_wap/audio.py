@@ -1,0 +1,106 @@
+"""Reading speech: any sample rate and channel count, checked and named."""
+
+import hashlib
+import io
+
+import torch
+import torchaudio
+from speechbrain.dataio import audio_io
+
+from speechbrain_wap.errors import RecipeError
+
+
+def load_audio(source, name):
+    """Decodes a file or its bytes and checks what it holds.
+
+    Arguments
+    ---------
+    source : str or io.BytesIO
+        The file, or its content.
+    name : str
+        What errors call it.
+
+    Returns
+    -------
+    signal : torch.Tensor
+        Shape [channels, samples], float32, -1 to 1.
+    sample_rate : int
+        In Hz.
+
+    Raises
+    ------
+    RecipeError
+        If it cannot be decoded, holds no samples, or holds NaN or infinity.
+    """
+    try:
+        signal, sample_rate = audio_io.load(source, dtype=torch.float32)
+    except (RuntimeError, OSError) as error:
+        reason = str(error.__cause__ or error).strip().rstrip(".")
+        raise RecipeError(f"{name} cannot be read as audio: {reason}.")
+    if signal.shape[-1] == 0:
+        raise RecipeError(f"{name} holds no samples.")
+    if not torch.isfinite(signal).all():
+        raise RecipeError(f"{name} holds samples that are NaN or infinite.")
+    return signal, sample_rate
+
+
+def read_audio(path, sample_rate):
+    """Reads a file as the encoder wants it: mono, at the encoder's rate.
+
+    Arguments
+    ---------
+    path : str
+        An audio file of any sample rate and channel count.
+    sample_rate : int
+        Wanted rate in Hz.
+
+    Returns
+    -------
+    signal : torch.Tensor
+        Shape [samples], float32; the mean of the channels.
+
+    Raises
+    ------
+    RecipeError
+        See :func:`load_audio`.
+    """
+    signal, original_rate = load_audio(str(path), str(path))
+    signal = signal.mean(dim=0)
+    if original_rate != sample_rate:
+        signal = torchaudio.functional.resample(
+            signal, original_rate, sample_rate
+        )
+    return signal
+
+
+def inspect_audio(path):
+    """Decodes a file once, for its duration and the digest of its bytes.
+
+    The digest names the utterance's features in the cache: the same audio has
+    the same features wherever it lies, and an altered file has none.
+
+    Arguments
+    ---------
+    path : str
+        An audio file.
+
+    Returns
+    -------
+    duration : float
+        In seconds.
+    digest : str
+        32 hexadecimal digits.
+
+    Raises
+    ------
+    RecipeError
+        If the file is missing or see :func:`load_audio`.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be opened: {error.strerror}.")
+    signal, sample_rate = load_audio(io.BytesIO(content), str(path))
+    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+    return signal.shape[-1] / sample_rate, digest

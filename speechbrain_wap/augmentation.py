@@ -1,0 +1,105 @@
+"""Minority-class augmentation by masking embeddings (Sec. III-B, D11)."""
+
+from collections import Counter
+
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.masking import utterance_generator
+
+STRATEGIES = ("balance", "mask", "none")
+
+
+def augment_minorities(manifest, strategy="balance", seed=0):
+    """Plans which utterances of minority classes are masked (D11).
+
+    Arguments
+    ---------
+    manifest : dict
+        Entries of the training utterances by id, each with a label.
+    strategy : str
+        "balance": each class gets masked copies of its utterances until it is
+        as large as the largest class; "mask": no copies, but the utterances
+        themselves are masked, each with a probability of 1 minus its class's
+        share of the largest class (drawn anew in each epoch, see
+        :func:`is_masked`); "none": nothing.
+    seed : int
+        Chooses which utterances get one copy more than others.
+
+    Returns
+    -------
+    augmented : dict
+        A new manifest; every entry has "mask_probability", 0 to 1. A copy's
+        id is the original's with "+" and a number.
+
+    Raises
+    ------
+    RecipeError
+        If the strategy is unknown.
+
+    Example
+    -------
+    >>> manifest = {"a": {"label": "x"}, "b": {"label": "x"}}
+    >>> manifest["c"] = {"label": "y"}
+    >>> list(augment_minorities(manifest))
+    ['a', 'b', 'c', 'c+1']
+    """
+    if strategy not in STRATEGIES:
+        raise RecipeError(
+            f"augmentation={strategy} is unknown: choose one of "
+            f"{', '.join(STRATEGIES)}."
+        )
+    sizes = Counter(entry["label"] for entry in manifest.values())
+    largest = max(sizes.values())
+    augmented = {
+        key: {
+            **entry,
+            "mask_probability": (
+                1.0 - sizes[entry["label"]] / largest
+                if strategy == "mask"
+                else 0.0
+            ),
+        }
+        for key, entry in manifest.items()
+    }
+    if strategy != "balance":
+        return augmented
+    for label, size in sizes.items():
+        members = [k for k, entry in manifest.items() if entry["label"] == label]
+        members.sort(
+            key=lambda key: utterance_generator(seed, 0, key, "copy").initial_seed()
+        )
+        for i in range(largest - size):
+            key = members[i % size]
+            augmented[f"{key}+{i // size + 1}"] = {
+                **manifest[key],
+                "mask_probability": 1.0,
+            }
+    return augmented
+
+
+def is_masked(utterance_id, mask_probability, seed, epoch):
+    """Draws whether an utterance is masked in an epoch (D11).
+
+    Arguments
+    ---------
+    utterance_id : str
+        The utterance's or copy's id.
+    mask_probability : float
+        0 to 1.
+    seed : int
+        The run's seed.
+    epoch : int
+        The epoch, counted from 1.
+
+    Returns
+    -------
+    masked : bool
+        A function of the four arguments alone.
+
+    Example
+    -------
+    >>> is_masked("u", 0.0, 1, 1), is_masked("u", 1.0, 1, 1)
+    (False, True)
+    """
+    generator = utterance_generator(seed, epoch, utterance_id, "augment")
+    # initial_seed is the digest itself: 64 uniform bits
+    return generator.initial_seed() % 2**32 < mask_probability * 2**32

@@ -1,0 +1,539 @@
+"""Corpus tables, classes and folds: which utterance goes where.
+
+A corpus table has one row per utterance, labelled or not: ``id, wav, duration,
+speaker, session, emo``, then what a corpus adds. One fold holds out one
+session, and no speaker is ever in two splits (D8, D9).
+"""
+
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+from speechbrain.utils.logger import get_logger
+from tqdm import tqdm
+
+from speechbrain_wap.audio import inspect_audio
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.files import write_atomically, write_text
+
+logger = get_logger(__name__)
+
+COLUMNS = ["id", "wav", "duration", "speaker", "session", "emo"]
+OWN_COLUMNS = ["id", "wav", "speaker", "session", "emo"]
+
+
+def natural_key(name):
+    """Sorts names with numbers as people do: 2 before 10.
+
+    Arguments
+    ---------
+    name : str
+        A session's or speaker's name.
+
+    Returns
+    -------
+    key : list
+        For ``sorted``.
+
+    Example
+    -------
+    >>> sorted(["s10", "s2"], key=natural_key)
+    ['s2', 's10']
+    """
+    parts = re.split(r"(\d+)", str(name))
+    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
+
+
+def _read_csv(path):
+    """Reads a table as text, without guessing at "NA" or numbers."""
+    try:
+        table = pd.read_csv(
+            path, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+        )
+    except FileNotFoundError:
+        raise RecipeError(f"corpus table {path} does not exist.")
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"corpus table {path} cannot be read: {error}.")
+    table.columns = [str(column).strip() for column in table.columns]
+    return table.apply(lambda column: column.str.strip())
+
+
+def read_own_corpus(csv):
+    """Reads the table of a user's own corpus.
+
+    Arguments
+    ---------
+    csv : str
+        A CSV file with the columns id, wav, speaker, session, emo; emo may be
+        empty; relative wav paths are relative to the file.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        All columns as text, wav paths absolute.
+
+    Raises
+    ------
+    RecipeError
+        If the file or a column is missing, or a cell is empty.
+    """
+    table = _read_csv(csv)
+    missing = [c for c in OWN_COLUMNS if c not in table.columns]
+    if missing:
+        raise RecipeError(
+            f"{csv} lacks the columns {', '.join(missing)}: a corpus table "
+            f"has {', '.join(OWN_COLUMNS)}."
+        )
+    for column in ["id", "wav", "speaker", "session"]:
+        empty = table.index[table[column] == ""]
+        if len(empty):
+            # + 2: the header, and lines count from 1
+            raise RecipeError(
+                f"{csv}, line {empty[0] + 2}: the column {column} is empty."
+            )
+    folder = Path(csv).resolve().parent
+    table["wav"] = [str(folder / wav) for wav in table["wav"]]
+    return table
+
+
+def inspect_files(wavs, audio_index=None):
+    """Decodes audio files, but for those that have not changed since.
+
+    Arguments
+    ---------
+    wavs : list of str
+        Audio files.
+    audio_index : str, optional
+        A JSON file that keeps size, time of change, duration and digest of
+        the files, so that unchanged ones are not decoded again.
+
+    Returns
+    -------
+    results : list of tuple
+        Duration (in seconds) and digest of each file, or None and the reason
+        why it cannot be read.
+    """
+    known = {}
+    if audio_index is not None and Path(audio_index).is_file():
+        try:
+            known = json.loads(Path(audio_index).read_text("utf-8"))
+        except ValueError:
+            logger.warning(f"{audio_index} is damaged and is made again.")
+
+    def inspect(wav):
+        try:
+            stat = Path(wav).stat()
+            state = [stat.st_size, stat.st_mtime_ns]
+            if known.get(wav, [])[:2] == state:
+                return known[wav]
+            return state + list(inspect_audio(wav))
+        except (RecipeError, OSError) as error:
+            reason = getattr(error, "strerror", None)
+            return f"{wav}: {reason}." if reason else str(error)
+
+    with ThreadPoolExecutor() as pool:
+        found = list(
+            tqdm(
+                pool.map(inspect, wavs),
+                total=len(wavs),
+                desc="Checking audio",
+                unit="file",
+                dynamic_ncols=True,
+            )
+        )
+    fresh = {w: f for w, f in zip(wavs, found) if not isinstance(f, str)}
+    if audio_index is not None and any(
+        known.get(wav) != entry for wav, entry in fresh.items()
+    ):
+        write_text(audio_index, json.dumps({**known, **fresh}))
+    return [(None, f) if isinstance(f, str) else tuple(f[2:]) for f in found]
+
+
+def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
+    """Checks every audio file and writes the corpus table.
+
+    What cannot be read is left out and listed with its reason in
+    ``skipped.csv`` beside the table.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        At least the columns id, wav, speaker, session, emo.
+    corpus_csv : str
+        The file to write.
+    max_skipped : float
+        Share of the files that may be unreadable, 0 to 1.
+    audio_index : str, optional
+        See :func:`inspect_files`.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        What was written: COLUMNS first, then other columns, then the digest
+        of each audio file.
+
+    Raises
+    ------
+    RecipeError
+        If the table is empty, ids repeat, or too many files are unreadable.
+    """
+    if len(table) == 0:
+        raise RecipeError(f"no utterance found for {corpus_csv}.")
+    repeated = table["id"][table["id"].duplicated()]
+    if len(repeated):
+        raise RecipeError(
+            f"the id {repeated.iloc[0]} stands for more than one utterance: "
+            "ids must be unique."
+        )
+    results = inspect_files(table["wav"].tolist(), audio_index)
+    table = table.assign(
+        duration=[duration for duration, _ in results],
+        digest=[digest for _, digest in results],
+    )
+    unreadable = table["duration"].isna()
+    record_skipped(
+        Path(corpus_csv).with_name("skipped.csv"),
+        dict(zip(table["id"][unreadable], table["digest"][unreadable])),
+        len(table),
+        max_skipped,
+    )
+    table = table[~unreadable]
+    extra = [c for c in table.columns if c not in COLUMNS + ["digest"]]
+    table = table[COLUMNS + extra + ["digest"]].reset_index(drop=True)
+    with write_atomically(corpus_csv) as temporary:
+        table.to_csv(temporary, index=False)
+    return table
+
+
+def record_skipped(skipped_csv, reasons, num_utterances, max_skipped):
+    """Lists what had to be left out, and stops where that is too much.
+
+    Arguments
+    ---------
+    skipped_csv : str
+        The file to write; it is removed where there is nothing to list.
+    reasons : dict
+        Reason by utterance id.
+    num_utterances : int
+        Number of utterances that were tried.
+    max_skipped : float
+        Share of them that may fail, 0 to 1.
+
+    Raises
+    ------
+    RecipeError
+        If more failed.
+    """
+    if not reasons:
+        Path(skipped_csv).unlink(missing_ok=True)
+        return
+    listing = pd.DataFrame(
+        {"id": list(reasons), "reason": list(reasons.values())}
+    )
+    with write_atomically(skipped_csv) as temporary:
+        listing.to_csv(temporary, index=False)
+    first = next(iter(reasons))
+    summary = (
+        f"{len(reasons)} of {num_utterances} utterances cannot be used, first "
+        f"{first}: {reasons[first]} All are listed in {skipped_csv}"
+    )
+    if len(reasons) > max_skipped * num_utterances:
+        raise RecipeError(
+            f"{summary}. Mend or remove them, or allow more with "
+            f"max_skipped (now {max_skipped})."
+        )
+    logger.warning(f"{summary}; they are left out.")
+
+
+def read_corpus_table(corpus_csv):
+    """Reads the table that :func:`write_corpus_table` wrote.
+
+    Arguments
+    ---------
+    corpus_csv : str
+        The file.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        All columns as text, but the duration, in seconds.
+    """
+    table = _read_csv(corpus_csv)
+    missing = [c for c in COLUMNS + ["digest"] if c not in table.columns]
+    if missing:
+        raise RecipeError(
+            f"{corpus_csv} lacks the columns {', '.join(missing)}: run "
+            "without --skip_prep to prepare the corpus."
+        )
+    table["duration"] = table["duration"].astype(float)
+    return table
+
+
+def choose_classes(table, classes, explicit=True):
+    """Settles which classes there are and which labels they take (D2).
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        A corpus table.
+    classes : dict, str or None
+        Labels of each class; "all" or None makes every label of the table a
+        class.
+    explicit : bool
+        Whether the user asked for these classes. If not, as where an own
+        corpus is given to a recipe whose YAML maps another corpus's labels,
+        a mapping that does not fit the table gives way to the table's labels.
+
+    Returns
+    -------
+    classes : dict
+        Labels (list) of each class, in order.
+
+    Raises
+    ------
+    RecipeError
+        If a class has no utterance, a label is in two classes, or there are
+        fewer than two classes.
+    """
+    labels = sorted(set(table["emo"]) - {""}, key=natural_key)
+    own = {label: [label] for label in labels}
+    if classes in (None, "all"):
+        chosen = own
+    elif isinstance(classes, dict):
+        # None: a class of the YAML that an override left out
+        chosen = {
+            str(name): [str(v) for v in (v if isinstance(v, list) else [v])]
+            for name, v in classes.items()
+            if v is not None
+        }
+    else:
+        raise RecipeError(
+            f"classes is {classes!r}, but must map each class to its labels, "
+            "as in {angry: [ang], happy: [hap, exc]}, or be 'all'."
+        )
+    absent = [
+        name for name in chosen if not set(chosen[name]) & set(labels)
+    ]
+    if absent and not explicit:
+        logger.warning(
+            f"The YAML's classes ({', '.join(chosen)}) do not fit this corpus "
+            f"table, which has no {absent[0]}: its own labels are the classes "
+            f"({', '.join(own)}). Map them with --classes if that is not meant."
+        )
+        chosen, absent = own, []
+    if absent:
+        raise RecipeError(
+            f"no utterance of the class {absent[0]} (labels "
+            f"{', '.join(chosen[absent[0]])}): the corpus has the labels "
+            f"{', '.join(labels) or 'none'}."
+        )
+    seen = {}
+    for name, members in chosen.items():
+        for label in members:
+            if seen.setdefault(label, name) != name:
+                raise RecipeError(
+                    f"the label {label} is in two classes, {seen[label]} and "
+                    f"{name}: map it to one."
+                )
+    if len(chosen) < 2:
+        raise RecipeError(
+            "classification needs at least two classes, but the classes are "
+            f"{', '.join(chosen) or 'none'}: check the column emo and the key "
+            "classes."
+        )
+    return chosen
+
+
+def label_utterances(table, classes, dialogue_style="all"):
+    """Keeps the utterances that stage 2 uses, with their classes (D2).
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        A corpus table.
+    classes : dict
+        Labels of each class.
+    dialogue_style : str
+        "improvised", "scripted" or "all"; only for a corpus whose table has
+        the column style.
+
+    Returns
+    -------
+    labelled : pandas.DataFrame
+        The rows of the classes, with the column label (the class's name).
+
+    Raises
+    ------
+    RecipeError
+        If the style is unknown or leaves a class without utterance.
+    """
+    if "style" in table.columns and dialogue_style != "all":
+        styles = sorted(set(table["style"]))
+        table = table[table["style"] == dialogue_style]
+        if len(table) == 0:
+            raise RecipeError(
+                f"dialogue_style={dialogue_style} leaves no utterance: choose "
+                f"one of all, {', '.join(styles)}."
+            )
+    names = {v: name for name, members in classes.items() for v in members}
+    labelled = table.assign(label=table["emo"].map(names))
+    labelled = labelled[labelled["label"].notna()]
+    for name in classes:
+        if not (labelled["label"] == name).any():
+            raise RecipeError(
+                f"no utterance of the class {name} among the dialogues that "
+                f"dialogue_style={dialogue_style} keeps."
+            )
+    return labelled
+
+
+def list_sessions(table):
+    """Names the sessions in the order of the folds.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        A corpus table.
+
+    Returns
+    -------
+    sessions : list of str
+        Fold k holds out the k-th, counted from 1.
+    """
+    return sorted(set(table["session"]), key=natural_key)
+
+
+def split_sessions(sessions, fold, protocol="paper"):
+    """Chooses the sessions of each split of a fold (D9).
+
+    Arguments
+    ---------
+    sessions : list of str
+        All sessions.
+    fold : int
+        Counted from 1.
+    protocol : str
+        "paper": the held-out session is both validation and test set;
+        "held_out": the session after it (cyclically) validates, and the
+        held-out session only tests.
+
+    Returns
+    -------
+    splits : dict
+        List of sessions of "train", "valid" and "test".
+
+    Raises
+    ------
+    RecipeError
+        If the fold or the protocol does not exist, or sessions are too few.
+
+    Example
+    -------
+    >>> split_sessions(["1", "2", "3"], 3, "held_out")
+    {'train': ['2'], 'valid': ['1'], 'test': ['3']}
+    """
+    if protocol not in ("paper", "held_out"):
+        raise RecipeError(
+            f"protocol={protocol} is unknown: choose paper or held_out."
+        )
+    folds = range(1, len(sessions) + 1)
+    if fold not in folds:
+        listing = ", ".join(f"{k} ({sessions[k - 1]})" for k in folds)
+        raise RecipeError(
+            f"fold {fold} does not exist: the corpus has the folds (held-out "
+            f"sessions) {listing}."
+        )
+    least = 2 if protocol == "paper" else 3
+    if len(sessions) < least:
+        raise RecipeError(
+            f"protocol={protocol} needs at least {least} sessions, but the "
+            f"corpus has {len(sessions)}."
+        )
+    test = sessions[fold - 1]
+    valid = test if protocol == "paper" else sessions[fold % len(sessions)]
+    train = [s for s in sessions if s not in (test, valid)]
+    return {"train": train, "valid": [valid], "test": [test]}
+
+
+def split_table(table, fold, protocol="paper"):
+    """Splits a corpus table by sessions (D9).
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        A corpus table.
+    fold : int
+        Counted from 1.
+    protocol : str
+        See :func:`split_sessions`.
+
+    Returns
+    -------
+    splits : dict
+        Table of "train", "valid" and "test".
+    """
+    sessions = split_sessions(list_sessions(table), fold, protocol)
+    return {
+        name: table[table["session"].isin(members)]
+        for name, members in sessions.items()
+    }
+
+
+def check_speakers(splits):
+    """Makes sure that no speaker is in two splits.
+
+    Validation and test set may be one and the same (protocol "paper"); they
+    are then not compared with each other.
+
+    Arguments
+    ---------
+    splits : dict
+        Manifest (entries by utterance id) of each split.
+
+    Raises
+    ------
+    RecipeError
+        If a speaker is in two splits; names the speaker and both.
+
+    Example
+    -------
+    >>> a, b = {"u1": {"speaker": "a"}}, {"u2": {"speaker": "b"}}
+    >>> check_speakers({"train": a, "valid": b, "test": b})
+    """
+    names = list(splits)
+    speakers = {
+        name: {entry["speaker"] for entry in manifest.values()}
+        for name, manifest in splits.items()
+    }
+    for i, first in enumerate(names):
+        for second in names[i + 1 :]:
+            if splits[first].keys() == splits[second].keys():
+                continue
+            shared = speakers[first] & speakers[second]
+            if shared:
+                speaker = min(shared, key=natural_key)
+                raise RecipeError(
+                    f"speaker {speaker} is in both the {first} and the "
+                    f"{second} split: a speaker must be in one session only."
+                )
+
+
+def write_manifest(table, path):
+    """Writes one split as SpeechBrain's JSON manifest.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        Rows of a corpus table, with label where classes matter.
+    path : str
+        The file to write.
+    """
+    columns = ["wav", "duration", "speaker", "session", "emo", "digest"]
+    columns += ["label"] if "label" in table.columns else []
+    entries = {
+        row["id"]: {column: row[column] for column in columns}
+        for row in table.to_dict("records")
+    }
+    write_text(path, json.dumps(entries, indent=1, ensure_ascii=False))

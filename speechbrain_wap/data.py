@@ -1,0 +1,347 @@
+"""From a corpus to the datasets of a stage, the same way for both stages.
+
+corpus -> corpus table -> manifests of a fold -> cached features -> datasets
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.data_pipeline import provides, takes
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_wap.audio import inspect_audio
+from speechbrain_wap.corpus import (
+    check_speakers,
+    choose_classes,
+    label_utterances,
+    natural_key,
+    read_own_corpus,
+    record_skipped,
+    split_table,
+    write_corpus_table,
+    write_manifest,
+)
+from speechbrain_wap.errors import RecipeError
+
+logger = get_logger(__name__)
+
+SPLITS = ("train", "valid", "test")
+
+
+def prepare_table(
+    prepare_corpus,
+    data_folder,
+    corpus_csv,
+    corpus_table,
+    max_skipped,
+    cache_folder,
+):
+    """Writes the corpus table of a recipe's corpus or of an own one.
+
+    Arguments
+    ---------
+    prepare_corpus : callable
+        The recipe's prepare function.
+    data_folder : str
+        The recipe's corpus.
+    corpus_csv : str or None
+        Table of an own corpus, which is used instead.
+    corpus_table : str
+        The file to write.
+    max_skipped : float
+        Share of the audio files that may be unreadable, 0 to 1.
+    cache_folder : str
+        Where it is kept which audio files are known.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+    """
+    kept = {
+        "max_skipped": max_skipped,
+        "audio_index": os.path.join(cache_folder, "audio_index.json"),
+    }
+    if corpus_csv:
+        table = read_own_corpus(corpus_csv)
+        return write_corpus_table(table, corpus_table, **kept)
+    return prepare_corpus(data_folder, corpus_table, **kept)
+
+
+def prepare_adapter_data(
+    corpus, fold, protocol, adapter_data, manifests
+):
+    """Writes the manifests of stage 1: all utterances, no labels (D8).
+
+    Arguments
+    ---------
+    corpus : dict
+        Arguments of :func:`prepare_table`.
+    fold : int
+        Counted from 1.
+    protocol : str
+        "paper" or "held_out" (D9).
+    adapter_data : str
+        "train": the training sessions only; "all": every session, the
+        transductive reading.
+    manifests : dict
+        File to write for "train", "valid" and "test".
+    """
+    table = prepare_table(**corpus)
+    splits = split_table(table, fold, protocol)
+    if adapter_data == "all":
+        nothing = table[:0]
+        splits = {"train": table, "valid": nothing, "test": nothing}
+        logger.warning(
+            "adapter_data=all: the adapter sees the held-out session's "
+            "speakers (without labels); the report says so."
+        )
+    elif adapter_data != "train":
+        raise RecipeError(
+            f"adapter_data={adapter_data} is unknown: choose train or all."
+        )
+    elif protocol == "paper":
+        # The held-out session, valid and test in one, is not even looked at.
+        splits["valid"] = splits["valid"][:0]
+    for name in SPLITS:
+        write_manifest(splits[name], manifests[name])
+
+
+def prepare_classifier_data(
+    corpus,
+    fold,
+    protocol,
+    classes,
+    explicit_classes,
+    dialogue_style,
+    manifests,
+):
+    """Writes the manifests of stage 2: the utterances of the classes (D2).
+
+    Arguments
+    ---------
+    corpus : dict
+        Arguments of :func:`prepare_table`.
+    fold : int
+        Counted from 1.
+    protocol : str
+        "paper" or "held_out" (D9).
+    classes : dict, str or None
+        Labels of each class, or "all".
+    explicit_classes : bool
+        See :func:`speechbrain_wap.corpus.choose_classes`.
+    dialogue_style : str
+        "improvised", "scripted" or "all".
+    manifests : dict
+        File to write for "train", "valid" and "test".
+
+    Raises
+    ------
+    RecipeError
+        If a class has no utterance in the training sessions.
+    """
+    table = prepare_table(**corpus)
+    chosen = choose_classes(table, classes, explicit_classes)
+    labelled = label_utterances(table, chosen, dialogue_style)
+    # Folds are of the whole corpus: a session without labels is one, too.
+    splits = {
+        name: labelled[labelled["id"].isin(split["id"])]
+        for name, split in split_table(table, fold, protocol).items()
+    }
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise RecipeError(
+                f"fold {fold} has no labelled utterance in its {name} split: "
+                "choose another fold or other classes."
+            )
+    absent = [c for c in chosen if c not in set(splits["train"]["label"])]
+    if absent:
+        raise RecipeError(
+            f"no utterance of the class {absent[0]} in the training sessions "
+            f"of fold {fold}: choose other classes or another fold."
+        )
+    for name in SPLITS:
+        write_manifest(splits[name], manifests[name])
+
+
+def read_manifests(manifests):
+    """Reads the manifests of a fold and checks that no speaker leaks.
+
+    Arguments
+    ---------
+    manifests : dict
+        JSON file of "train", "valid" and "test".
+
+    Returns
+    -------
+    splits : dict
+        Entries by utterance id of each split.
+
+    Raises
+    ------
+    RecipeError
+        If a file or a field is missing, training data are, or a speaker is in
+        two splits.
+    """
+    splits = {}
+    for name in SPLITS:
+        path = manifests[name]
+        try:
+            splits[name] = json.loads(Path(path).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise RecipeError(
+                f"manifest {path} cannot be read ({error}): run without "
+                "--skip_prep to make it."
+            )
+        for key, entry in splits[name].items():
+            missing = {"wav", "speaker"} - entry.keys()
+            if missing:
+                raise RecipeError(
+                    f"manifest {path}: utterance {key} lacks "
+                    f"{', '.join(sorted(missing))}."
+                )
+    if not splits["train"]:
+        raise RecipeError(f"manifest {manifests['train']} is empty.")
+    check_speakers(splits)
+    return splits
+
+
+def extract_features(cache, splits, skipped_csv, max_skipped):
+    """Fills the feature cache for the splits of a fold.
+
+    Arguments
+    ---------
+    cache : speechbrain_wap.features.FeatureCache
+        The cache.
+    splits : dict
+        Manifest entries by utterance id of each split that is used.
+    skipped_csv : str
+        Lists what could not be encoded, with the reason.
+    max_skipped : float
+        Share of the utterances that may fail, 0 to 1.
+
+    Returns
+    -------
+    splits : dict
+        Without what could not be encoded.
+    """
+    entries = {k: e for split in splits.values() for k, e in split.items()}
+    for entry in entries.values():
+        if "digest" not in entry:  # a manifest that others made
+            entry["digest"] = inspect_audio(entry["wav"])[1]
+    wavs = {entry["digest"]: entry["wav"] for entry in entries.values()}
+    failures = cache.extract(wavs)
+    reasons = {
+        key: failures[entry["digest"]]
+        for key, entry in entries.items()
+        if entry["digest"] in failures
+    }
+    if if_main_process() and reasons:
+        record_skipped(skipped_csv, reasons, len(entries), max_skipped)
+    return {
+        name: {k: e for k, e in split.items() if k not in reasons}
+        for name, split in splits.items()
+    }
+
+
+def describe_data(splits, labels=None):
+    """Digests what a run is trained and tested on, for the settings guard.
+
+    Arguments
+    ---------
+    splits : dict
+        Manifest entries by utterance id of each split.
+    labels : list of str, optional
+        The classes in their order.
+
+    Returns
+    -------
+    digest : str
+        Independent of where the corpus lies.
+    """
+    content = {
+        name: [
+            [key, entry["speaker"], entry.get("label"), entry.get("digest")]
+            for key, entry in sorted(split.items())
+        ]
+        for name, split in splits.items()
+    }
+    text = json.dumps([content, labels])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def list_classes(splits, classes):
+    """Lists the classes of a fold in the YAML's order.
+
+    Arguments
+    ---------
+    splits : dict
+        Manifest entries by utterance id, with labels.
+    classes : dict, str or None
+        The YAML's classes.
+
+    Returns
+    -------
+    names : list of str
+    """
+    found = {e["label"] for split in splits.values() for e in split.values()}
+    ordered = list(classes) if isinstance(classes, dict) else []
+    if found <= set(ordered):
+        return [name for name in ordered if name in found]
+    return sorted(found, key=natural_key)
+
+
+def make_dataset(
+    entries, cache, max_frames, long_utterances, dynamic_items=(), keys=()
+):
+    """Makes a SpeechBrain dataset whose features come from the cache.
+
+    Arguments
+    ---------
+    entries : dict
+        Manifest entries by utterance id.
+    cache : speechbrain_wap.features.FeatureCache
+        The filled cache.
+    max_frames : int
+        Longest utterance that the position embedding has room for (D12).
+    long_utterances : str
+        What happens to longer ones: "error" or "cut".
+    dynamic_items : tuple
+        Further dynamic items.
+    keys : tuple of str
+        Further output keys.
+
+    Returns
+    -------
+    dataset : speechbrain.dataio.dataset.DynamicItemDataset
+        With the output keys id and feats (shape [T, D], storage precision).
+    """
+    if long_utterances not in ("error", "cut"):
+        raise RecipeError(
+            f"long_utterances={long_utterances} is unknown: choose error or "
+            "cut."
+        )
+
+    @takes("id", "digest")
+    @provides("feats")
+    def features(utterance_id, digest):
+        """Reads an utterance's features."""
+        feats = cache.read(digest)
+        if len(feats) > max_frames:
+            if long_utterances == "error":
+                raise RecipeError(
+                    f"{utterance_id} has {len(feats)} frames, more than "
+                    f"max_frames={max_frames}: raise max_frames or set "
+                    "long_utterances: cut."
+                )
+            feats = feats[:max_frames]
+        return feats
+
+    return DynamicItemDataset(
+        entries,
+        dynamic_items=[features, *dynamic_items],
+        output_keys=["id", "feats", *keys],
+    )

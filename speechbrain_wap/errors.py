@@ -1,0 +1,14 @@
+"""The one exception that a user of the recipes is meant to read."""
+
+
+class RecipeError(ValueError):
+    """A mistake in a file, key or utterance that the user can mend.
+
+    The message is one sentence (or two) that names the file, key or utterance
+    and the cure. The scripts print it without a traceback.
+
+    Example
+    -------
+    >>> str(RecipeError("fold 7 does not exist: choose one of 1 to 5."))
+    'fold 7 does not exist: choose one of 1 to 5.'
+    """

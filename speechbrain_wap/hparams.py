@@ -1,0 +1,422 @@
+"""The command line, the YAML and the settings guard of the recipes."""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+import speechbrain as sb
+import yaml
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.files import write_text
+
+# Keys that say where things lie or how a run is watched, not what it computes.
+UNGUARDED_KEYS = {
+    "data_folder",
+    "corpus_csv",
+    "output_folder",
+    "cache_folder",
+    "encoder_source",  # guarded by the encoder's identity instead
+    "adapter_folder",  # guarded by the adapter's own settings instead
+    "skip_prep",
+    "max_skipped",
+    "num_workers",
+    "ckpt_interval_minutes",
+    "number_of_epochs",  # may grow
+}
+
+
+def is_text_key(key):
+    """Tells whether a key's value is text whatever it looks like.
+
+    Arguments
+    ---------
+    key : str
+        A YAML key.
+
+    Returns
+    -------
+    is_text : bool
+        True for folders, files and the encoder, so that a folder may be
+        called 2024.
+    """
+    return key == "encoder_source" or key.endswith(
+        ("_folder", "_csv", "_table", "_annotation")
+    )
+
+
+def read_keys(hparams_file):
+    """Lists the top-level keys of a YAML file.
+
+    Arguments
+    ---------
+    hparams_file : str
+        A HyperPyYAML file.
+
+    Returns
+    -------
+    keys : list of str
+    """
+    try:
+        with open(hparams_file, encoding="utf-8") as file:
+            tree = YAML().load(file)
+    except OSError as error:
+        raise RecipeError(
+            f"hyperparameter file {hparams_file} cannot be read: "
+            f"{error.strerror}."
+        )
+    return [key for key in tree if not key.startswith("__")]
+
+
+def parse_value(key, text):
+    """Turns what stands behind ``--key=`` into a value.
+
+    Arguments
+    ---------
+    key : str
+        The key.
+    text : str
+        YAML, but for folders and files, which stay text.
+
+    Returns
+    -------
+    value : object
+
+    Example
+    -------
+    >>> parse_value("fold", "2"), parse_value("output_folder", "2")
+    (2, '2')
+    """
+    if is_text_key(key):
+        return None if text in ("", "null", "None") else text
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise RecipeError(f"--{key}={text} cannot be read as a YAML value.")
+
+
+def unknown_key(key, known):
+    """Makes the error for a key that nothing reads.
+
+    Arguments
+    ---------
+    key : str
+        What the user wrote.
+    known : list of str
+        What there is.
+
+    Returns
+    -------
+    error : RecipeError
+    """
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean --{close[0]}?" if close else "see the YAML file."
+    return RecipeError(f"unknown key --{key}: {hint}")
+
+
+def split_options(arguments):
+    """Splits a command line into positional arguments and options.
+
+    Arguments
+    ---------
+    arguments : list of str
+        As in ``sys.argv[1:]``; options are ``--key=value``, ``--key value`` or
+        a flag.
+
+    Returns
+    -------
+    positional : list of str
+    options : list of tuple
+        Key and text, or None for a flag.
+
+    Example
+    -------
+    >>> split_options(["a.yaml", "--fold", "2", "--debug"])
+    (['a.yaml'], [('fold', '2'), ('debug', None)])
+    """
+    positional, options = [], []
+    for argument in arguments:
+        if argument.startswith("--"):
+            key, equals, text = argument[2:].partition("=")
+            options.append((key, text if equals else None))
+        elif options and options[-1][1] is None:
+            options[-1] = (options[-1][0], argument)
+        else:
+            positional.append(argument)
+    return positional, options
+
+
+def parse_arguments(arguments):
+    """Reads a recipe's command line, refusing keys that nothing reads.
+
+    ``speechbrain.parse_arguments`` takes any key and joins values at "=";
+    here the YAML's keys are set apart first.
+
+    Arguments
+    ---------
+    arguments : list of str
+        As in ``sys.argv[1:]``: a YAML file, then ``--key=value``.
+
+    Returns
+    -------
+    hparams_file : str
+        The YAML file.
+    run_opts : speechbrain.utils.run_opts.RunOptions
+        SpeechBrain's own options.
+    overrides : dict
+        Values for the YAML's keys.
+
+    Raises
+    ------
+    RecipeError
+        If the file is missing or a key is unknown.
+    """
+    positional, options = split_options(arguments)
+    if not positional:
+        raise RecipeError(
+            "no hyperparameter file given: put hparams/<name>.yaml first."
+        )
+    keys = read_keys(positional[0])
+    overrides, rest = {}, [positional[0]]
+    for key, text in options:
+        if key in keys:
+            if text is None:
+                raise RecipeError(f"--{key} needs a value: --{key}=...")
+            overrides[key] = parse_value(key, text)
+        else:
+            rest.append(f"--{key}" if text is None else f"--{key}={text}")
+    hparams_file, run_opts, unknown = sb.parse_arguments(
+        rest + positional[1:]
+    )
+    if unknown:
+        name = re.match(r"[^\s:]*", unknown)[0]
+        raise unknown_key(name, keys + list(run_opts.keys()))
+    if overrides.get("corpus_csv") and "data_folder" in keys:
+        overrides.setdefault("data_folder", "")
+    return hparams_file, run_opts, overrides
+
+
+def drop_replaced_entries(hparams_file, overrides):
+    """Makes a mapping on the command line replace the YAML's.
+
+    HyperPyYAML would merge them; entries that the override leaves out become
+    null, which means that they are dropped.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The YAML file.
+    overrides : dict
+        Values for its keys.
+
+    Returns
+    -------
+    overrides : dict
+    """
+    with open(hparams_file, encoding="utf-8") as file:
+        tree = YAML().load(file)
+    return {
+        key: (
+            {**dict.fromkeys(tree[key]), **value}
+            if isinstance(value, dict) and isinstance(tree.get(key), dict)
+            else value
+        )
+        for key, value in overrides.items()
+    }
+
+
+def _plain(node):
+    """Turns a YAML tree into plain values that show tags, too."""
+    if isinstance(node, TaggedScalar):
+        return f"{node.tag.value} {node.value}"
+    if isinstance(node, CommentedMap):
+        plain = {str(key): _plain(value) for key, value in node.items()}
+        return {"!": node.tag.value, **plain} if node.tag.value else plain
+    if isinstance(node, (CommentedSeq, list)):
+        return [_plain(value) for value in node]
+    if isinstance(node, (bool, int, float)) or node is None:
+        return node
+    return str(node)
+
+
+def read_settings(hparams_file, overrides):
+    """Reads what a run computes off the YAML, without building anything.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The YAML file.
+    overrides : dict
+        Values for its keys.
+
+    Returns
+    -------
+    settings : dict
+        Plain value of each key. Where things lie is left out everywhere.
+    """
+    places = {
+        key: "-"
+        for key in read_keys(hparams_file)
+        if key in ("data_folder", "output_folder", "cache_folder")
+    }
+    overrides = drop_replaced_entries(hparams_file, {**overrides, **places})
+    with open(hparams_file, encoding="utf-8") as file:
+        text = resolve_references(file, overrides).getvalue()
+    tree = YAML().load(text)
+    return {
+        key: _plain(value)
+        for key, value in tree.items()
+        if not key.startswith("__")
+    }
+
+
+def default_output_folder(settings, root, data_folder):
+    """Names a folder that no other settings share.
+
+    Arguments
+    ---------
+    settings : dict
+        What :func:`read_settings` gave.
+    root : str
+        The YAML's own output folder, under which it lies.
+    data_folder : str or None
+        The corpus, which is part of the name's digest.
+
+    Returns
+    -------
+    folder : str
+        root/encoder-layer/fold-seed-digest
+    """
+    text = json.dumps([settings, str(data_folder)], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    source = os.path.basename(os.path.normpath(settings["encoder_source"]))
+    encoder = f"{source}-layer_{settings['encoder_layer']}"
+    run = f"fold{settings['fold']}-seed{settings['seed']}-{digest}"
+    return os.path.join(root, encoder, run)
+
+
+def load_recipe(hparams_file, overrides):
+    """Loads a recipe's YAML with the user's values.
+
+    The recipe's folder and the corpus's folder above it become importable,
+    for the prepare function that the YAML names. Where the user names no
+    output folder, it gets one that no other settings share.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The YAML file, ``recipes/<CORPUS>/<recipe>/hparams/<name>.yaml``.
+    overrides : dict
+        Values for its keys.
+
+    Returns
+    -------
+    hparams : dict
+        What HyperPyYAML built.
+    overrides : dict
+        With the output folder, as it is to be recorded.
+
+    Raises
+    ------
+    RecipeError
+        If the data folder is not given.
+    """
+    recipe = Path(hparams_file).resolve().parent.parent
+    for folder in (recipe, recipe.parent):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    overrides = drop_replaced_entries(hparams_file, overrides)
+    with open(hparams_file, encoding="utf-8") as file:
+        tree = YAML().load(file)
+    data_folder = overrides.get("data_folder", tree["data_folder"])
+    if isinstance(data_folder, TaggedScalar) or data_folder is None:
+        raise RecipeError(
+            "no corpus given: say where it lies with --data_folder=..., or "
+            "give an own corpus table with --corpus_csv=..."
+        )
+    if "output_folder" not in overrides:
+        overrides["output_folder"] = default_output_folder(
+            read_settings(hparams_file, overrides),
+            tree["output_folder"],
+            overrides.get("corpus_csv") or data_folder,
+        )
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(
+            file, overrides, overrides_must_match=False
+        )
+    return hparams, overrides
+
+
+def record_settings(save_folder, settings):
+    """Refuses to go on with a checkpoint that other settings made.
+
+    Arguments
+    ---------
+    save_folder : str
+        Where the run's checkpoints lie; settings.json is written there.
+    settings : dict
+        What :func:`read_settings` gave and whatever else the run depends on.
+
+    Raises
+    ------
+    RecipeError
+        If the folder holds a run with other settings; names the key.
+    """
+    path = Path(save_folder) / "settings.json"
+    guarded = json.loads(
+        json.dumps(
+            {k: v for k, v in settings.items() if k not in UNGUARDED_KEYS}
+        )
+    )
+    epochs = settings["number_of_epochs"]
+    if path.is_file():
+        recorded = json.loads(path.read_text("utf-8"))
+        before = recorded["settings"]
+        # plain keys first: where d_model changed, so did what is built of it
+        changed = sorted(
+            (
+                key
+                for key in {**before, **guarded}
+                if before.get(key) != guarded.get(key)
+            ),
+            key=lambda key: (isinstance(guarded.get(key), dict), key),
+        )
+        cure = "choose another output_folder, or delete this one to start anew."
+        if changed:
+            key = changed[0]
+            raise RecipeError(
+                f"{save_folder} holds a run with {key}="
+                f"{json.dumps(before.get(key))}, but now {key}="
+                f"{json.dumps(guarded.get(key))}: {cure}"
+            )
+        if epochs < recorded["number_of_epochs"]:
+            raise RecipeError(
+                f"{save_folder} holds a run with number_of_epochs="
+                f"{recorded['number_of_epochs']}, which may grow but not "
+                f"shrink to {epochs}: {cure}"
+            )
+    text = {"number_of_epochs": epochs, "settings": guarded}
+    write_text(path, json.dumps(text, indent=1))
+
+
+def run_script(main):
+    """Runs a script's main function and says a user's mistake in a sentence.
+
+    Arguments
+    ---------
+    main : callable
+        Takes the list of command line arguments.
+    """
+    try:
+        main(sys.argv[1:])
+    except RecipeError as error:
+        sys.exit(f"error: {error}")
+
+

@@ -1,0 +1,305 @@
+"""Local attributes: an online codebook of the teacher's frames (Eq. 3-5)."""
+
+import torch
+from speechbrain.utils.distributed import is_distributed_initialized
+from torch import nn
+from torch.nn import functional as F
+
+# Rows of the distance matrix that are in memory at a time.
+CHUNK_FRAMES = 8192
+
+
+def gather_frames(z):
+    """Collects the frames of all ranks, in the order of the ranks.
+
+    Arguments
+    ---------
+    z : torch.Tensor
+        This rank's frames, shape [N, D]; N may differ between ranks.
+
+    Returns
+    -------
+    z : torch.Tensor
+        All frames, shape [sum of N, D], the same on every rank.
+    """
+    if not is_distributed_initialized():
+        return z
+    world_size = torch.distributed.get_world_size()
+    count = torch.tensor([len(z)], device=z.device)
+    counts = [torch.zeros_like(count) for _ in range(world_size)]
+    torch.distributed.all_gather(counts, count)
+    longest = int(max(counts))
+    padded = F.pad(z, (0, 0, 0, longest - len(z)))
+    gathered = [torch.empty_like(padded) for _ in range(world_size)]
+    torch.distributed.all_gather(gathered, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(gathered, counts)])
+
+
+class LocalAttributes(nn.Module):
+    """K prototypes of frames by batch-wise online clustering (Eq. 3-5).
+
+    ``assign`` is pure; ``update`` is called in training only, after the losses
+    have used the attributes. All state is in buffers, so that a checkpoint
+    holds it; the random choices are functions of ``seed`` and the number of
+    updates, so that they agree on all ranks and after an interruption.
+
+    Arguments
+    ---------
+    num_attributes : int
+        K (the paper: 1024).
+    dim : int
+        Dimension D of the frames.
+    update_rule : str
+        The step eta_t of Eq. 5 (D5). "count" divides by the number of frames
+        an attribute has had so far, which makes it their running mean;
+        "constant" moves it by ``rate`` towards the mean of its frames of the
+        batch.
+    count_decay : float
+        For "count": what is left of the counts at each update, 0 to 1. 1 is
+        the exact running mean; below, old frames of the moving teacher are
+        forgotten.
+    rate : float
+        For "constant": eta, 0 to 1.
+    revive_after : int or None
+        An attribute that no frame has chosen for this many updates is put on
+        a random frame of the batch; None leaves it where it is.
+    similarity : str
+        The student's logits (D4): "cosine" or "distance" (negative squared
+        Euclidean).
+    temperature : float
+        Divides the logits.
+    seed : int
+        Seed of initialisation and revival.
+
+    Example
+    -------
+    >>> attributes = LocalAttributes(num_attributes=4, dim=2)
+    >>> z = torch.rand(100, 2)
+    >>> attributes.initialise_(z)
+    >>> codes = attributes.assign(z)
+    >>> attributes.update(z, codes)
+    >>> attributes.logits(z).shape
+    torch.Size([100, 4])
+    """
+
+    def __init__(
+        self,
+        num_attributes=1024,
+        dim=384,
+        update_rule="count",
+        count_decay=1.0,
+        rate=0.01,
+        revive_after=None,
+        similarity="cosine",
+        temperature=0.1,
+        seed=0,
+    ):
+        super().__init__()
+        if update_rule not in ("count", "constant"):
+            raise ValueError(
+                f"update_rule is {update_rule!r}, but must be 'count' or "
+                "'constant'"
+            )
+        if similarity not in ("cosine", "distance"):
+            raise ValueError(
+                f"similarity is {similarity!r}, but must be 'cosine' or "
+                "'distance'"
+            )
+        self.num_attributes = num_attributes
+        self.update_rule = update_rule
+        self.count_decay = count_decay
+        self.rate = rate
+        self.revive_after = revive_after
+        self.similarity = similarity
+        self.temperature = temperature
+        self.seed = seed
+        self.initialised = False
+        self.num_updates = 0
+        self.num_revived = 0
+        self.register_buffer("codebook", torch.zeros(num_attributes, dim))
+        # frames that each attribute has had, the divisor of "count"
+        self.register_buffer("counts", torch.zeros(num_attributes))
+        # updates since a frame last chose it
+        self.register_buffer(
+            "idle", torch.zeros(num_attributes, dtype=torch.long)
+        )
+        # frames since reset_usage, for the log
+        self.register_buffer("usage", torch.zeros(num_attributes))
+
+    def get_extra_state(self):
+        """Returns the counters that are no tensors, for the checkpoint.
+
+        Returns
+        -------
+        state : dict
+        """
+        return {
+            "initialised": self.initialised,
+            "num_updates": self.num_updates,
+            "num_revived": self.num_revived,
+        }
+
+    def set_extra_state(self, state):
+        """Takes the counters of a checkpoint.
+
+        Arguments
+        ---------
+        state : dict
+            What ``get_extra_state`` returned.
+        """
+        self.initialised = state["initialised"]
+        self.num_updates = state["num_updates"]
+        self.num_revived = state["num_revived"]
+
+    def _choose(self, z, count):
+        """Picks frames of all ranks at random, without repeating if it can."""
+        # By position in the gathered batch and by the number of updates: the
+        # same frames on every rank and in a resumed run.
+        generator = torch.Generator().manual_seed(
+            self.seed * 1_000_003 + self.num_updates
+        )
+        order = torch.randperm(len(z), generator=generator)
+        repeats = -(-count // len(z))
+        return z[order.repeat(repeats)[:count].to(z.device)]
+
+    @torch.no_grad()
+    def initialise_(self, z):
+        """Puts the attributes on random frames of the first batch.
+
+        With fewer frames than attributes, frames are used again; the copies
+        lose every tie, stay idle, and are revived later.
+
+        Arguments
+        ---------
+        z : torch.Tensor
+            The teacher's valid frames, shape [N, D].
+        """
+        frames = gather_frames(z.detach().float())
+        self.codebook.copy_(self._choose(frames, self.num_attributes))
+        self.initialised = True
+
+    @torch.no_grad()
+    def assign(self, z):
+        """Finds each frame's nearest attribute (Eq. 4).
+
+        Arguments
+        ---------
+        z : torch.Tensor
+            Frames, shape [N, D].
+
+        Returns
+        -------
+        codes : torch.Tensor
+            Index of the attribute, shape [N], 0 to K - 1.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            # |z - p|^2 = |z|^2 - 2 z.p + |p|^2, and |z|^2 is the same for all
+            offset = 0.5 * self.codebook.square().sum(dim=-1)  # (K,)
+            return torch.cat(
+                [
+                    torch.addmm(offset, part, self.codebook.T, alpha=-1).argmin(
+                        dim=-1
+                    )
+                    for part in z.float().split(CHUNK_FRAMES)
+                ]
+            )
+
+    @torch.no_grad()
+    def update(self, z, codes):
+        """Moves the attributes towards the frames that chose them (Eq. 3, 5).
+
+        Arguments
+        ---------
+        z : torch.Tensor
+            The teacher's valid frames of the batch, shape [N, D].
+        codes : torch.Tensor
+            What ``assign`` gave for them, shape [N].
+        """
+        z = z.float()
+        chosen = torch.bincount(codes, minlength=self.num_attributes).float()
+        sums = torch.zeros_like(self.codebook).index_add_(0, codes, z)
+        if is_distributed_initialized():
+            torch.distributed.all_reduce(chosen)
+            torch.distributed.all_reduce(sums)
+
+        # The sum over an attribute's frames of Eq. 5's (z - p)
+        step = sums - chosen[:, None] * self.codebook
+        if self.update_rule == "count":
+            self.counts.mul_(self.count_decay).add_(chosen)
+            self.codebook += step / self.counts.clamp(min=1.0)[:, None]
+        else:
+            self.codebook += self.rate * step / chosen.clamp(min=1.0)[:, None]
+
+        self.usage += chosen
+        self.idle += 1
+        self.idle.masked_fill_(chosen > 0, 0)
+        self.num_updates += 1
+        if self.revive_after is not None:
+            self._revive(z)
+
+    def _revive(self, z):
+        """Puts attributes that have been idle too long on frames (D5)."""
+        dead = self.idle >= self.revive_after
+        num_dead = int(dead.sum())
+        if num_dead > 0:
+            frames = gather_frames(z)
+            self.codebook[dead] = self._choose(frames, num_dead)
+            self.counts[dead] = 0.0
+            self.idle[dead] = 0
+            self.num_revived += num_dead
+
+    def logits(self, z):
+        """Compares frames with all attributes (Eq. 6, Sec. II-B.3).
+
+        D4: the text has both "cosine similarity" and "(negative) distances".
+
+        Arguments
+        ---------
+        z : torch.Tensor
+            The student's frames, shape [N, D].
+
+        Returns
+        -------
+        logits : torch.Tensor
+            Shape [N, K], float32.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            z = z.float()
+            if self.similarity == "cosine":
+                z = F.normalize(z, dim=-1)
+                scores = z @ F.normalize(self.codebook, dim=-1).T
+            else:
+                scores = (
+                    2.0 * z @ self.codebook.T
+                    - z.square().sum(dim=-1, keepdim=True)
+                    - self.codebook.square().sum(dim=-1)
+                )
+            return scores / self.temperature
+
+    def usage_statistics(self):
+        """Sums up how the attributes were used since ``reset_usage``.
+
+        Returns
+        -------
+        statistics : dict
+            "used": share of the attributes that a frame has chosen, 0 to 1;
+            "perplexity": exponential of the usage's entropy, 1 to K;
+            "revived": attributes revived so far.
+
+        Example
+        -------
+        >>> attributes = LocalAttributes(num_attributes=2, dim=1)
+        >>> attributes.update(torch.ones(3, 1), torch.tensor([0, 0, 1]))
+        >>> attributes.usage_statistics()["used"]
+        1.0
+        """
+        share = self.usage / self.usage.sum().clamp(min=1.0)
+        return {
+            "used": float((self.usage > 0).float().mean()),
+            "perplexity": float(torch.special.entr(share).sum().exp()),
+            "revived": self.num_revived,
+        }
+
+    def reset_usage(self):
+        """Starts the usage count anew, as at the start of an epoch."""
+        self.usage.zero_()

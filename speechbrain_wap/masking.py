@@ -1,0 +1,135 @@
+"""Frame masks: which frames the student does not see (Sec. II-B.1).
+
+What belongs to an utterance (its mask, its augmentation) is a function of the
+seed, the epoch and the utterance's id, not of a running generator. Batching,
+the number of ranks and an interruption then change nothing.
+"""
+
+import hashlib
+
+import torch
+
+
+def sample_frame_mask(num_frames, mask_ratio, generator=None):
+    """Chooses the frames that the mask embedding replaces (Sec. II-B.1).
+
+    Exactly ``round(mask_ratio * n)`` of the n valid frames of each utterance
+    are chosen, uniformly and without replacement; at least 1, and at most
+    n - 1 where n > 1, so that there is always something to predict and
+    something to predict it from. Padding is never masked.
+
+    Arguments
+    ---------
+    num_frames : torch.Tensor or list of int
+        Number of valid frames of each utterance, shape [B], each at least 1.
+    mask_ratio : float
+        Share of the valid frames to mask, 0 to 1 (the paper: 0.4).
+    generator : torch.Generator, optional
+        Source of randomness on the CPU; torch's global one by default.
+
+    Returns
+    -------
+    mask : torch.Tensor
+        Shape [B, max(num_frames)], boolean, True where a frame is masked.
+
+    Raises
+    ------
+    ValueError
+        If the ratio is not within 0 to 1, or an utterance has no frame.
+
+    Example
+    -------
+    >>> mask = sample_frame_mask([10, 5, 1], 0.4)
+    >>> mask.shape, mask.sum(dim=1).tolist()
+    (torch.Size([3, 10]), [4, 2, 1])
+    """
+    if not 0.0 <= mask_ratio <= 1.0:
+        raise ValueError(f"mask_ratio is {mask_ratio}, but must be in 0 to 1")
+    num_frames = torch.as_tensor(num_frames, dtype=torch.long).cpu()
+    if num_frames.min() < 1:
+        raise ValueError(
+            f"utterance {int(num_frames.argmin())} of the batch has "
+            f"{int(num_frames.min())} valid frames, at least 1 is needed"
+        )
+    # float64, since 0.35 * 10 must round as it does in Python
+    num_masked = torch.round(mask_ratio * num_frames.double()).long()
+    num_masked = num_masked.minimum(num_frames - 1).clamp(min=1)
+
+    num_utterances, longest = len(num_frames), int(num_frames.max())
+    scores = torch.rand(num_utterances, longest, generator=generator)
+    padding = torch.arange(longest)[None, :] >= num_frames[:, None]  # (B, T)
+    ranks = scores.masked_fill(padding, 2.0).argsort(dim=1).argsort(dim=1)
+    return ranks < num_masked[:, None]
+
+
+def utterance_generator(seed, epoch, utterance_id, purpose="mask"):
+    """Makes the generator of what is random about one utterance in one epoch.
+
+    Arguments
+    ---------
+    seed : int
+        The run's seed.
+    epoch : int
+        The epoch, counted from 1.
+    utterance_id : str
+        The utterance's id.
+    purpose : str
+        What the numbers are for; different purposes draw different numbers.
+
+    Returns
+    -------
+    generator : torch.Generator
+        A CPU generator, the same for the same four arguments on any machine.
+
+    Example
+    -------
+    >>> a = torch.rand(1, generator=utterance_generator(1, 2, "u"))
+    >>> b = torch.rand(1, generator=utterance_generator(1, 2, "u"))
+    >>> bool(a == b)
+    True
+    """
+    text = f"{purpose}\0{seed}\0{epoch}\0{utterance_id}"
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def sample_utterance_masks(
+    utterance_ids, num_frames, mask_ratio, seed, epoch, purpose="mask"
+):
+    """Masks a batch so that each mask belongs to its utterance alone.
+
+    Arguments
+    ---------
+    utterance_ids : list of str
+        Ids of the B utterances.
+    num_frames : torch.Tensor
+        Number of valid frames of each, shape [B].
+    mask_ratio : float
+        Share of the valid frames to mask, 0 to 1.
+    seed : int
+        The run's seed.
+    epoch : int
+        The epoch, counted from 1.
+    purpose : str
+        See :func:`utterance_generator`.
+
+    Returns
+    -------
+    mask : torch.Tensor
+        Shape [B, max(num_frames)], boolean, on the CPU.
+
+    Example
+    -------
+    >>> one = sample_utterance_masks(["a"], torch.tensor([9]), 0.4, 0, 1)
+    >>> two = sample_utterance_masks(
+    ...     ["b", "a"], torch.tensor([20, 9]), 0.4, 0, 1
+    ... )
+    >>> bool((one[0] == two[1, :9]).all())
+    True
+    """
+    num_frames = torch.as_tensor(num_frames).tolist()
+    mask = torch.zeros(len(num_frames), max(num_frames), dtype=torch.bool)
+    for row, (utterance_id, n) in enumerate(zip(utterance_ids, num_frames)):
+        generator = utterance_generator(seed, epoch, utterance_id, purpose)
+        mask[row, :n] = sample_frame_mask([n], mask_ratio, generator)[0]
+    return mask

@@ -1,0 +1,51 @@
+"""Scores of emotion recognition (Sec. III-A)."""
+
+import numpy as np
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+
+def emotion_scores(labels, predictions, classes):
+    """Computes UA, WA and macro F1 (Sec. III-A).
+
+    Arguments
+    ---------
+    labels : list of str
+        True class of each utterance.
+    predictions : list of str
+        Predicted class of each utterance.
+    classes : list of str
+        All classes. One that is neither a label nor a prediction is left out
+        of the averages, since its scores are undefined.
+
+    Returns
+    -------
+    scores : dict
+        "UA": unweighted accuracy, the mean of the classes' recalls; "WA":
+        weighted accuracy, the share of utterances that are right; "F1": the
+        mean of the classes' F1 scores. Fractions, 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If there are no utterances, or not as many predictions as labels.
+
+    Example
+    -------
+    >>> emotion_scores(["a", "a", "b"], ["a", "b", "b"], ["a", "b"])["UA"]
+    0.75
+    """
+    if len(labels) == 0 or len(labels) != len(predictions):
+        raise ValueError(
+            f"{len(labels)} labels and {len(predictions)} predictions: scores "
+            "need as many of both, and at least one"
+        )
+    average = {
+        "labels": list(classes),
+        "average": "macro",
+        "zero_division": np.nan,
+    }
+    return {
+        "UA": float(recall_score(labels, predictions, **average)),
+        "WA": float(accuracy_score(labels, predictions)),
+        "F1": float(f1_score(labels, predictions, **average)),
+    }

@@ -1,0 +1,99 @@
+"""Statistical attentive pooling, SAP (Sec. II-C, Eq. 7)."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from speechbrain_wap.lengths import valid_frames
+
+
+class StatisticalAttentivePooling(nn.Module):
+    """Pools frames into one vector by attentive statistics (Eq. 7).
+
+    A 1x1 convolution weighs the frames, one weight map per head; a softmax over
+    the valid frames gives A. The weighted mean and variance of all heads are
+    each L2-normalised and concatenated.
+
+    D3: Eq. 7 prints sigma^2 = Z^T(A*A) - (Z^T A)*(Z^T A), which is no variance
+    (it may be negative where all frames are equal); the text asks for weighted
+    second-order statistics. "weighted" is (Z*Z)^T A - mu*mu, "printed" is the
+    formula as it stands.
+
+    Arguments
+    ---------
+    input_size : int
+        Dimension D of the frames.
+    num_heads : int
+        Number H of attention heads (the paper: 4).
+    variance : str
+        "weighted" or "printed".
+
+    Example
+    -------
+    >>> pool = StatisticalAttentivePooling(input_size=16, num_heads=4)
+    >>> pool(torch.rand(2, 30, 16), torch.tensor([1.0, 0.6])).shape
+    torch.Size([2, 128])
+    """
+
+    def __init__(self, input_size, num_heads=4, variance="weighted"):
+        super().__init__()
+        if variance not in ("weighted", "printed"):
+            raise ValueError(
+                f"variance is {variance!r}, but must be 'weighted' or 'printed'"
+            )
+        self.variance = variance
+        self.output_size = 2 * num_heads * input_size
+        # 1x1 convolution over time: the same linear map for every frame
+        self.attention = nn.Conv1d(input_size, num_heads, kernel_size=1)
+
+    def attention_map(self, z, lens):
+        """Computes A, the weight of each frame for each head (Eq. 7).
+
+        Arguments
+        ---------
+        z : torch.Tensor
+            Frames, shape [B, T, D].
+        lens : torch.Tensor
+            Relative lengths, shape [B].
+
+        Returns
+        -------
+        weights : torch.Tensor
+            Shape [B, H, T]; sums to one over the valid frames, zero elsewhere.
+        """
+        _, valid = valid_frames(lens, z.shape[1])
+        scores = self.attention(z.transpose(1, 2)).float()  # (B, H, T)
+        scores = scores.masked_fill(~valid[:, None, :], float("-inf"))
+        return scores.softmax(dim=-1)
+
+    def forward(self, z, lens):
+        """Pools the valid frames of each utterance (Eq. 7).
+
+        Arguments
+        ---------
+        z : torch.Tensor
+            Frames, shape [B, T, D].
+        lens : torch.Tensor
+            Relative lengths, shape [B], each in 0 to 1.
+
+        Returns
+        -------
+        pooled : torch.Tensor
+            Shape [B, 2 * H * D]: means of all heads, then their variances.
+        """
+        weights = self.attention_map(z, lens)
+        _, valid = valid_frames(lens, z.shape[1])
+        z = z.float().masked_fill(~valid[:, :, None], 0.0)
+        mean = weights @ z  # (B, H, D)
+        if self.variance == "weighted":
+            # never below zero but for rounding
+            var = (weights @ z.square() - mean.square()).clamp(min=0.0)
+        else:
+            var = weights.square() @ z - mean.square()
+        return torch.cat(
+            [
+                F.normalize(mean.flatten(start_dim=1), dim=-1),
+                F.normalize(var.flatten(start_dim=1), dim=-1),
+            ],
+            dim=-1,
+        )

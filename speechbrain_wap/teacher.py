@@ -1,0 +1,91 @@
+"""The teacher branch (Sec. II-B.1, Eq. 2)."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class EMATeacher(nn.Module):
+    """Exponential moving average of the student (Eq. 2).
+
+    Starts as the student's copy, carries no gradient, and is always in eval
+    mode, whatever ``train()`` is called on the modules around it.
+
+    Arguments
+    ---------
+    student : torch.nn.Module
+        The student branch.
+    ema_decay : float
+        alpha of Eq. 2, 0 to 1 (the paper: 0.999).
+
+    Example
+    -------
+    >>> student = nn.Linear(3, 3)
+    >>> teacher = EMATeacher(student, ema_decay=0.9)
+    >>> teacher.update(student)
+    >>> teacher.train().training
+    False
+    """
+
+    def __init__(self, student, ema_decay=0.999):
+        super().__init__()
+        if not 0.0 <= ema_decay <= 1.0:
+            raise ValueError(f"ema_decay is {ema_decay}, but must be in 0 to 1")
+        self.ema_decay = ema_decay
+        self.model = copy.deepcopy(student).requires_grad_(False)
+        self.eval()
+
+    def train(self, mode=True):
+        """Stays in eval mode: the targets must not depend on dropout.
+
+        Arguments
+        ---------
+        mode : bool
+            Taken for torch's interface; the teacher is never trained.
+
+        Returns
+        -------
+        self : EMATeacher
+        """
+        del mode
+        return super().train(False)
+
+    @torch.no_grad()
+    def update(self, student):
+        """Moves the teacher towards the student, once per optimiser step.
+
+        theta_t <- alpha * theta_t + (1 - alpha) * theta_s     (Eq. 2)
+
+        Arguments
+        ---------
+        student : torch.nn.Module
+            The student branch, wrapped for distributed training or not.
+        """
+        student = getattr(student, "module", student)
+        student = getattr(student, "_orig_mod", student)
+        torch._foreach_lerp_(
+            list(self.model.parameters()),
+            list(student.parameters()),
+            1.0 - self.ema_decay,
+        )
+        for mine, theirs in zip(self.model.buffers(), student.buffers()):
+            mine.copy_(theirs)
+
+    @torch.no_grad()
+    def forward(self, *args, **kwargs):
+        """Runs the averaged network without gradient, as the student's call.
+
+        Arguments
+        ---------
+        *args : tuple
+            The student's arguments.
+        **kwargs : dict
+            The student's keyword arguments.
+
+        Returns
+        -------
+        z : torch.Tensor
+            The targets Z^t, as the student's output.
+        """
+        return self.model(*args, **kwargs)

@@ -1,0 +1,180 @@
+"""The WAP-Transformer, the adapter's backbone (Sec. II-A.2, III-B)."""
+
+import torch
+from torch import nn
+
+from speechbrain_wap.lengths import valid_frames
+
+
+class WAPTransformer(nn.Module):
+    """Weighted average pooling Transformer (Sec. II-A.2, III-B, Fig. 1b).
+
+    Projects the frozen encoder's frames to ``d_model``, adds a learnable
+    position embedding, runs ``num_layers`` Transformer layers, averages the
+    layers' outputs with learnable weights, Z = sum_l w_l X^l, and aggregates
+    with an MLP. Padding never changes a valid frame's output.
+
+    The mask embedding replaces projected frames before the position embedding
+    is added, as in BEiT, which the paper follows: a masked frame then still
+    knows where it is.
+
+    Arguments
+    ---------
+    input_size : int
+        Dimension of the encoder's frames (HuBERT-large: 1024).
+    d_model : int
+        Dimension D of the adapter.
+    num_layers : int
+        Number L of Transformer layers.
+    nhead : int
+        Number of attention heads; divides ``d_model``.
+    d_ffn : int
+        Inner dimension of the feed-forward blocks.
+    dropout : float
+        Dropout probability, 0 to 1.
+    max_frames : int
+        Length of the position embedding, hence of the longest utterance (D12).
+    layer_weights : str
+        "softmax": the weights w_l are positive and sum to one; "raw": free
+        numbers that start at 1 / L.
+    mlp_layers : int
+        Number of linear layers of the aggregation MLP (the paper: 3).
+    mlp_residual : bool
+        Whether the MLP's input is added to its output, a path that keeps what
+        the layers found. The paper shows none; on little data it helps.
+    normalize_before : bool
+        Whether layers normalise their input (pre-norm) or their output.
+
+    Example
+    -------
+    >>> net = WAPTransformer(input_size=80, d_model=32, nhead=4, d_ffn=64)
+    >>> net(torch.rand(2, 50, 80), torch.tensor([1.0, 0.5])).shape
+    torch.Size([2, 50, 32])
+    """
+
+    def __init__(
+        self,
+        input_size,
+        d_model=384,
+        num_layers=3,
+        nhead=6,
+        d_ffn=1536,
+        dropout=0.1,
+        max_frames=1500,
+        layer_weights="softmax",
+        mlp_layers=3,
+        mlp_residual=False,
+        normalize_before=True,
+    ):
+        super().__init__()
+        if d_model % nhead != 0:
+            raise ValueError(
+                f"d_model ({d_model}) must be divisible by nhead ({nhead})"
+            )
+        if layer_weights not in ("softmax", "raw"):
+            raise ValueError(
+                f"layer_weights is {layer_weights!r}, but must be 'softmax' "
+                "or 'raw'"
+            )
+        self.input_size = input_size
+        self.d_model = d_model
+        self.max_frames = max_frames
+        self.mlp_residual = mlp_residual
+        self.softmax_weights = layer_weights == "softmax"
+
+        self.projection = nn.Linear(input_size, d_model)
+        self.position_embedding = nn.Parameter(torch.empty(max_frames, d_model))
+        self.mask_embedding = nn.Parameter(torch.empty(d_model))
+        nn.init.trunc_normal_(self.position_embedding, std=0.02)
+        nn.init.trunc_normal_(self.mask_embedding, std=0.02)
+        self.dropout = nn.Dropout(dropout)
+        # torch's layer, not SpeechBrain's, whose attention always asks for
+        # the attention weights and so rules out the fused kernels.
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                d_model,
+                nhead,
+                dim_feedforward=d_ffn,
+                dropout=dropout,
+                activation="gelu",
+                batch_first=True,
+                norm_first=normalize_before,
+            )
+            for _ in range(num_layers)
+        )
+        # softmax of zeros and raw 1 / L both start as the plain average
+        start = 0.0 if self.softmax_weights else 1.0 / num_layers
+        self.layer_weights = nn.Parameter(torch.full((num_layers,), start))
+        self.norm = nn.LayerNorm(d_model)
+        blocks = []
+        for _ in range(mlp_layers - 1):
+            blocks += [nn.Linear(d_model, d_model), nn.GELU()]
+        if mlp_layers > 0:
+            blocks.append(nn.Linear(d_model, d_model))
+        self.mlp = nn.Sequential(*blocks)
+
+    def average_weights(self):
+        """Returns the weights w_l of the layers' average (Sec. II-A.2).
+
+        Returns
+        -------
+        weights : torch.Tensor
+            Shape [L]; they sum to one unless ``layer_weights`` is "raw".
+
+        Example
+        -------
+        >>> net = WAPTransformer(8, d_model=8, nhead=2, d_ffn=8)
+        >>> float(net.average_weights().sum())
+        1.0
+        """
+        if self.softmax_weights:
+            return self.layer_weights.float().softmax(dim=0)
+        return self.layer_weights
+
+    def forward(self, feats, lens, mask=None):
+        """Enriches frames (Sec. II-A.2).
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            The encoder's frames, shape [B, T, input_size].
+        lens : torch.Tensor
+            Relative lengths, shape [B], each in 0 to 1.
+        mask : torch.Tensor, optional
+            Shape [B, T], boolean, True where the mask embedding e_[M] stands
+            in for the frame (Sec. II-B.1).
+
+        Returns
+        -------
+        z : torch.Tensor
+            Shape [B, T, d_model]; zero where there is padding.
+
+        Raises
+        ------
+        ValueError
+            If the batch is longer than ``max_frames``.
+        """
+        num_steps = feats.shape[1]
+        if num_steps > self.max_frames:
+            raise ValueError(
+                f"{num_steps} frames are more than max_frames = "
+                f"{self.max_frames}: raise max_frames, or set "
+                "long_utterances: cut"
+            )
+        _, valid = valid_frames(lens, num_steps)
+        padding = ~valid  # (B, T)
+
+        x = self.projection(feats.masked_fill(padding[:, :, None], 0.0))
+        if mask is not None:
+            x = torch.where(mask[:, :, None], self.mask_embedding, x)
+        x = self.dropout(x + self.position_embedding[:num_steps])
+
+        z = 0.0
+        for layer, weight in zip(self.layers, self.average_weights()):
+            x = layer(x, src_key_padding_mask=padding)
+            z = z + weight * x  # Z = sum_l w_l X^l
+        z = self.norm(z)
+        aggregated = self.mlp(z)
+        if self.mlp_residual:
+            aggregated = z + aggregated
+        return aggregated.masked_fill(padding[:, :, None], 0.0)
