@@ -81,7 +81,9 @@ class EmotionBrain(sb.Brain):
         )
         chosen = [
             is_masked(key, probability, seed, epoch)
-            for key, probability in zip(batch.id, batch.mask_probability)
+            for key, probability in zip(
+                batch.id, batch.mask_probability.tolist()
+            )
         ]
         # all False where nothing is masked, so that the mask embedding always
         # takes part in the graph, as distributed training asks for
@@ -89,7 +91,7 @@ class EmotionBrain(sb.Brain):
 
     def compute_objectives(self, predictions, batch, stage):
         """Computes the cross entropy and keeps predictions to be scored."""
-        targets = torch.tensor(batch.target, device=self.device)
+        targets = batch.target.to(self.device)
         loss = self.hparams.compute_cost(predictions.float(), targets)
         if stage == sb.Stage.TRAIN:
             self.hparams.statistics.add({"loss": loss})

@@ -1,0 +1,411 @@
+#!/usr/bin/env python3
+"""Both stages for every fold and seed, then the report.
+
+> python cross_validate.py hparams/adapter.yaml hparams/classifier.yaml \
+    --data_folder=/path/to/corpus --output_folder=results/my_run
+
+Options of its own: --folds=1,2,3 (default: all), --seeds=1993,1994 (default:
+the YAML's), --adapter_training=False (no stage 1). Any other key goes to the
+stages whose YAML has it; --adapter.key=value and --classifier.key=value to one
+stage. The same command again takes up what was interrupted.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+from speechbrain.utils.distributed import (
+    ddp_init_group,
+    if_main_process,
+    is_distributed_initialized,
+    run_on_main,
+)
+from speechbrain.utils.run_opts import RunOptions
+from speechbrain_wap.corpus import list_sessions, split_sessions
+from speechbrain_wap.data import prepare_table
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.hparams import (
+    UNGUARDED_KEYS,
+    default_output_folder,
+    load_recipe,
+    parse_arguments,
+    read_keys,
+    read_settings,
+    record_settings,
+    run_script,
+    split_options,
+    unknown_key,
+)
+from speechbrain_wap.report import score_table, sum_up, write_report
+
+# The stages' scripts lie beside this one, wherever it is started from.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import train_adapter  # noqa: E402
+import train_classifier  # noqa: E402
+
+OWN_KEYS = ("folds", "seeds", "adapter_training", "output_folder")
+# Set here for each run.
+SET_KEYS = {
+    "fold": "use --folds",
+    "seed": "use --seeds",
+    "adapter_folder": "stage 1 is part of this script; use train_classifier.py",
+    "skip_prep": "the corpus table is made once for all folds",
+}
+
+
+def route_options(options, stages):
+    """Sends each option to the stages that know it.
+
+    Arguments
+    ---------
+    options : list of tuple
+        Key and text, or None for a flag.
+    stages : dict
+        Keys of each stage's YAML, by the stage's name.
+
+    Returns
+    -------
+    own : dict
+        Text of this script's own options.
+    routed : dict
+        Command line arguments of each stage.
+
+    Raises
+    ------
+    RecipeError
+        If no stage has a key, or this script sets it itself.
+    """
+    run_options = set(RunOptions().keys())
+    own, routed = {}, {name: [] for name in stages}
+    for key, text in options:
+        argument = f"--{key}" if text is None else f"--{key}={text}"
+        stage, _, stage_key = key.partition(".")
+        if key in OWN_KEYS:
+            if text is None:
+                raise RecipeError(f"--{key} needs a value: --{key}=...")
+            own[key] = text
+            continue
+        bare = stage_key if stage in stages and stage_key else key
+        if bare in SET_KEYS:
+            raise RecipeError(f"--{key} cannot be set here: {SET_KEYS[bare]}.")
+        if stage in stages and stage_key:
+            if stage_key not in stages[stage] and stage_key not in run_options:
+                raise unknown_key(key, [f"{stage}.{k}" for k in stages[stage]])
+            routed[stage].append(argument.replace(f"{stage}.", "", 1))
+            continue
+        takers = [name for name, keys in stages.items() if key in keys]
+        if not takers and key in run_options:
+            takers = list(stages)
+        if not takers:
+            known = [*OWN_KEYS, *run_options]
+            known += [k for keys in stages.values() for k in keys]
+            raise unknown_key(key, known)
+        for name in takers:
+            routed[name].append(argument)
+    return own, routed
+
+
+def parse_list(text, name):
+    """Reads "1,2,3" or "[1, 2, 3]" as whole numbers.
+
+    Arguments
+    ---------
+    text : str
+        What the user wrote.
+    name : str
+        The option's name, for the error.
+
+    Returns
+    -------
+    numbers : list of int
+        Without repetitions, in the order given.
+    """
+    try:
+        numbers = [int(part) for part in text.strip("[]() ").split(",")]
+    except ValueError:
+        raise RecipeError(
+            f"--{name}={text} must be whole numbers: --{name}=1,2,3."
+        )
+    return list(dict.fromkeys(numbers))
+
+
+def parse_command(arguments):
+    """Reads the command line of this script.
+
+    Arguments
+    ---------
+    arguments : list of str
+        Two YAML files and options.
+
+    Returns
+    -------
+    command : dict
+        "stages" (YAML, arguments, overrides and settings of each stage),
+        "run_opts", "folds" (None: all), "seeds", "adapter_training" and
+        "output_folder".
+    """
+    positional, options = split_options(arguments)
+    if len(positional) != 2:
+        raise RecipeError(
+            "give two hyperparameter files, hparams/adapter.yaml and "
+            "hparams/classifier.yaml."
+        )
+    files = dict(zip(("adapter", "classifier"), positional))
+    keys = {name: read_keys(file) for name, file in files.items()}
+    own, routed = route_options(options, keys)
+    adapter_training = yaml.safe_load(own.get("adapter_training", "True"))
+    if not isinstance(adapter_training, bool):
+        raise RecipeError(
+            f"--adapter_training={own['adapter_training']} must be True or "
+            "False."
+        )
+    stages = {}
+    for name, file in files.items():
+        _, run_opts, overrides = parse_arguments([file, *routed[name]])
+        stages[name] = {
+            "file": file,
+            "arguments": routed[name],
+            "overrides": overrides,
+            "settings": read_settings(file, overrides),
+        }
+    settings = {name: stage["settings"] for name, stage in stages.items()}
+    output_folder = own.get("output_folder")
+    if output_folder is None:
+        overrides = stages["classifier"]["overrides"]
+        output_folder = default_output_folder(
+            {**settings["classifier"], "fold": "s", **settings},
+            "results/cross_validation",
+            overrides.get("corpus_csv") or overrides.get("data_folder"),
+        )
+        if not adapter_training:
+            output_folder += "-no_adapter"
+    seed = str(settings["classifier"]["seed"])
+    folds = own.get("folds")
+    return {
+        "stages": stages,
+        "run_opts": run_opts,
+        "folds": None if folds is None else parse_list(folds, "folds"),
+        "seeds": parse_list(own.get("seeds", seed), "seeds"),
+        "adapter_training": adapter_training,
+        "output_folder": output_folder,
+    }
+
+
+def prepare(command):
+    """Writes the corpus table and settles the folds before any training.
+
+    Arguments
+    ---------
+    command : dict
+        What :func:`parse_command` gave.
+
+    Returns
+    -------
+    folds : list of int
+    sessions : list of str
+        All sessions; fold k holds out the k-th.
+    """
+    stage = command["stages"]["classifier"]
+    folder = command["output_folder"]
+    # fills in the output folder, builds the encoder: early errors are cheap
+    hparams, _ = load_recipe(
+        stage["file"], {**stage["overrides"], "output_folder": folder}
+    )
+    table = prepare_table(
+        hparams["prepare_corpus"],
+        hparams["data_folder"],
+        hparams["corpus_csv"],
+        hparams["corpus_table"],
+        hparams["max_skipped"],
+        hparams["cache_folder"],
+    )
+    sessions = list_sessions(table)
+    folds = command["folds"] or list(range(1, len(sessions) + 1))
+    for fold in folds:
+        split_sessions(sessions, fold, hparams["protocol"])
+    content = table[["id", "digest", "speaker", "session", "emo"]].to_csv()
+    # Finished folds are not run again, so nothing at all may have changed.
+    guarded = {
+        f"{name}.{key}": value
+        for name, stage in command["stages"].items()
+        for key, value in stage["settings"].items()
+        if key not in UNGUARDED_KEYS - {"number_of_epochs", "encoder_source"}
+    }
+    guarded["adapter_training"] = command["adapter_training"]
+    guarded["corpus"] = hashlib.sha256(content.encode()).hexdigest()[:16]
+    record_settings(folder, {**guarded, "number_of_epochs": 0})
+    return folds, sessions
+
+
+def run_fold(command, fold, seed, folder):
+    """Runs both stages of one fold, or takes up where they stopped.
+
+    Arguments
+    ---------
+    command : dict
+        What :func:`parse_command` gave.
+    fold : int
+        Counted from 1.
+    seed : int
+        The seed of both stages.
+    folder : str
+        Gets the folders adapter and classifier.
+
+    Returns
+    -------
+    scores : dict
+        Content of the classifier's scores.json.
+    """
+    scores_file = Path(folder, "classifier", "scores.json")
+    if not scores_file.is_file():
+        adapter = os.path.join(folder, "adapter")
+        run = [f"--fold={fold}", f"--seed={seed}"]
+        stages = command["stages"]
+        if command["adapter_training"]:
+            train_adapter.main(
+                [stages["adapter"]["file"], *stages["adapter"]["arguments"]]
+                + [*run, f"--output_folder={adapter}"]
+            )
+            run.append(f"--adapter_folder={adapter}")
+        train_classifier.main(
+            [stages["classifier"]["file"], *stages["classifier"]["arguments"]]
+            + [*run, f"--output_folder={os.path.join(folder, 'classifier')}"]
+        )
+    return json.loads(scores_file.read_text("utf-8"))
+
+
+def list_notes(command):
+    """Says in words how the scores came about.
+
+    Arguments
+    ---------
+    command : dict
+        What :func:`parse_command` gave.
+
+    Returns
+    -------
+    notes : list of str
+    """
+    settings = command["stages"]["classifier"]["settings"]
+    notes = [
+        f"Encoder {settings['encoder_source']}, layer "
+        f"{settings['encoder_layer']}, frozen; "
+        + (
+            "with adapter training."
+            if command["adapter_training"]
+            else "without adapter training (from scratch)."
+        ),
+        (
+            "The held-out session is validation and test set in one, as in "
+            "the paper."
+            if settings["protocol"] == "paper"
+            else "Validated on one session, tested on another (held_out)."
+        ),
+    ]
+    if settings["model_selection"] == "last":
+        notes.append("Scores are those of the last epoch.")
+    elif settings["protocol"] == "paper":
+        notes.append(
+            "**Optimistic**: the epoch was chosen on the very session that "
+            "the scores are from (model_selection: best)."
+        )
+    else:
+        notes.append("The epoch was chosen on the validation session.")
+    adapter = command["stages"]["adapter"]["settings"]
+    if command["adapter_training"] and adapter["adapter_data"] == "all":
+        notes.append(
+            "**Transductive**: the adapter has seen the held-out session, "
+            "without labels (adapter_data: all)."
+        )
+    return notes
+
+
+def summarise_settings(command, folds):
+    """Picks the settings that results.json and the report show.
+
+    Arguments
+    ---------
+    command : dict
+        What :func:`parse_command` gave.
+    folds : list of int
+        The folds that were run.
+
+    Returns
+    -------
+    settings : dict
+    """
+    summary = {
+        "adapter_training": command["adapter_training"],
+        "folds": folds,
+        "seeds": command["seeds"],
+    }
+    for name, stage in command["stages"].items():
+        for key, value in stage["settings"].items():
+            plain = isinstance(value, (str, int, float, bool, type(None)))
+            if plain and not key.endswith(
+                ("_folder", "_annotation", "_csv", "_table", "_file", "_log")
+            ):
+                if key not in ("fold", "seed", "skip_prep"):
+                    summary[f"{name}.{key}"] = value
+    return summary
+
+
+def main(arguments):
+    """Runs the cross-validation.
+
+    Arguments
+    ---------
+    arguments : list of str
+        The command line.
+
+    Returns
+    -------
+    results : dict
+        Content of results.json.
+    """
+    command = parse_command(arguments)
+    if not is_distributed_initialized():
+        ddp_init_group(command["run_opts"])
+    folder = command["output_folder"]
+    folds, sessions = run_on_main(prepare, args=[command])
+    plan = [(seed, fold) for seed in command["seeds"] for fold in folds]
+    runs, adapters, classifiers = [], {}, {}
+    started = time.time()
+    for number, (seed, fold) in enumerate(plan, start=1):
+        name = f"fold {fold}, seed {seed}"
+        run_folder = os.path.join(folder, f"seed{seed}", f"fold{fold}")
+        adapters[name] = os.path.join(run_folder, "adapter")
+        classifiers[name] = os.path.join(run_folder, "classifier")
+        scores = run_fold(command, fold, seed, run_folder)
+        runs.append(scores)
+        if if_main_process():
+            minutes = (time.time() - started) / 60
+            left = minutes / number * (len(plan) - number)
+            print(
+                f"[{number}/{len(plan)}] {name}, held-out session "
+                f"{sessions[fold - 1]}: UA {100 * scores['UA']:.1f} %, WA "
+                f"{100 * scores['WA']:.1f} %, F1 {100 * scores['F1']:.1f} % "
+                f"({minutes:.1f} min so far, about {left:.1f} min left)",
+                flush=True,
+            )
+    results = sum_up(runs, summarise_settings(command, folds))
+    if if_main_process():
+        write_report(
+            folder,
+            results,
+            adapters if command["adapter_training"] else {},
+            classifiers,
+            list_notes(command),
+        )
+        print(f"\n{score_table(results)}\n\nReport: {folder}/report.md")
+    return results
+
+
+if __name__ == "__main__":
+    run_script(main)

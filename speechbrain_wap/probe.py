@@ -1,0 +1,69 @@
+"""Linear probe: what the frozen encoder's frames tell without any of this."""
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from speechbrain_wap.metrics import emotion_scores
+
+
+def frame_statistics(feats):
+    """Pools frames into their mean and standard deviation over time.
+
+    Arguments
+    ---------
+    feats : torch.Tensor
+        Frames of one utterance, shape [T, D].
+
+    Returns
+    -------
+    statistics : numpy.ndarray
+        Shape [2 * D], float64.
+
+    Example
+    -------
+    >>> import torch
+    >>> frame_statistics(torch.ones(3, 2)).tolist()
+    [1.0, 1.0, 0.0, 0.0]
+    """
+    feats = feats.double()
+    std = feats.std(dim=0, unbiased=False)
+    return np.concatenate([feats.mean(dim=0).numpy(), std.numpy()])
+
+
+def linear_probe(splits, cache, classes, strength=0.01):
+    """Fits logistic regression on pooled frames and scores the test split.
+
+    Arguments
+    ---------
+    splits : dict
+        Manifest entries by utterance id of "train" and "test", labelled.
+    cache : speechbrain_wap.features.FeatureCache
+        The filled feature cache.
+    classes : list of str
+        The classes in their order.
+    strength : float
+        Inverse of the regularisation's weight (scikit-learn's C).
+
+    Returns
+    -------
+    scores : dict
+        UA, WA and F1, fractions.
+    """
+    pooled, labels = {}, {}
+    for name in ("train", "test"):
+        entries = splits[name].values()
+        pooled[name] = np.stack(
+            [frame_statistics(cache.read(e["digest"])) for e in entries]
+        )
+        labels[name] = [e["label"] for e in entries]
+    model = make_pipeline(
+        StandardScaler(),
+        LogisticRegression(
+            C=strength, max_iter=2000, class_weight="balanced"
+        ),
+    )
+    model.fit(pooled["train"], labels["train"])
+    predictions = model.predict(pooled["test"]).tolist()
+    return emotion_scores(labels["test"], predictions, classes)
