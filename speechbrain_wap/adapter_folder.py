@@ -84,7 +84,9 @@ def check_adapter(adapter_folder, settings, splits):
     for key in MODEL_KEYS:
         mine, theirs = settings[key], record["model"].get(key)
         if mine != theirs:
-            shown = "encoder_source or encoder_layer" if key == "encoder" else key
+            shown = (
+                "encoder_source or encoder_layer" if key == "encoder" else key
+            )
             raise RecipeError(
                 f"the adapter in {adapter_folder} was trained with {shown}="
                 f"{theirs}, but the classifier's is {mine}: make them agree."

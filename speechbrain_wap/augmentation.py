@@ -63,9 +63,13 @@ def augment_minorities(manifest, strategy="balance", seed=0):
     if strategy != "balance":
         return augmented
     for label, size in sizes.items():
-        members = [k for k, entry in manifest.items() if entry["label"] == label]
+        members = [
+            k for k, entry in manifest.items() if entry["label"] == label
+        ]
         members.sort(
-            key=lambda key: utterance_generator(seed, 0, key, "copy").initial_seed()
+            key=lambda key: utterance_generator(
+                seed, 0, key, "copy"
+            ).initial_seed()
         )
         for i in range(largest - size):
             key = members[i % size]

@@ -313,9 +313,7 @@ def choose_classes(table, classes, explicit=True):
             f"classes is {classes!r}, but must map each class to its labels, "
             "as in {angry: [ang], happy: [hap, exc]}, or be 'all'."
         )
-    absent = [
-        name for name in chosen if not set(chosen[name]) & set(labels)
-    ]
+    absent = [name for name in chosen if not set(chosen[name]) & set(labels)]
     if absent and not explicit:
         logger.warning(
             f"The YAML's classes ({', '.join(chosen)}) do not fit this corpus "

@@ -71,9 +71,7 @@ def prepare_table(
     return prepare_corpus(data_folder, corpus_table, **kept)
 
 
-def prepare_adapter_data(
-    corpus, fold, protocol, adapter_data, manifests
-):
+def prepare_adapter_data(corpus, fold, protocol, adapter_data, manifests):
     """Writes the manifests of stage 1: all utterances, no labels (D8).
 
     Arguments

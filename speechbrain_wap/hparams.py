@@ -192,9 +192,7 @@ def parse_arguments(arguments):
             overrides[key] = parse_value(key, text)
         else:
             rest.append(f"--{key}" if text is None else f"--{key}={text}")
-    hparams_file, run_opts, unknown = sb.parse_arguments(
-        rest + positional[1:]
-    )
+    hparams_file, run_opts, unknown = sb.parse_arguments(rest + positional[1:])
     if unknown:
         name = re.match(r"[^\s:]*", unknown)[0]
         raise unknown_key(name, keys + list(run_opts.keys()))
@@ -348,9 +346,7 @@ def load_recipe(hparams_file, overrides):
             overrides.get("corpus_csv") or data_folder,
         )
     with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(
-            file, overrides, overrides_must_match=False
-        )
+        hparams = load_hyperpyyaml(file, overrides, overrides_must_match=False)
     return hparams, overrides
 
 
@@ -418,5 +414,3 @@ def run_script(main):
         main(sys.argv[1:])
     except RecipeError as error:
         sys.exit(f"error: {error}")
-
-

@@ -60,9 +60,7 @@ def linear_probe(splits, cache, classes, strength=0.01):
         labels[name] = [e["label"] for e in entries]
     model = make_pipeline(
         StandardScaler(),
-        LogisticRegression(
-            C=strength, max_iter=2000, class_weight="balanced"
-        ),
+        LogisticRegression(C=strength, max_iter=2000, class_weight="balanced"),
     )
     model.fit(pooled["train"], labels["train"])
     predictions = model.predict(pooled["test"]).tolist()

@@ -43,9 +43,7 @@ KNOWN_COUNTS = {
 }
 
 
-def prepare_emodb(
-    data_folder, corpus_csv, max_skipped=0.01, audio_index=None
-):
+def prepare_emodb(data_folder, corpus_csv, max_skipped=0.01, audio_index=None):
     """Writes the corpus table and prints its counts beside the known ones.
 
     Arguments
@@ -106,7 +104,9 @@ def prepare_emodb(
         f"{name} {found.get(name, 0)}/{known}"
         for name, known in KNOWN_COUNTS.items()
     )
-    complete = all(found.get(n, 0) == known for n, known in KNOWN_COUNTS.items())
+    complete = all(
+        found.get(n, 0) == known for n, known in KNOWN_COUNTS.items()
+    )
     verdict = "complete" if complete else "they differ: a partial corpus"
     logger.info(
         f"EmoDB utterances, found/release: {counts}. In all {len(table)} of "
