@@ -15,7 +15,6 @@ place and renamed, so that a half-written one is never read.
 
 import hashlib
 import json
-import os
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor

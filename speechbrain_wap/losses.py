@@ -1,6 +1,5 @@
 """The losses of adapter training (Eq. 1 and 6)."""
 
-import torch
 from torch.nn import functional as F
 
 

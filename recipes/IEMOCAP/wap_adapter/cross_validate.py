@@ -18,7 +18,6 @@ import time
 from pathlib import Path
 
 import yaml
-
 from speechbrain.utils.distributed import (
     ddp_init_group,
     if_main_process,
@@ -26,6 +25,7 @@ from speechbrain.utils.distributed import (
     run_on_main,
 )
 from speechbrain.utils.run_opts import RunOptions
+
 from speechbrain_wap.corpus import list_sessions, split_sessions
 from speechbrain_wap.data import prepare_table
 from speechbrain_wap.errors import RecipeError

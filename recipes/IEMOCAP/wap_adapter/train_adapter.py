@@ -12,16 +12,16 @@ On several GPUs:
 > torchrun --nproc_per_node=4 train_adapter.py hparams/adapter.yaml ...
 """
 
-import torch
-from torch.nn import functional as F
-
 import speechbrain as sb
+import torch
 from speechbrain.utils.distributed import (
     ddp_init_group,
     is_distributed_initialized,
     run_on_main,
 )
 from speechbrain.utils.logger import get_logger
+from torch.nn import functional as F
+
 from speechbrain_wap.adapter_folder import write_adapter_record
 from speechbrain_wap.data import (
     describe_data,

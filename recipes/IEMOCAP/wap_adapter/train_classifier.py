@@ -14,9 +14,8 @@ Without --adapter_folder the WAP-Transformer is trained from scratch.
 import json
 
 import pandas as pd
-import torch
-
 import speechbrain as sb
+import torch
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.distributed import (
     ddp_init_group,
@@ -25,6 +24,7 @@ from speechbrain.utils.distributed import (
     run_on_main,
 )
 from speechbrain.utils.logger import get_logger
+
 from speechbrain_wap.adapter_folder import check_adapter, load_branch
 from speechbrain_wap.augmentation import augment_minorities, is_masked
 from speechbrain_wap.data import (
