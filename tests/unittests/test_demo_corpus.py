@@ -1,0 +1,233 @@
+"""Laws of the demo corpus: it is IEMOCAP in form, and the same every time."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from scipy.io import wavfile
+
+from speechbrain_wap.demo_corpus import LABELS, MARKER, main, make_demo_corpus
+from speechbrain_wap.errors import RecipeError
+
+TURN_LINE = re.compile(
+    r"\[(?P<start>\d+\.\d{4}) - (?P<end>\d+\.\d{4})\]\t"
+    r"(?P<turn>Ses0(?P<session>[1-5])[FM]_(?P<style>impro|script)"
+    r"\d\d(_\d[ab]?)?_(?P<actor>[FM])(?P<number>\d{3}))\t"
+    r"(?P<label>[a-z]{3})\t\[\d\.\d{4}, \d\.\d{4}, \d\.\d{4}\]"
+)
+
+
+def digest(folder):
+    """Hashes all names and bytes of a folder."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        total.update(str(path.relative_to(folder)).encode())
+        if path.is_file():
+            total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def read_turns(folder):
+    """Collects what the evaluation files say, and where the audio should be."""
+    turns = []
+    for path in sorted(folder.glob("Session*/dialog/EmoEvaluation/Ses*.txt")):
+        header, *lines = path.read_text().splitlines()
+        assert header.startswith("% [START_TIME - END_TIME] TURN_NAME EMOTION")
+        for line in lines:
+            if line.startswith("["):
+                turn = TURN_LINE.fullmatch(line).groupdict()
+                turn["dialog"] = path.stem
+                turn["wav"] = (
+                    path.parents[2]
+                    / "sentences"
+                    / "wav"
+                    / path.stem
+                    / f"{turn['turn']}.wav"
+                )
+                turns.append(turn)
+    return turns
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """The demo corpus as `make demo` has it."""
+    return make_demo_corpus(tmp_path_factory.mktemp("default") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """The smallest corpus."""
+    return make_demo_corpus(
+        tmp_path_factory.mktemp("small") / "corpus", utterances_per_speaker=6
+    )
+
+
+def test_sessions_speakers_and_labels(corpus):
+    turns = read_turns(corpus)
+    assert {turn["session"] for turn in turns} == set("12345")
+    per_speaker = Counter((turn["session"], turn["actor"]) for turn in turns)
+    assert len(per_speaker) == 10
+    assert set(per_speaker.values()) == {40}
+    assert {turn["label"] for turn in turns} == set(LABELS)
+    assert any("script01_1b" in turn["dialog"] for turn in turns)
+
+
+def test_both_actors_speak_in_each_dialog_and_count_from_zero(small, corpus):
+    for folder in (small, corpus):
+        numbers = defaultdict(list)
+        for turn in read_turns(folder):
+            key = turn["dialog"], turn["actor"]
+            numbers[key].append(int(turn["number"]))
+        dialogs = {dialog for dialog, _ in numbers}
+        assert set(numbers) == {(d, actor) for d in dialogs for actor in "FM"}
+        for found in numbers.values():
+            assert found == list(range(len(found)))
+
+
+def test_every_turn_has_its_wav_and_every_wav_its_turn(corpus):
+    turns = read_turns(corpus)
+    wavs = set(corpus.glob("Session*/sentences/wav/*/Ses*.wav"))
+    assert wavs == {turn["wav"] for turn in turns}
+    for turn in turns:
+        rate, samples = wavfile.read(turn["wav"])
+        assert (rate, samples.dtype, samples.ndim) == (16000, np.int16, 1)
+        seconds = len(samples) / rate
+        assert 0.8 <= seconds <= 2.2
+        stated = float(turn["end"]) - float(turn["start"])
+        assert stated == pytest.approx(seconds, abs=2e-4)
+        assert 1000 < np.abs(samples.astype(int)).max() < 32767
+
+
+def test_turns_of_a_dialog_do_not_overlap(small):
+    spans = defaultdict(list)
+    for turn in read_turns(small):
+        spans[turn["dialog"]].append((float(turn["start"]), float(turn["end"])))
+    for found in spans.values():
+        times = [time for span in sorted(found) for time in span]
+        assert times == sorted(times)
+
+
+def test_litter_lies_where_the_release_has_it(small):
+    for session in range(1, 6):
+        evaluation = small / f"Session{session}" / "dialog" / "EmoEvaluation"
+        for name in ("Categorical", "Attribute", "Self-evaluation"):
+            assert list((evaluation / name).glob("Ses*.txt"))
+        assert list(evaluation.glob("._*.txt"))
+        wavs = small / f"Session{session}" / "sentences" / "wav"
+        assert list(wavs.glob("*/._*.wav"))
+        assert list(wavs.glob("*/*.pk"))
+
+
+def test_each_session_has_enough_improvised_turns_of_each_class(corpus):
+    merged = {"ang": "ang", "hap": "hap", "exc": "hap", "sad": "sad"}
+    merged["neu"] = "neu"
+    counts = Counter(
+        (turn["session"], merged[turn["label"]])
+        for turn in read_turns(corpus)
+        if turn["style"] == "impro" and turn["label"] in merged
+    )
+    for session in "12345":
+        ang, hap, sad, neu = (
+            counts[session, label] for label in ("ang", "hap", "sad", "neu")
+        )
+        assert 6 <= ang < hap < sad < neu
+
+
+def test_every_speaker_is_louder_and_brighter_in_anger_than_in_sadness(corpus):
+    level, brightness = defaultdict(list), defaultdict(list)
+    for turn in read_turns(corpus):
+        _, samples = wavfile.read(turn["wav"])
+        power = np.abs(np.fft.rfft(samples / 32768)) ** 2
+        high = power[len(power) // 8 : len(power) // 2]  # 1 to 4 kHz
+        key = turn["session"], turn["actor"], turn["label"]
+        level[key].append(10 * np.log10(power.sum() / len(samples)))
+        brightness[key].append(10 * np.log10(high.sum() / power.sum()))
+    for session in "12345":
+        for actor in "FM":
+            for measure in (level, brightness):
+                ang = np.mean(measure[session, actor, "ang"])
+                sad = np.mean(measure[session, actor, "sad"])
+                assert ang > sad + 2.0, f"speaker {session}{actor}"
+
+
+def test_same_seed_gives_the_same_bytes_in_another_process(small, tmp_path):
+    command = [sys.executable, "-m", "speechbrain_wap.demo_corpus", "again"]
+    done = subprocess.run(
+        [*command, "--utterances_per_speaker=6"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "2",
+            "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.fullmatch(
+        r"Made 60 utterances \(\d\.\d minutes\) in 5 sessions with 10 speakers:"
+        r" again\n",
+        done.stdout,
+    )
+    assert digest(tmp_path / "again") == digest(small)
+
+
+def test_other_seed_gives_other_speech(small, tmp_path):
+    other = make_demo_corpus(tmp_path, seed=1, utterances_per_speaker=6)
+    name = "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"
+    assert (other / name).read_bytes() != (small / name).read_bytes()
+
+
+def test_complete_corpus_is_kept_and_incomplete_one_is_remade(
+    small, tmp_path, capsys
+):
+    arguments = [str(tmp_path / "corpus"), "--utterances_per_speaker=6"]
+    main(arguments)
+    main(arguments)
+    verbs = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert verbs == ["Made", "Kept"]
+
+    folder = tmp_path / "corpus"
+    (folder / MARKER).unlink()
+    next(folder.rglob("Ses02*.wav")).write_bytes(b"RIFF")
+    (folder / "Session3" / "left_over.txt").write_text("of a killed run")
+    main(arguments)
+    assert digest(folder) == digest(small)
+
+    next(folder.rglob("Ses04*.wav")).unlink()
+    main(arguments)
+    assert digest(folder) == digest(small)
+
+
+def test_folder_of_other_files_is_left_alone(tmp_path):
+    precious = tmp_path / "Session1" / "notes.txt"
+    precious.parent.mkdir()
+    precious.write_text("the real release")
+    before = digest(tmp_path)
+    with pytest.raises(RecipeError, match="no demo corpus"):
+        make_demo_corpus(tmp_path, utterances_per_speaker=6)
+    with pytest.raises(SystemExit, match="choose a new or empty folder"):
+        main([str(tmp_path)])
+    assert digest(tmp_path) == before
+
+
+def test_corpus_of_other_parameters_is_left_alone(small):
+    before = digest(small)
+    with pytest.raises(RecipeError, match="utterances_per_speaker=6"):
+        make_demo_corpus(small, seed=1, utterances_per_speaker=6)
+    assert digest(small) == before
+
+
+@pytest.mark.parametrize(
+    "parameters", [{"seed": -1}, {"utterances_per_speaker": 5}]
+)
+def test_parameters_out_of_range_are_named(tmp_path, parameters):
+    (name,) = parameters
+    with pytest.raises(RecipeError, match=f"{name}={parameters[name]}"):
+        make_demo_corpus(tmp_path / "corpus", **parameters)
+    assert not (tmp_path / "corpus").exists()
