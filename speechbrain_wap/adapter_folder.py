@@ -23,6 +23,7 @@ MODEL_KEYS = (
     "mlp_layers",
     "mlp_residual",
     "normalize_before",
+    "input_norm",
 )
 
 

@@ -245,6 +245,34 @@ def extract_features(cache, splits, skipped_csv, max_skipped):
     }
 
 
+def measure_features(cache, entries):
+    """Computes mean and standard deviation of the frames, per dimension.
+
+    Arguments
+    ---------
+    cache : speechbrain_wap.features.FeatureCache
+        The filled feature cache.
+    entries : dict
+        Manifest entries of the training utterances, and of no others.
+
+    Returns
+    -------
+    mean : torch.Tensor
+        Shape [D].
+    std : torch.Tensor
+        Shape [D].
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for entry in entries.values():
+        feats = cache.read(entry["digest"]).double()
+        count += len(feats)
+        total = total + feats.sum(dim=0)
+        squares = squares + feats.square().sum(dim=0)
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0.0)
+    return mean.float(), variance.sqrt().float()
+
+
 def describe_data(splits, labels=None):
     """Digests what a run is trained and tested on, for the settings guard.
 

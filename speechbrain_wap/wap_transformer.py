@@ -14,6 +14,11 @@ class WAPTransformer(nn.Module):
     layers' outputs with learnable weights, Z = sum_l w_l X^l, and aggregates
     with an MLP. Padding never changes a valid frame's output.
 
+    Frames are standardised first by fixed statistics, per dimension, which are
+    those of the training data once ``set_input_statistics`` has been called
+    (mean 0 and deviation 1, hence no change, before). They belong to the
+    weights: encoders have dimensions whose mean dwarfs all that varies.
+
     The mask embedding replaces projected frames before the position embedding
     is added, as in BEiT, which the paper follows: a masked frame then still
     knows where it is.
@@ -82,6 +87,8 @@ class WAPTransformer(nn.Module):
         self.mlp_residual = mlp_residual
         self.softmax_weights = layer_weights == "softmax"
 
+        self.register_buffer("input_mean", torch.zeros(input_size))
+        self.register_buffer("input_std", torch.ones(input_size))
         self.projection = nn.Linear(input_size, d_model)
         self.position_embedding = nn.Parameter(torch.empty(max_frames, d_model))
         self.mask_embedding = nn.Parameter(torch.empty(d_model))
@@ -112,6 +119,30 @@ class WAPTransformer(nn.Module):
         if mlp_layers > 0:
             blocks.append(nn.Linear(d_model, d_model))
         self.mlp = nn.Sequential(*blocks)
+
+        for layer in self.layers:
+            # No dropout inside attention: on CPUs torch has no fused kernel
+            # with it, and the whole map of weights would be stored.
+            layer.self_attn.dropout = 0.0
+
+    def set_input_statistics(self, mean, std):
+        """Fixes the statistics by which frames are standardised.
+
+        Arguments
+        ---------
+        mean : torch.Tensor
+            Mean of the training data's frames, shape [input_size].
+        std : torch.Tensor
+            Their standard deviation, shape [input_size]; at least 1e-5 is
+            taken.
+
+        Example
+        -------
+        >>> net = WAPTransformer(4, d_model=8, nhead=2, d_ffn=8)
+        >>> net.set_input_statistics(torch.ones(4), torch.ones(4))
+        """
+        self.input_mean.copy_(mean)
+        self.input_std.copy_(std.clamp(min=1e-5))
 
     def average_weights(self):
         """Returns the weights w_l of the layers' average (Sec. II-A.2).
@@ -164,7 +195,8 @@ class WAPTransformer(nn.Module):
         _, valid = valid_frames(lens, num_steps)
         padding = ~valid  # (B, T)
 
-        x = self.projection(feats.masked_fill(padding[:, :, None], 0.0))
+        x = (feats - self.input_mean) / self.input_std
+        x = self.projection(x.masked_fill(padding[:, :, None], 0.0))
         if mask is not None:
             x = torch.where(mask[:, :, None], self.mask_embedding, x)
         x = self.dropout(x + self.position_embedding[:num_steps])

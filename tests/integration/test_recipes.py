@@ -124,7 +124,8 @@ def test_cross_validation_writes_what_the_interface_promises(cross_validation):
 def test_predictions_cover_the_held_out_session_once(cross_validation):
     folder, _, _ = cross_validation
     corpus = pd.read_csv(folder / "corpus.csv", dtype=str)
-    table = pd.read_csv(folder / "seed1" / "fold2" / "classifier/predictions.csv")
+    run_folder = folder / "seed1" / "fold2" / "classifier"
+    table = pd.read_csv(run_folder / "predictions.csv")
     columns = ["id", "session", "speaker", "label", "prediction"]
     classes = ["angry", "happy", "sad", "neutral"]
     assert list(table.columns) == [*columns, *classes]
@@ -323,7 +324,8 @@ def test_bad_input_gets_one_clear_sentence(case, tiny, tmp_path, monkeypatch):
     from speechbrain_wap.errors import RecipeError
 
     folder = RECIPES / "IEMOCAP" / "wap_adapter"
-    spec = util.spec_from_file_location("script", folder / "train_classifier.py")
+    path = folder / "train_classifier.py"
+    spec = util.spec_from_file_location("script", path)
     script = util.module_from_spec(spec)
     spec.loader.exec_module(script)
     options, expected = BAD_INPUT[case]
@@ -337,9 +339,7 @@ def test_bad_input_gets_one_clear_sentence(case, tiny, tmp_path, monkeypatch):
         )
 
 
-def test_an_unreadable_wav_is_named_without_a_traceback(
-    tiny, corpus, tmp_path
-):
+def test_an_unreadable_wav_is_named_without_a_traceback(tiny, corpus, tmp_path):
     turns = sorted(corpus.glob("Session*/sentences/wav/*/Ses*.wav"))
     rows = [
         {"id": p.stem, "wav": p, "speaker": p.stem[:5], "session": p.stem[4]}

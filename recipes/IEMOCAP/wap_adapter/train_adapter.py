@@ -27,6 +27,7 @@ from speechbrain_wap.data import (
     describe_data,
     extract_features,
     make_dataset,
+    measure_features,
     prepare_adapter_data,
     read_manifests,
 )
@@ -123,9 +124,9 @@ class AdapterBrain(sb.Brain):
 
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rate of the coming step."""
-        lr = self.hparams.lr_schedule(self.progress())
+        share = self.hparams.lr_schedule(self.progress())
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = share * self.optimizer.defaults["lr"]
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Moves the teacher, once per optimiser step (Eq. 2)."""
@@ -303,6 +304,10 @@ def main(arguments):
         ],
     )
     datasets = dataio_prep(hparams, splits, cache)
+    if hparams["input_norm"]:
+        statistics = measure_features(cache, splits["train"])
+        hparams["student"].set_input_statistics(*statistics)
+        hparams["teacher"].model.set_input_statistics(*statistics)
 
     # Loading an encoder draws random numbers, reading the cache does not.
     sb.utils.seed.seed_everything(hparams["seed"])

@@ -32,6 +32,7 @@ from speechbrain_wap.data import (
     extract_features,
     list_classes,
     make_dataset,
+    measure_features,
     prepare_classifier_data,
     read_manifests,
 )
@@ -105,11 +106,30 @@ class EmotionBrain(sb.Brain):
         """Returns the share of the optimiser steps that are done, 0 to 1."""
         return self.optimizer_step / max(self.num_steps - 1, 1)
 
+    def init_optimizers(self):
+        """Makes one optimiser for the adapter and one for what is on top.
+
+        SpeechBrain clips the gradients of an optimiser's first group only, so
+        that two learning rates take two optimisers.
+        """
+        top = [
+            *self.modules.pooling.parameters(),
+            *self.modules.classifier.parameters(),
+        ]
+        self.optimizer = self.opt_class(self.modules.adapter.parameters())
+        self.optimizers_dict = {
+            "optimizer": self.optimizer,
+            "classifier_optimizer": self.hparams.classifier_opt_class(top),
+        }
+        for name, optimizer in self.optimizers_dict.items():
+            self.checkpointer.add_recoverable(name, optimizer)
+
     def on_fit_batch_start(self, batch, should_step):
-        """Sets the learning rate of the coming step."""
-        lr = self.hparams.lr_schedule(self.progress())
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        """Sets the learning rates of the coming step."""
+        share = self.hparams.lr_schedule(self.progress())
+        for optimizer in self.optimizers_dict.values():
+            for group in optimizer.param_groups:
+                group["lr"] = share * optimizer.defaults["lr"]
 
     def check_loss_isfinite(self, loss):
         """Stops at the first loss that is not finite, and says where."""
@@ -318,6 +338,9 @@ def main(arguments):
             hparams["adapter_branch"],
             hparams["adapter"],
         )
+    elif hparams["input_norm"]:
+        statistics = measure_features(cache, splits["train"])
+        hparams["adapter"].set_input_statistics(*statistics)
     brain = EmotionBrain(
         modules={**hparams["modules"], "classifier": classifier},
         opt_class=hparams["opt_class"],

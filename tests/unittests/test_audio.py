@@ -1,0 +1,176 @@
+"""Reading speech: whatever the file, one signal or one sentence."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from speechbrain_wap.audio import inspect_audio, read_audio
+from speechbrain_wap.errors import RecipeError
+
+
+def make_tone(frequency, seconds, sample_rate):
+    times = torch.arange(round(seconds * sample_rate)) / sample_rate
+    return 0.5 * torch.sin(2 * torch.pi * frequency * times)
+
+
+def test_mono_audio_at_the_encoders_rate_is_read_sample_by_sample(
+    tmp_path, signal
+):
+    samples = signal(0.2)
+    soundfile.write(tmp_path / "a.wav", samples.numpy(), 16000, "FLOAT")
+    read = read_audio(tmp_path / "a.wav", 16000)
+    assert read.dtype == torch.float32
+    assert torch.equal(read, samples)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_several_channels_become_their_mean(tmp_path, channels):
+    samples = torch.rand(channels, 800) - 0.5
+    soundfile.write(tmp_path / "a.wav", samples.T.numpy(), 16000, "FLOAT")
+    read = read_audio(tmp_path / "a.wav", 16000)
+    assert torch.allclose(read, samples.mean(dim=0), atol=1e-7)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+def test_another_rate_is_resampled_to_the_same_sound(tmp_path, rate):
+    tone = make_tone(440, 0.5, rate)
+    soundfile.write(tmp_path / "a.wav", tone.numpy(), rate, "FLOAT")
+    read = read_audio(tmp_path / "a.wav", 16000)
+    assert len(read) == math.ceil(len(tone) * 16000 / rate)
+    expected = make_tone(440, 0.5, 16000)
+    middle = slice(2000, 6000)  # the filter rings at both ends
+    assert (read[middle] - expected[middle]).abs().max() < 0.01
+
+
+def test_stereo_audio_of_another_rate_is_mixed_and_resampled(tmp_path):
+    tone = make_tone(440, 0.5, 44100)
+    both = torch.stack([1.5 * tone, 0.5 * tone], dim=1)
+    soundfile.write(tmp_path / "both.wav", both.numpy(), 44100, "FLOAT")
+    soundfile.write(tmp_path / "mono.wav", tone.numpy(), 44100, "FLOAT")
+    mixed = read_audio(tmp_path / "both.wav", 16000)
+    expected = read_audio(tmp_path / "mono.wav", 16000)
+    assert mixed.shape == expected.shape
+    assert torch.allclose(mixed, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, subtype, step",
+    [
+        ("a.wav", "PCM_U8", 2**-7),
+        ("a.wav", "PCM_16", 2**-15),
+        ("a.wav", "PCM_24", 2**-23),
+        ("a.wav", "PCM_32", 2**-24),
+        ("a.wav", "FLOAT", 2**-24),
+        ("a.wav", "DOUBLE", 2**-24),
+        ("a.flac", "PCM_16", 2**-15),
+        ("a.flac", "PCM_24", 2**-23),
+    ],
+)
+def test_every_sample_format_keeps_its_precision_and_scale(
+    tmp_path, signal, name, subtype, step
+):
+    samples = signal(0.1)
+    soundfile.write(tmp_path / name, samples.numpy(), 16000, subtype)
+    read = read_audio(tmp_path / name, 16000)
+    assert (read - samples).abs().max() <= step
+
+
+def write_text_file(path):
+    path.write_text("no audio at all, " * 50)
+
+
+def write_no_samples(path):
+    soundfile.write(path, np.zeros(0, "float32"), 16000)
+
+
+def write_nan(path):
+    samples = np.zeros(100, "float32")
+    samples[50] = np.nan
+    soundfile.write(path, samples, 16000, "FLOAT")
+
+
+def write_infinity(path):
+    samples = np.zeros((100, 2), "float32")
+    samples[99, 1] = -np.inf
+    soundfile.write(path, samples, 16000, "FLOAT")
+
+
+def write_half_a_header(path):
+    soundfile.write(path, np.zeros(100, "float32"), 16000)
+    path.write_bytes(path.read_bytes()[:20])
+
+
+UNREADABLE = {
+    "text": (write_text_file, "cannot be read as audio"),
+    "nothing": (lambda path: path.write_bytes(b""), "cannot be read as audio"),
+    "half a header": (write_half_a_header, "cannot be read as audio"),
+    "no samples": (write_no_samples, "no samples"),
+    "NaN": (write_nan, "NaN or infinite"),
+    "infinity": (write_infinity, "NaN or infinite"),
+    "a missing file": (lambda path: None, "cannot be"),
+    "a folder": (lambda path: path.mkdir(), "cannot be"),
+}
+
+
+@pytest.mark.parametrize("read", [read_audio, inspect_audio])
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_unreadable_audio_is_one_sentence_that_names_the_file(
+    tmp_path, kind, read
+):
+    write, reason = UNREADABLE[kind]
+    path = tmp_path / "Ses01F 01.wav"
+    write(path)
+    arguments = [path, 16000] if read is read_audio else [path]
+    with pytest.raises(RecipeError) as error:
+        read(*arguments)
+    assert str(error.value).startswith(str(path))
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["with space.wav", "Äußerung №7 怒り.wav", "a,b#c=d 'e'.wav"]
+)
+def test_a_path_may_hold_any_character(tmp_path, make_wav, name):
+    path = make_wav(tmp_path / "Ordner mit Ä" / name)
+    assert len(read_audio(path, 16000)) == 1600
+    assert inspect_audio(path)[0] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_the_duration_is_in_seconds_whatever_the_rate_and_channels(
+    tmp_path, rate, channels
+):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros((rate // 4, channels)), rate)
+    assert inspect_audio(path)[0] == 0.25
+
+
+def test_the_digest_is_of_the_bytes_and_not_of_the_place(tmp_path, make_wav):
+    original = make_wav(tmp_path / "a.wav", seed=1)
+    (tmp_path / "b").mkdir()
+    elsewhere = shutil.copyfile(original, tmp_path / "b" / "other.wav")
+    digest = inspect_audio(original)[1]
+    assert inspect_audio(elsewhere)[1] == digest
+    assert len(digest) == 32
+    assert int(digest, 16) >= 0  # hexadecimal
+
+    changed = bytearray(original.read_bytes())
+    changed[-1] ^= 1
+    original.write_bytes(changed)
+    assert inspect_audio(original)[1] != digest
+
+
+def test_the_same_samples_in_other_bytes_have_another_digest(tmp_path, signal):
+    samples = signal(0.1).numpy()
+    soundfile.write(tmp_path / "a.wav", samples, 16000, "PCM_16")
+    soundfile.write(tmp_path / "a.flac", samples, 16000, "PCM_16")
+    digests = {
+        inspect_audio(tmp_path / name)[1] for name in ("a.wav", "a.flac")
+    }
+    assert len(digests) == 2

@@ -1,0 +1,276 @@
+"""Laws of the checkpoints: whole or not there, and nothing is forgotten."""
+
+import errno
+import json
+import os
+
+import pytest
+import torch
+import yaml
+from helpers import generator
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from torch import nn
+
+from speechbrain_wap.checkpoints import (
+    METAFILE,
+    Checkpointer,
+    EpochStatistics,
+    RandomState,
+)
+from speechbrain_wap.errors import RecipeError
+
+
+@register_checkpoint_hooks
+class Fuse:
+    """Recoverable that raises while it is saved, once it is set to."""
+
+    error = None
+
+    @mark_as_saver
+    def save(self, path):
+        """Writes half of its file, and raises the error if there is one."""
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("ha")
+            if self.error is not None:
+                raise self.error
+            file.write("lf")
+
+    @mark_as_loader
+    def load(self, path, end_of_epoch):
+        """Takes a whole file only."""
+        with open(path, encoding="utf-8") as file:
+            assert file.read() == "half"
+
+
+class Run:
+    """A training with one weight, in a folder that outlives it."""
+
+    def __init__(self, folder, value=0.0):
+        self.model = nn.Linear(1, 1, bias=False)
+        self.fuse = Fuse()
+        self.checkpointer = Checkpointer(
+            folder, {"model": self.model, "fuse": self.fuse}
+        )
+        self.set(value)
+
+    def set(self, value):
+        """Sets the weight."""
+        nn.init.constant_(self.model.weight, value)
+
+    def resume(self):
+        """Gives the weight that a new run in the folder starts from."""
+        new = Run(self.checkpointer.checkpoints_dir)
+        found = new.checkpointer.recover_if_possible()
+        return None if found is None else new.model.weight.item()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose weight was saved as 1 and is 2 now."""
+    run = Run(tmp_path / "save", 1.0)
+    run.checkpointer.save_checkpoint(meta={"epoch": 1})
+    run.set(2.0)
+    return run
+
+
+def test_a_whole_checkpoint_is_found(run):
+    assert run.resume() == 1.0
+    saved = run.checkpointer.save_checkpoint(meta={"epoch": 2, "UA": 0.5})
+    assert run.resume() == 2.0
+    assert not list(saved.path.glob("*.partial"))
+    with open(saved.path / METAFILE, encoding="utf-8") as file:
+        meta = yaml.safe_load(file)
+    assert meta == saved.meta
+    assert meta["epoch"] == 2 and meta["UA"] == 0.5 and meta["end-of-epoch"]
+
+
+def test_where_nothing_is_saved_nothing_is_found(tmp_path):
+    assert Run(tmp_path).resume() is None
+
+
+@pytest.mark.parametrize(
+    "error, raised",
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (RuntimeError("bug"), RuntimeError),
+        (OSError(errno.ENOSPC, "No space left on device"), RecipeError),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", [None, "named"])
+def test_a_checkpoint_interrupted_while_written_is_not_found(
+    run, error, raised, name
+):
+    run.fuse.error = error
+    with pytest.raises(raised):
+        run.checkpointer.save_checkpoint(name=name)
+    # it did get as far as the model
+    folders = list(run.checkpointer.checkpoints_dir.iterdir())
+    assert all((folder / "model.ckpt").exists() for folder in folders)
+    assert len(folders) == 2
+    assert run.resume() == 1.0
+    # and the run may go on
+    run.fuse.error = None
+    run.set(3.0)
+    run.checkpointer.save_checkpoint(name=name)
+    assert run.resume() == 3.0
+
+
+def test_the_first_checkpoint_interrupted_leaves_none(tmp_path):
+    run = Run(tmp_path)
+    run.fuse.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run.checkpointer.save_checkpoint()
+    assert run.resume() is None
+
+
+def test_a_folder_with_a_partial_meta_file_is_no_checkpoint(run):
+    saved = run.checkpointer.save_checkpoint()
+    assert run.resume() == 2.0
+    os.replace(saved.path / METAFILE, saved.path / f"{METAFILE}.partial")
+    assert run.resume() == 1.0
+    run.checkpointer.save_and_keep_only(num_to_keep=1)
+    assert run.resume() == 2.0
+
+
+def test_the_older_checkpoints_go_when_the_new_one_is_whole(run):
+    run.fuse.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        run.checkpointer.save_and_keep_only(num_to_keep=1)
+    assert len(run.checkpointer.list_checkpoints()) == 1
+    assert run.resume() == 1.0
+    run.fuse.error = None
+    run.checkpointer.save_and_keep_only(num_to_keep=1)
+    assert len(run.checkpointer.list_checkpoints()) == 1
+    assert run.resume() == 2.0
+
+
+def test_a_folder_that_cannot_be_written_is_a_recipe_error(run):
+    folder = run.checkpointer.checkpoints_dir
+    folder.rename(folder.with_name("elsewhere"))
+    folder.write_text("a file in the folder's place")
+    with pytest.raises(RecipeError) as error:
+        run.checkpointer.save_checkpoint()
+    assert str(folder) in str(error.value)
+
+
+def test_the_systems_reason_is_part_of_the_message(run):
+    run.fuse.error = OSError(errno.EROFS, "Read-only file system")
+    with pytest.raises(RecipeError, match="Read-only file system"):
+        run.checkpointer.save_checkpoint()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.xfail(
+    strict=True,
+    raises=RuntimeError,
+    reason="torch.save reports a full disk as a RuntimeError",
+)
+def test_a_full_disk_is_a_recipe_error(run):
+    folder = run.checkpointer.checkpoints_dir / "CKPT+full"
+    folder.mkdir()
+    (folder / "model.ckpt").symlink_to("/dev/full")
+    try:
+        with pytest.raises(RecipeError):
+            run.checkpointer.save_checkpoint(name="full")
+    finally:
+        assert run.resume() == 1.0
+
+
+def test_a_checkpoint_restores_the_random_state(tmp_path):
+    recoverables = {"random_state": RandomState()}
+    torch.manual_seed(1)
+    torch.rand(3)
+    Checkpointer(tmp_path, recoverables).save_checkpoint()
+    expected = torch.rand(100)
+    torch.manual_seed(2)
+    assert not torch.equal(torch.rand(100), expected)
+    Checkpointer(tmp_path, recoverables).recover_if_possible()
+    assert torch.equal(torch.rand(100), expected)
+
+
+def test_saving_does_not_draw_random_numbers(tmp_path):
+    state = torch.get_rng_state()
+    Checkpointer(tmp_path, {"random_state": RandomState()}).save_checkpoint()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+STEPS = [
+    {"loss": 0.5, "UA": 0.25},
+    {"loss": 2.0, "UA": 0.5},
+    {"loss": 1, "UA": 0},
+]
+
+
+@pytest.mark.parametrize("as_type", [float, torch.tensor], ids=str)
+def test_means_are_over_the_steps_of_the_epoch(tmp_path, as_type):
+    statistics = EpochStatistics(tmp_path / "history.json")
+    for epoch in (1, 2):
+        for step in STEPS:
+            statistics.add({k: as_type(v * epoch) for k, v in step.items()})
+        means = statistics.means()
+        assert means == pytest.approx(
+            {"loss": 3.5 / 3 * epoch, "UA": epoch / 4}
+        )
+        assert all(type(value) is float for value in means.values())
+        statistics.end_epoch({"epoch": epoch})
+        assert statistics.means() == {}
+
+
+def test_statistics_hold_no_graph(tmp_path):
+    statistics = EpochStatistics(tmp_path / "history.json")
+    weight = torch.ones((), requires_grad=True)
+    for _ in range(2):
+        statistics.add({"loss": 3.0 * weight})
+    assert not statistics.sums["loss"].requires_grad
+    assert statistics.means() == {"loss": 3.0}
+
+
+def test_the_file_has_a_row_for_each_epoch(tmp_path):
+    path = tmp_path / "new" / "history.json"
+    statistics = EpochStatistics(path)
+    rows = []
+    for epoch in (1, 2, 3):
+        rows.append({"epoch": epoch, "loss": 1.0 / epoch, "name": "é"})
+        statistics.end_epoch(rows[-1])
+        assert json.loads(path.read_text(encoding="utf-8")) == rows
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("interrupted_after", range(len(STEPS) + 1))
+def test_an_interruption_changes_neither_means_nor_rows(
+    tmp_path, interrupted_after
+):
+    def make(name):
+        statistics = EpochStatistics(tmp_path / f"{name}.json")
+        return statistics, Checkpointer(
+            tmp_path / "save", {"statistics": statistics}
+        )
+
+    def go_on(statistics, start):
+        for step in steps[start:]:
+            statistics.add({k: torch.tensor(v) for k, v in step.items()})
+        means = statistics.means()
+        statistics.end_epoch({"epoch": 2, **means})
+        return means
+
+    steps = [{"loss": float(x)} for x in torch.rand(3, generator=generator())]
+    whole, checkpointer = make("whole")
+    whole.end_epoch({"epoch": 1, "loss": 9.0})
+    for step in steps[:interrupted_after]:
+        whole.add({k: torch.tensor(v) for k, v in step.items()})
+    checkpointer.save_checkpoint()
+    expected = go_on(whole, interrupted_after)
+    # lost again, since no checkpoint has it
+    whole.end_epoch({"epoch": 3})
+
+    resumed, checkpointer = make("whole")
+    checkpointer.recover_if_possible()
+    assert go_on(resumed, interrupted_after) == expected
+    rows = [{"epoch": 1, "loss": 9.0}, {"epoch": 2, **expected}]
+    assert resumed.rows == rows
+    assert json.loads((tmp_path / "whole.json").read_text()) == rows

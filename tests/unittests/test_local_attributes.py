@@ -1,0 +1,539 @@
+"""Laws of the local attributes, and Eq. 3 to 5 against plain loops."""
+
+import io
+import math
+
+import pytest
+import torch
+from helpers import assert_near, generator
+
+from speechbrain_wap import local_attributes
+from speechbrain_wap.local_attributes import LocalAttributes
+
+DIM = 3
+RULES = [
+    {"update_rule": "count"},
+    {"update_rule": "count", "count_decay": 0.6},
+    {"update_rule": "constant", "rate": 0.3},
+]
+
+
+def make_attributes(num_attributes=6, **settings):
+    """Makes attributes with a random codebook, as if initialised."""
+    attributes = LocalAttributes(num_attributes, DIM, **settings)
+    attributes.codebook.copy_(
+        torch.randn(num_attributes, DIM, generator=generator(99))
+    )
+    attributes.initialised = True
+    return attributes
+
+
+def make_frames(count, seed=0):
+    """Draws frames [N, D]."""
+    return torch.randn(count, DIM, generator=generator(seed))
+
+
+def make_batches(num_batches=5, num_attributes=6, start=0):
+    """Draws batches of frames with random codes; one attribute gets none."""
+    batches = []
+    for seed in range(start, start + num_batches):
+        z = make_frames(20 + seed, seed)
+        codes = torch.randint(
+            num_attributes - 1, (len(z),), generator=generator(seed)
+        )
+        batches.append((z, codes))
+    return batches
+
+
+def state_of(attributes):
+    """Copies the whole state, counters included, as plain values."""
+    return {
+        name: value.tolist() if torch.is_tensor(value) else dict(value)
+        for name, value in attributes.state_dict().items()
+    }
+
+
+def rows(tensor):
+    """Gives the rows as tuples, to compare frames by their values."""
+    return [tuple(row) for row in tensor.tolist()]
+
+
+def quantisation_loss(attributes, z, codes):
+    """Sums the squared distances of frames and their attributes (Eq. 3)."""
+    difference = z.double() - attributes.codebook.double()[codes]
+    return float(difference.square().sum())
+
+
+# Assignment, Eq. 4
+
+
+@pytest.mark.parametrize("chunk", [7, 50, 8192])
+def test_assign_finds_the_nearest_attribute(monkeypatch, chunk):
+    monkeypatch.setattr(local_attributes, "CHUNK_FRAMES", chunk)
+    attributes = make_attributes(16)
+    # of various norms, so that a missing |p|^2 shows
+    attributes.codebook *= torch.linspace(0.1, 3.0, 16)[:, None]
+    z = make_frames(50)
+    distances = torch.cdist(z.double(), attributes.codebook.double())
+    codes = attributes.assign(z)
+    assert codes.shape == (50,)
+    assert torch.equal(codes, distances.argmin(dim=-1))
+    assert len(codes.unique()) > 5
+
+
+def test_assign_changes_nothing():
+    attributes = make_attributes()
+    z = make_frames(40)
+    before, frames = state_of(attributes), z.clone()
+    first = attributes.assign(z)
+    assert torch.equal(attributes.assign(z), first)
+    assert state_of(attributes) == before
+    assert torch.equal(z, frames)
+
+
+def test_assign_is_precise_under_autocast():
+    attributes = make_attributes(200)
+    z = make_frames(300)
+    with torch.autocast("cpu", torch.bfloat16):
+        codes = attributes.assign(z)
+    assert torch.equal(codes, attributes.assign(z))
+
+
+# Update, Eq. 5
+
+
+def test_count_without_decay_is_equation_5_with_the_step_one_over_n():
+    attributes = make_attributes()
+    expected = attributes.codebook.double()
+    numbers = [0] * 6
+    members = [[] for _ in range(6)]
+    for z, codes in make_batches():
+        attributes.update(z, codes)
+        for frame, i in zip(z.double(), codes.tolist()):
+            numbers[i] += 1
+            expected[i] += (frame - expected[i]) / numbers[i]  # Eq. 5
+            members[i].append(frame)
+        assert_near(attributes.codebook, expected)
+        assert_near(attributes.counts, numbers)
+    for i, frames in enumerate(members):
+        if frames:
+            assert_near(attributes.codebook[i], torch.stack(frames).mean(0))
+
+
+def test_count_with_decay_forgets_old_frames():
+    decay = 0.6
+    attributes = make_attributes(update_rule="count", count_decay=decay)
+    expected = attributes.codebook.double()
+    numbers = [0.0] * 6
+    for z, codes in make_batches():
+        attributes.update(z, codes)
+        for i in range(6):
+            old = decay * numbers[i]
+            total = old * expected[i]
+            numbers[i] = old
+            for frame, code in zip(z.double(), codes.tolist()):
+                if code == i:
+                    total = total + frame
+                    numbers[i] += 1.0
+            if numbers[i] > old:
+                expected[i] = total / numbers[i]
+        assert_near(attributes.codebook, expected)
+        assert_near(attributes.counts, numbers)
+
+
+def test_constant_moves_by_the_rate_towards_the_mean_of_the_batch():
+    rate = 0.3
+    attributes = make_attributes(update_rule="constant", rate=rate)
+    expected = attributes.codebook.double()
+    for z, codes in make_batches():
+        attributes.update(z, codes)
+        for i in range(6):
+            frames = [f for f, c in zip(z.double(), codes.tolist()) if c == i]
+            if frames:
+                mean = sum(frames) / len(frames)
+                expected[i] += rate * (mean - expected[i])
+        assert_near(attributes.codebook, expected)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_attributes_without_frames_do_not_move(rule):
+    attributes = make_attributes(**rule)
+    start = attributes.codebook.clone()
+    for z, codes in make_batches():
+        attributes.update(z, codes)
+    assert torch.equal(attributes.codebook[5], start[5])
+    assert (attributes.codebook[:5] != start[:5]).all()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("seed", range(5))
+def test_an_update_with_its_own_batch_lowers_equation_3(rule, seed):
+    attributes = make_attributes(**rule)
+    z = make_frames(60, seed)
+    codes = attributes.assign(z)
+    before = quantisation_loss(attributes, z, codes)
+    attributes.update(z, codes)
+    after = quantisation_loss(attributes, z, codes)
+    assert after < before
+    # and choosing anew does not raise it again
+    again = quantisation_loss(attributes, z, attributes.assign(z))
+    assert again <= after + 1e-6
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_update_does_not_change_its_arguments(rule):
+    attributes = make_attributes(revive_after=1, **rule)
+    z = make_frames(20).requires_grad_()
+    codes = attributes.assign(z)
+    frames, chosen = z.detach().clone(), codes.clone()
+    attributes.update(z, codes)
+    # what was revived is a copy of a frame, not the frame itself
+    assert attributes.num_revived > 0
+    attributes.update(2.0 * z, codes)
+    assert torch.equal(z, frames) and torch.equal(codes, chosen)
+    assert not attributes.codebook.requires_grad
+
+
+# Initialisation
+
+
+@pytest.mark.parametrize("num_frames", [20, 7])
+def test_attributes_start_on_frames_of_the_batch_without_repetition(num_frames):
+    attributes = LocalAttributes(7, DIM)
+    assert not attributes.initialised
+    z = make_frames(num_frames)
+    attributes.initialise_(z)
+    assert attributes.initialised
+    codebook = rows(attributes.codebook)
+    assert set(codebook) <= set(rows(z))
+    assert len(set(codebook)) == 7
+
+
+def test_with_fewer_frames_than_attributes_all_frames_are_used_evenly():
+    attributes = LocalAttributes(8, DIM)
+    z = make_frames(3)
+    attributes.initialise_(z)
+    codebook = rows(attributes.codebook)
+    assert sorted(codebook.count(row) for row in rows(z)) == [2, 3, 3]
+    # the copies lose every tie
+    assert attributes.assign(z).max() < 3
+
+
+def test_initialisation_spreads_over_the_whole_batch():
+    z = torch.arange(300.0)[:, None].expand(-1, DIM)
+    attributes = LocalAttributes(60, DIM)
+    attributes.initialise_(z)
+    thirds = (attributes.codebook[:, 0] // 100).long().bincount(minlength=3)
+    assert (thirds >= 10).all()
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_initialisation_is_a_function_of_the_seed(seed):
+    codebooks = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        state = torch.get_rng_state()
+        attributes = LocalAttributes(10, DIM, seed=seed)
+        attributes.initialise_(make_frames(40))
+        codebooks.append(attributes.codebook)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(*codebooks)
+    other = LocalAttributes(10, DIM, seed=seed + 1)
+    other.initialise_(make_frames(40))
+    assert not torch.equal(other.codebook, codebooks[0])
+
+
+def test_attributes_start_independent_of_the_frames():
+    attributes = LocalAttributes(4, DIM)
+    z = make_frames(9)
+    frames = z.clone()
+    attributes.initialise_(z)
+    attributes.codebook.add_(1.0)
+    assert torch.equal(z, frames)
+
+
+# Revival, D5
+
+
+@pytest.mark.parametrize("revive_after", [1, 3])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_an_idle_attribute_is_put_on_a_frame_of_the_batch(rule, revive_after):
+    attributes = make_attributes(4, revive_after=revive_after, **rule)
+    start = attributes.codebook.clone()
+    for number in range(1, revive_after + 1):
+        assert torch.equal(attributes.codebook[1:], start[1:])
+        assert attributes.num_revived == 0
+        z = make_frames(12, seed=number)
+        attributes.update(z, torch.zeros(12, dtype=torch.long))
+    revived = rows(attributes.codebook[1:])
+    # on frames of the last batch, each on another one
+    assert set(revived) <= set(rows(z)) and len(set(revived)) == 3
+    assert rows(attributes.codebook)[0] not in rows(z)
+    assert attributes.num_revived == 3
+    assert attributes.usage_statistics()["revived"] == 3
+    # and they wait as long again
+    assert (attributes.idle == 0).all()
+
+
+def test_an_attribute_that_is_chosen_in_time_is_never_revived():
+    attributes = make_attributes(2, revive_after=3)
+    for number in range(12):
+        code = int(number % 3 == 2)  # 0 0 1 0 0 1 ...
+        attributes.update(make_frames(5, number), torch.full((5,), code))
+        assert attributes.idle.tolist()[code] == 0
+    assert attributes.num_revived == 0
+
+
+def test_a_revived_attribute_forgets_its_former_frames():
+    attributes = make_attributes(2, revive_after=2)
+    for code in (1, 0, 0):
+        attributes.update(make_frames(9), torch.full((9,), code))
+    assert attributes.num_revived == 1
+    z = make_frames(9, seed=7)
+    attributes.update(z, torch.ones(9, dtype=torch.long))
+    assert_near(attributes.codebook[1], z.double().mean(dim=0))
+
+
+def test_without_revival_an_idle_attribute_stays_for_ever():
+    attributes = make_attributes(3, revive_after=None)
+    start = attributes.codebook.clone()
+    for number in range(60):
+        attributes.update(
+            make_frames(4, number), torch.zeros(4, dtype=torch.long)
+        )
+    assert torch.equal(attributes.codebook[1:], start[1:])
+    assert attributes.idle.tolist() == [0, 60, 60]
+    assert attributes.num_revived == 0
+
+
+def test_revival_is_a_function_of_the_seed_and_the_number_of_updates():
+    z, codes = make_frames(50), torch.zeros(50, dtype=torch.long)
+    chosen = []
+    for seed, global_seed in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(global_seed)
+        attributes = make_attributes(5, revive_after=1, seed=seed)
+        for _ in range(2):
+            attributes.update(z, codes)
+            chosen.append(rows(attributes.codebook[1:]))
+    first, second, again, again_second, other, _ = chosen
+    assert first == again and second == again_second
+    assert first != other and first != second
+
+
+# The checkpoint
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_saved_codebook_goes_on_as_the_same(rule):
+    settings = {"num_attributes": 6, "revive_after": 2, "seed": 3, **rule}
+    attributes = make_attributes(**settings)
+    for batch in make_batches(3):
+        attributes.update(*batch)
+    assert attributes.num_revived > 0
+    file = io.BytesIO()
+    torch.save(attributes.state_dict(), file)
+    file.seek(0)
+    resumed = LocalAttributes(dim=DIM, **settings)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert resumed.initialised
+    for batch in make_batches(4, start=3):
+        attributes.update(*batch)
+        resumed.update(*batch)
+        assert state_of(resumed) == state_of(attributes)
+        assert resumed.usage_statistics() == attributes.usage_statistics()
+    assert resumed.num_updates == 7
+
+
+# The student's logits, Eq. 6
+
+
+def naive_logit(similarity, frame, attribute):
+    """Compares one frame with one attribute, number by number."""
+    pairs = list(zip(frame.tolist(), attribute.tolist()))
+    if similarity == "distance":
+        return -sum((x - y) ** 2 for x, y in pairs)
+    norms = [math.sqrt(sum(x * x for x in part)) for part in zip(*pairs)]
+    return sum(x * y for x, y in pairs) / (norms[0] * norms[1])
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "distance"])
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0])
+def test_logits_equal_the_formula(similarity, temperature):
+    attributes = make_attributes(similarity=similarity, temperature=temperature)
+    z = make_frames(11)
+    logits = attributes.logits(z)
+    assert logits.shape == (11, 6)
+    for frame, row in zip(z.double(), logits):
+        expected = [
+            naive_logit(similarity, frame, attribute) / temperature
+            for attribute in attributes.codebook.double()
+        ]
+        assert_near(row, expected, atol=2e-5 / temperature)
+
+
+def test_the_nearest_attribute_has_the_highest_distance_logit():
+    attributes = make_attributes(30, similarity="distance")
+    z = make_frames(80)
+    best = attributes.logits(z).argmax(dim=-1)
+    assert torch.equal(best, attributes.assign(z))
+
+
+def test_cosine_logits_do_not_see_the_frames_norm():
+    attributes = make_attributes()
+    z = make_frames(10)
+    assert_near(attributes.logits(7.0 * z), attributes.logits(z))
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "distance"])
+def test_the_frames_get_a_gradient_and_the_codebook_none(similarity):
+    attributes = make_attributes(similarity=similarity)
+    z = make_frames(10).requires_grad_()
+    attributes.logits(z)[:, 0].sum().backward()
+    assert (z.grad.abs().sum(dim=-1) > 0).all()
+    assert list(attributes.parameters()) == []
+    assert attributes.codebook.grad is None
+    assert not attributes.codebook.requires_grad
+
+
+@pytest.mark.parametrize(
+    "similarity",
+    [
+        "cosine",
+        pytest.param(
+            "distance",
+            marks=pytest.mark.xfail(
+                strict=True,
+                raises=RuntimeError,
+                reason="update writes into what the logits' backward needs",
+            ),
+        ),
+    ],
+)
+def test_the_codebook_may_be_updated_before_the_backward_pass(similarity):
+    # the order of train_adapter.py
+    gradients = []
+    for update_first in (False, True):
+        attributes = make_attributes(similarity=similarity)
+        z = make_frames(10).requires_grad_()
+        loss = attributes.logits(z).square().sum()
+        if update_first:
+            attributes.update(z, attributes.assign(z))
+        loss.backward()
+        gradients.append(z.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "distance"])
+def test_logits_are_float32_whatever_the_precision_around_them(similarity):
+    attributes = make_attributes(similarity=similarity)
+    z = make_frames(10)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = attributes.logits(z)
+    assert torch.equal(logits, attributes.logits(z))
+    assert attributes.logits(z.bfloat16()).dtype == torch.float32
+
+
+# The log
+
+
+@pytest.mark.parametrize(
+    "usage", [[1, 1, 1, 1], [0, 9, 0, 0], [5, 3, 0, 1], [2, 2, 0, 0]], ids=str
+)
+def test_usage_statistics_equal_the_formula(usage):
+    attributes = make_attributes(4)
+    codes = [i for i, count in enumerate(usage) for _ in range(count)]
+    half = len(codes) // 2
+    for part in (codes[:half], codes[half:]):  # summed over updates
+        attributes.update(
+            make_frames(len(part)), torch.tensor(part, dtype=torch.long)
+        )
+    shares = [count / sum(usage) for count in usage if count > 0]
+    entropy = -sum(share * math.log(share) for share in shares)
+    statistics = attributes.usage_statistics()
+    assert statistics["perplexity"] == pytest.approx(math.exp(entropy))
+    assert statistics["used"] == len(shares) / 4
+
+
+def test_perplexity_goes_from_one_to_the_number_of_attributes():
+    for codes, perplexity in (([3] * 8, 1.0), (list(range(8)) * 3, 8.0)):
+        attributes = make_attributes(8)
+        attributes.update(make_frames(len(codes)), torch.tensor(codes))
+        measured = attributes.usage_statistics()["perplexity"]
+        assert measured == pytest.approx(perplexity)
+
+
+def test_reset_usage_starts_the_log_anew_and_nothing_else():
+    attributes = make_attributes()
+    for batch in make_batches(2):
+        attributes.update(*batch)
+    before = state_of(attributes)
+    attributes.reset_usage()
+    assert attributes.usage_statistics()["used"] == 0.0
+    after = state_of(attributes)
+    assert before.pop("usage") != after.pop("usage")
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    "setting", [{"update_rule": "mean"}, {"similarity": "dot"}], ids=str
+)
+def test_an_unknown_setting_raises_an_error_that_names_it(setting):
+    ((name, value),) = setting.items()
+    with pytest.raises(ValueError, match=f"{name} is '{value}'"):
+        LocalAttributes(**setting)
+
+
+# Several processes
+
+
+def cluster(batches, **rule):
+    """Runs initialisation and a few updates; each step has its own frames."""
+    attributes = LocalAttributes(9, DIM, revive_after=2, **rule)
+    attributes.initialise_(batches[0])
+    for z in batches:
+        attributes.update(z, attributes.assign(z))
+    return attributes
+
+
+def whole_batches():
+    """Draws batches far from each other, so that attributes fall idle."""
+    return [make_frames(21, seed) + 3.0 * seed for seed in range(6)]
+
+
+def run_rank(rank, folder):
+    """Clusters its part of the frames; writes the end state of each rule."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/store", rank=rank, world_size=2
+    )
+    # parts of different size: 13 frames and 8
+    parts = [(z[:13], z[13:])[rank] for z in whole_batches()]
+    states = [state_of(cluster(parts, **rule)) for rule in RULES]
+    torch.save(states, f"{folder}/rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def rank_states(tmp_path_factory):
+    """The end states of two processes with a part of the frames each."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(run_rank, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("number", range(len(RULES)))
+def test_two_processes_learn_what_one_learns_from_all_frames(
+    rank_states, number
+):
+    alone = state_of(cluster(whole_batches(), **RULES[number]))
+    counters = alone.pop("_extra_state")
+    assert counters["num_revived"] > 0
+    for states in rank_states:
+        state = states[number]
+        assert state["_extra_state"] == counters
+        for name, values in alone.items():
+            assert_near(state[name], values)
+
+
+def test_two_processes_agree_to_the_bit(rank_states):
+    assert rank_states[0] == rank_states[1]

@@ -1,0 +1,115 @@
+"""The losses of adapter training against plain loops (Eq. 1, 6)."""
+
+import math
+
+import pytest
+import torch
+from helpers import assert_near, generator
+
+from speechbrain_wap.losses import (
+    adapter_loss,
+    masked_reconstruction_loss,
+    pseudo_label_loss,
+)
+
+B, T, D = 3, 7, 5
+
+
+def make_batch():
+    """Draws student and teacher frames and a mask of uneven rows."""
+    source = generator()
+    student, teacher = torch.randn(2, B, T, D, generator=source)
+    mask = torch.rand(B, T, generator=source) < 0.4
+    assert len(set(mask.sum(dim=1).tolist())) > 1
+    return student, teacher, mask
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_reconstruction_loss_is_equation_1(reduction):
+    student, teacher, mask = make_batch()
+    total, num_masked = 0.0, 0
+    for b in range(B):
+        for t in range(T):
+            if mask[b, t]:
+                num_masked += 1
+                for d in range(D):
+                    difference = teacher[b, t, d] - student[b, t, d]
+                    total += float(difference) ** 2
+    expected = total / num_masked
+    if reduction == "mean":
+        expected /= D
+    loss = masked_reconstruction_loss(student, teacher, mask, reduction)
+    assert loss.shape == ()
+    assert_near(loss, expected)
+
+
+def test_the_printed_equation_is_the_default():
+    batch = make_batch()
+    assert masked_reconstruction_loss(*batch) == masked_reconstruction_loss(
+        *batch, reduction="sum"
+    )
+
+
+@pytest.mark.parametrize("fill", [1e6, float("nan")])
+def test_only_masked_frames_count(fill):
+    student, teacher, mask = make_batch()
+    loss = masked_reconstruction_loss(student, teacher, mask)
+    for branch in (student, teacher):
+        branch[~mask] = fill
+        changed = masked_reconstruction_loss(student, teacher, mask)
+        assert_near(changed, loss, atol=0.0)
+
+
+def test_the_gradient_is_the_students_on_masked_frames_alone():
+    student, teacher, mask = make_batch()
+    student.requires_grad_()
+    teacher.requires_grad_()
+    masked_reconstruction_loss(student, teacher, mask).backward()
+    expected = 2.0 * (student - teacher) / mask.sum()
+    assert_near(student.grad, expected.masked_fill(~mask[:, :, None], 0.0))
+    assert teacher.grad is None
+
+
+def test_an_unknown_reduction_raises_an_error_that_names_it():
+    with pytest.raises(ValueError, match="reduction is 'none'"):
+        masked_reconstruction_loss(*make_batch(), reduction="none")
+
+
+@pytest.mark.parametrize("scale", [1.0, 200.0])
+def test_pseudo_label_loss_is_the_negative_log_softmax(scale):
+    logits = scale * torch.randn(6, 4, generator=generator())
+    codes = torch.tensor([0, 3, 1, 1, 2, 0])
+    total = 0.0
+    for row, code in zip(logits.double().tolist(), codes.tolist()):
+        # shifted by the largest, as exp(200) is too large
+        norm = sum(math.exp(value - max(row)) for value in row)
+        total -= row[code] - max(row) - math.log(norm)
+    loss = pseudo_label_loss(logits, codes)
+    assert loss.shape == ()
+    assert_near(loss, total / 6, atol=1e-6 * scale)
+
+
+def test_losses_are_float32_for_inputs_of_low_precision():
+    student, teacher, mask = make_batch()
+    low = [branch.bfloat16() for branch in (student, teacher)]
+    loss = masked_reconstruction_loss(*low, mask)
+    assert loss.dtype == torch.float32
+    # the difference is not rounded to bfloat16 either
+    exact = masked_reconstruction_loss(low[0].float(), low[1].float(), mask)
+    assert_near(loss, exact)
+    logits = torch.randn(6, 4, generator=generator()).bfloat16()
+    codes = torch.tensor([0, 3, 1, 1, 2, 0])
+    loss = pseudo_label_loss(logits, codes)
+    assert loss.dtype == torch.float32
+    assert_near(loss, pseudo_label_loss(logits.float(), codes), atol=0.0)
+
+
+@pytest.mark.parametrize("rec_weight", [0.0, 0.25, 0.5, 1.0])
+def test_adapter_loss_is_equation_6(rec_weight):
+    rec_loss = torch.tensor(3.0, requires_grad=True)
+    pce_loss = torch.tensor(7.0, requires_grad=True)
+    loss = adapter_loss(rec_loss, pce_loss, rec_weight)
+    assert_near(loss, rec_weight * 3.0 + (1.0 - rec_weight) * 7.0)
+    loss.backward()
+    assert_near(rec_loss.grad, rec_weight)
+    assert_near(pce_loss.grad, 1.0 - rec_weight)

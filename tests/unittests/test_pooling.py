@@ -1,0 +1,177 @@
+"""Laws of statistical attentive pooling, and Eq. 7 against plain loops."""
+
+import math
+
+import pytest
+import torch
+from helpers import assert_near, make_utterances, pad_batch, randomise_
+
+from speechbrain_wap.pooling import StatisticalAttentivePooling
+
+D, H = 5, 3
+LENGTHS = [8, 3, 1, 6]
+VARIANCES = ["weighted", "printed"]
+
+
+def make_pool(variance="weighted"):
+    """Makes a pool whose weight maps are far from even."""
+    pool = StatisticalAttentivePooling(D, H, variance)
+    return randomise_(pool, scale=1.0)
+
+
+def naive_weights(pool, z):
+    """Softmax over time of a linear map of each frame: A, [n][H]."""
+    maps = pool.attention.weight.detach().double()[:, :, 0]  # (H, D)
+    bias = pool.attention.bias.detach().double()
+    scores = [
+        [
+            float(sum(maps[h, d] * frame[d] for d in range(D)) + bias[h])
+            for h in range(H)
+        ]
+        for frame in z
+    ]
+    norms = [sum(math.exp(row[h]) for row in scores) for h in range(H)]
+    return [[math.exp(row[h]) / norms[h] for h in range(H)] for row in scores]
+
+
+def naive_pool(pool, z):
+    """Pools one utterance [n, D] by Eq. 7, number by number."""
+    weights = naive_weights(pool, z)
+    means, variances = [], []
+    for h in range(H):
+        for d in range(D):
+            values = [float(frame[d]) for frame in z]
+            a = [row[h] for row in weights]
+            mu = sum(w * x for w, x in zip(a, values))
+            if pool.variance == "weighted":
+                var = sum(w * (x - mu) ** 2 for w, x in zip(a, values))
+            else:
+                var = sum(w * w * x for w, x in zip(a, values)) - mu * mu
+            means.append(mu)
+            variances.append(var)
+    halves = []
+    for half in (means, variances):
+        norm = math.sqrt(sum(x * x for x in half))
+        halves += [x / norm for x in half]
+    return halves
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_pooling_is_equation_7(variance):
+    pool = make_pool(variance)
+    utterances = make_utterances([8, 3, 6], D)
+    pooled = pool(*pad_batch(utterances))
+    assert pooled.shape == (3, pool.output_size) == (3, 2 * H * D)
+    for row, z in zip(pooled, utterances):
+        assert_near(row, naive_pool(pool, z.double()))
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+@pytest.mark.parametrize("fill", [1e6, float("nan"), float("inf")])
+@pytest.mark.parametrize("num_steps", [max(LENGTHS), 30])
+def test_padding_does_not_change_the_embedding(variance, fill, num_steps):
+    pool = make_pool(variance)
+    utterances = make_utterances(LENGTHS, D)
+    together = pool(*pad_batch(utterances, fill, num_steps))
+    for row, z in zip(together, utterances):
+        assert_near(row, pool(z[None], torch.ones(1))[0])
+
+
+def test_weights_sum_to_one_over_the_valid_frames_and_are_zero_elsewhere():
+    pool = make_pool()
+    utterances = make_utterances(LENGTHS, D)
+    weights = pool.attention_map(*pad_batch(utterances, 1e6))
+    assert weights.shape == (len(LENGTHS), H, max(LENGTHS))
+    for row, n, z in zip(weights, LENGTHS, utterances):
+        assert (row[:, :n] > 0).all()
+        assert (row[:, n:] == 0).all()
+        assert_near(row.sum(dim=-1), torch.ones(H))
+        expected = torch.tensor(naive_weights(pool, z.double()))
+        assert_near(row[:, :n], expected.T)
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_each_half_has_unit_norm(variance):
+    pooled = make_pool(variance)(*pad_batch(make_utterances([9, 4], D)))
+    for half in pooled.chunk(2, dim=-1):
+        assert_near(half.norm(dim=-1), torch.ones(2))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 100.0])
+def test_the_weighted_variance_is_never_negative(offset):
+    utterances = [offset + z for z in make_utterances(LENGTHS, D)]
+    half = make_pool()(*pad_batch(utterances))[:, H * D :]
+    assert (half >= 0).all()
+
+
+def test_the_printed_variance_may_be_negative():
+    # why it is not the default, D3
+    utterances = make_utterances([1, 4], D)
+    half = make_pool("printed")(*pad_batch(utterances))[:, H * D :]
+    assert (half < 0).any()
+
+
+@pytest.mark.xfail(
+    strict=True, reason="rounding errors of E[z^2] - mu^2 get unit norm"
+)
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_the_weighted_variance_of_constant_frames_is_zero(scale):
+    (frame,) = make_utterances([1], D)
+    pooled = make_pool()(scale * frame.expand(1, 37, D), torch.ones(1))[0]
+    assert_near(pooled[H * D :], torch.zeros(H * D), atol=1e-3)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="E[z^2] - mu^2 cancels where the mean is large"
+)
+def test_the_weighted_variance_does_not_see_a_common_offset():
+    pool = make_pool()
+    (z,) = make_utterances([40], D)
+    half = pool((z + 100.0)[None], torch.ones(1))[0, H * D :]
+    expected = pool(z[None], torch.ones(1))[0, H * D :]
+    assert_near(half, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_an_utterance_of_one_frame_has_a_finite_embedding(variance):
+    pool = make_pool(variance)
+    (z,) = make_utterances([1], D)
+    z.requires_grad_()
+    pooled = pool(z[None], torch.ones(1))[0]
+    mean, var = pooled.split(H * D)
+    assert_near(mean, (z / z.norm() / math.sqrt(H)).repeat(1, H)[0])
+    if variance == "weighted":
+        assert (var == 0).all()
+    pooled.sum().backward()
+    for tensor in (pooled, z.grad, pool.attention.weight.grad):
+        assert torch.isfinite(tensor).all()
+
+
+def test_means_come_first_and_then_variances_each_head_by_head():
+    pool = make_pool()
+    with torch.no_grad():
+        pool.attention.weight.zero_()
+        pool.attention.bias.zero_()
+        # head 1 looks at the frame with the largest first dimension
+        pool.attention.weight[1, 0] = 1000.0
+    z = torch.zeros(1, 4, D)
+    z[0, 2] = torch.arange(1.0, D + 1)
+    mean, var = pool(z, torch.ones(1)).view(2, H, D)
+    frame = z[0, 2]
+    expected = torch.stack([frame / 4, frame, frame / 4])
+    assert_near(mean, expected / expected.norm())
+    square = frame.square() * (1 / 4 - 1 / 16)
+    expected = torch.stack([square, torch.zeros(D), square])
+    assert_near(var, expected / expected.norm())
+
+
+def test_pooling_does_not_see_the_order_of_frames():
+    pool = make_pool()
+    (z,) = make_utterances([9], D)
+    pooled = pool(torch.stack([z, z.flip(0)]), torch.ones(2))
+    assert_near(pooled[0], pooled[1])
+
+
+def test_an_unknown_variance_raises_an_error_that_names_it():
+    with pytest.raises(ValueError, match="variance is 'plain'"):
+        make_pool("plain")

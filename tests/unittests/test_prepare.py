@@ -1,0 +1,369 @@
+"""The corpora's own layouts: every turn once, with the right speaker."""
+
+import shutil
+
+import pandas as pd
+import pytest
+
+from speechbrain_wap.corpus import list_sessions, read_corpus_table
+from speechbrain_wap.errors import RecipeError
+
+# IEMOCAP ---------------------------------------------------------------------
+
+# Turns of each dialog; the label is the corpus's own.
+DIALOGS = {
+    "Ses{:02d}F_impro01": [("F000", "neu"), ("M000", "ang"), ("M001", "xxx")],
+    "Ses{:02d}M_impro05a": [("M027", "exc"), ("F003", "sad")],
+    "Ses{:02d}F_script01_1": [("F000", "hap"), ("M000", "fru")],
+    "Ses{:02d}M_script01_1b": [("F012", "oth"), ("M030", "neu")],
+}
+TURNS_PER_SESSION = 9
+
+
+def write_evaluation(path, turns):
+    """Writes an evaluation file as the release's."""
+    lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
+    for number, (turn, emo) in enumerate(turns):
+        start = 6.2901 + 10 * number
+        lines += [
+            f"[{start:.4f} - {start + 1.5:.4f}]\t{turn}\t{emo}\t"
+            "[2.5000, 2.5000, 2.5000]",
+            "C-E2:\tNeutral;\t()",
+            "C-F1:\tNeutral; Anger;\t(but [mildly] so)",
+            "A-E3:\tval 3; act 2; dom  2;\t()",
+            "",
+        ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+@pytest.fixture
+def make_iemocap(tmp_path, make_wav):
+    """Writes a tiny release, with all that lies about in the real one."""
+
+    def make(*sessions):
+        root = tmp_path / "IEMOCAP full release"
+        for session in sessions:
+            folder = root / f"Session{session}"
+            evaluation = folder / "dialog" / "EmoEvaluation"
+            wavs = folder / "sentences" / "wav"
+            for name in ("Attribute", "Categorical", "Self-evaluation"):
+                (evaluation / name).mkdir(parents=True)
+                litter = evaluation / name / "Ses01F_impro01_e2_cat.txt"
+                litter.write_text("Ses01F_impro01_F000 :Neutral; ()\n")
+            (folder / "dialog" / "wav").mkdir()
+            for name, turns in DIALOGS.items():
+                dialog = name.format(session)
+                named = [(f"{dialog}_{turn}", emo) for turn, emo in turns]
+                write_evaluation(evaluation / f"{dialog}.txt", named)
+                make_wav(folder / "dialog" / "wav" / f"{dialog}.wav")
+                for turn, _ in named:
+                    make_wav(wavs / dialog / f"{turn}.wav")
+                    mac = wavs / dialog / f"._{turn}.wav"
+                    mac.write_bytes(b"\x00\x05\x16\x07")
+                (evaluation / f"._{dialog}.txt").write_bytes(b"\x00\x05\x16")
+                (evaluation / f"{dialog}.pk").write_bytes(b"\x80\x04\x95")
+                (wavs / dialog / f"{dialog}.pk").write_bytes(b"\x80\x04")
+        (root / "Documentation").mkdir()
+        (root / "._Session1").write_bytes(b"\x00\x05\x16\x07")
+        (root / "README.txt").write_text("The IEMOCAP database")
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def iemocap(import_script):
+    return import_script("recipes/IEMOCAP/iemocap_prepare.py")
+
+
+@pytest.fixture
+def prepare(iemocap, tmp_path):
+    def run(root, **options):
+        return iemocap.prepare_iemocap(
+            root, tmp_path / "out" / "corpus.csv", **options
+        )
+
+    return run
+
+
+def test_every_turn_of_iemocap_is_one_row_labelled_or_not(
+    make_iemocap, prepare, tmp_path
+):
+    table = prepare(make_iemocap(1, 2, 3, 4, 5))
+    assert len(table) == 5 * TURNS_PER_SESSION
+    assert table["id"].is_unique
+    assert set(table["emo"]) == {*"neu ang xxx exc sad hap fru oth".split()}
+    assert (table["duration"] == 0.1).all()
+    assert list_sessions(table) == ["1", "2", "3", "4", "5"]
+    assert (table.groupby("session").size() == TURNS_PER_SESSION).all()
+    written = read_corpus_table(tmp_path / "out" / "corpus.csv")
+    assert written["id"].tolist() == table["id"].tolist()
+    assert written["style"].tolist() == table["style"].tolist()
+
+
+@pytest.mark.parametrize(
+    "turn, speaker, session, style, emo",
+    [
+        ("Ses01F_impro01_F000", "Ses01F", "1", "improvised", "neu"),
+        ("Ses01F_impro01_M001", "Ses01M", "1", "improvised", "xxx"),
+        ("Ses02M_impro05a_M027", "Ses02M", "2", "improvised", "exc"),
+        ("Ses02M_impro05a_F003", "Ses02F", "2", "improvised", "sad"),
+        ("Ses01F_script01_1_F000", "Ses01F", "1", "scripted", "hap"),
+        ("Ses02F_script01_1_M000", "Ses02M", "2", "scripted", "fru"),
+        ("Ses01M_script01_1b_F012", "Ses01F", "1", "scripted", "oth"),
+        ("Ses02M_script01_1b_M030", "Ses02M", "2", "scripted", "neu"),
+    ],
+)
+def test_the_speaker_is_who_speaks_the_turn_and_not_who_wears_the_markers(
+    make_iemocap, prepare, turn, speaker, session, style, emo
+):
+    root = make_iemocap(1, 2)
+    row = prepare(root).set_index("id").loc[turn]
+    assert row["speaker"] == speaker
+    assert row["session"] == session
+    assert row["style"] == style
+    assert row["emo"] == emo
+    dialog = turn.rpartition("_")[0]
+    wavs = root.resolve() / f"Session{session}" / "sentences" / "wav"
+    assert row["wav"] == str(wavs / dialog / f"{turn}.wav")
+
+
+def test_each_session_of_iemocap_has_its_own_two_speakers(
+    make_iemocap, prepare
+):
+    table = prepare(make_iemocap(1, 2, 3))
+    speakers = table.groupby("session")["speaker"].unique()
+    for session in "123":
+        expected = [f"Ses0{session}F", f"Ses0{session}M"]
+        assert sorted(speakers[session]) == expected
+
+
+def test_a_part_of_iemocap_passes_and_is_said_to_differ(
+    make_iemocap, prepare, caplog
+):
+    caplog.set_level("INFO")
+    assert len(prepare(make_iemocap(2, 4))) == 2 * TURNS_PER_SESSION
+    assert "differ from the full release" in caplog.text
+    # 6 of the 9 turns have a label of the classes
+    assert "In all 12 of 5531." in caplog.text
+
+
+def count_table(iemocap):
+    """A table with exactly the known counts, and labels beside them."""
+    rows = [
+        {"session": str(session), "emo": emo}
+        for emo, counts in iemocap.KNOWN_COUNTS.items()
+        for session, count in enumerate(counts, start=1)
+        for _ in range(count)
+    ]
+    others = [{"session": "1", "emo": "fru"}, {"session": "5", "emo": "xxx"}]
+    return pd.DataFrame(rows + others)
+
+
+def test_known_counts_of_iemocap_are_those_of_the_literature(iemocap):
+    known = pd.DataFrame(iemocap.KNOWN_COUNTS)
+    assert known.sum(axis=1).tolist() == [1085, 1023, 1151, 1031, 1241]
+    assert known.to_numpy().sum() == 5531
+    assert known["hap"].sum() + known["exc"].sum() == 1636
+    assert known[["ang", "sad", "neu"]].sum().tolist() == [1103, 1084, 1708]
+
+
+def test_equal_counts_are_said_to_agree_with_the_full_release(iemocap):
+    text = iemocap.describe_counts(count_table(iemocap))
+    assert "In all 5531 of 5531." in text
+    assert "agree with the full release" in text
+    assert "1241 / 1241" in text
+
+
+def test_one_utterance_too_few_or_moved_is_said_to_differ(iemocap):
+    table = count_table(iemocap)
+    text = iemocap.describe_counts(table[1:])
+    assert "In all 5530 of 5531." in text
+    assert "differ from the full release" in text
+    table.loc[0, "emo"] = "sad"  # the sum stays
+    text = iemocap.describe_counts(table)
+    assert "In all 5531 of 5531." in text
+    assert "differ from the full release" in text
+
+
+def test_a_missing_wav_of_iemocap_is_skipped_or_stops(make_iemocap, prepare):
+    root = make_iemocap(1)
+    turn = "Ses01F_impro01_M000"
+    folder = root / "Session1" / "sentences" / "wav" / "Ses01F_impro01"
+    (folder / f"{turn}.wav").unlink()
+    with pytest.raises(RecipeError, match=f"1 of 9.*{turn}"):
+        prepare(root)
+    table = prepare(root, max_skipped=0.2)
+    assert turn not in set(table["id"])
+    assert len(table) == TURNS_PER_SESSION - 1
+
+
+def test_a_missing_data_folder_is_named(prepare, tmp_path):
+    with pytest.raises(RecipeError, match="data_folder=.*nowhere"):
+        prepare(tmp_path / "nowhere")
+
+
+def test_a_folder_that_is_not_iemocap_is_refused(prepare, tmp_path):
+    (tmp_path / "wav").mkdir()
+    (tmp_path / "Session1").write_text("no folder")
+    with pytest.raises(RecipeError, match="Session1 to Session5"):
+        prepare(tmp_path)
+
+
+def test_a_session_without_evaluation_is_named(make_iemocap, prepare):
+    root = make_iemocap(1, 2)
+    evaluation = root / "Session2" / "dialog" / "EmoEvaluation"
+    for path in evaluation.glob("Ses*.txt"):
+        path.unlink()
+    with pytest.raises(RecipeError, match="Session2 is incomplete") as error:
+        prepare(root)
+    assert str(evaluation) in str(error.value)
+    shutil.rmtree(root / "Session2" / "dialog")
+    with pytest.raises(RecipeError, match="Session2 is incomplete"):
+        prepare(root)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n",
+        "<html>not found</html>\n",
+        "[6.2 - 8.2]\tSes01F_impro01_F000\n",
+        "[6.2 - 8.2]\tSes01F_other01_F000\tneu\t[2.5, 2.5, 2.5]\n",
+        "[6.2 - 8.2]\tSes01F_impro01_F000\tneu\n[9.1 - ",
+    ],
+)
+def test_an_empty_or_malformed_evaluation_file_is_named(
+    make_iemocap, prepare, content
+):
+    root = make_iemocap(1)
+    folder = root / "Session1" / "dialog" / "EmoEvaluation"
+    path = folder / "Ses01F_script01_1.txt"
+    path.write_text(content)
+    with pytest.raises(RecipeError) as error:
+        prepare(root)
+    assert str(path) in str(error.value)
+
+
+# EmoDB -----------------------------------------------------------------------
+
+SPEAKERS = ["03", "08", "09", "10", "11", "12", "13", "14", "15", "16"]
+WOMEN = {"08", "09", "13", "14", "16"}
+LETTERS = {
+    "W": "anger",
+    "L": "boredom",
+    "E": "disgust",
+    "A": "fear",
+    "F": "happiness",
+    "T": "sadness",
+    "N": "neutral",
+}
+
+
+@pytest.fixture(scope="session")
+def emodb(import_script):
+    return import_script("recipes/EmoDB/emodb_prepare.py")
+
+
+@pytest.fixture
+def make_emodb(tmp_path, make_wav):
+    """Writes a tiny EmoDB: each speaker, each emotion."""
+
+    def make(inside="wav"):
+        root = tmp_path / "EmoDB"
+        for speaker in SPEAKERS:
+            for letter in LETTERS:
+                name = f"{speaker}a01{letter}a.wav"
+                make_wav(root / inside / name, sample_rate=22050)
+        (root / inside / "._03a01Fa.wav").write_bytes(b"\x00\x05\x16\x07")
+        (root / inside / "readme.wav.txt").write_text("no speech")
+        make_wav(root / inside / "silence.wav")
+        return root
+
+    return make
+
+
+@pytest.mark.parametrize("inside", ["wav", "."])
+def test_emodb_names_are_read_in_wav_or_flat(
+    make_emodb, emodb, tmp_path, inside
+):
+    root = make_emodb(inside)
+    table = emodb.prepare_emodb(root, tmp_path / "corpus.csv")
+    assert len(table) == 70
+    assert (table["duration"] == 0.1).all()
+    row = table.set_index("id").loc["13a01Ta"]
+    assert row["speaker"] == "13"
+    assert row["emo"] == "sadness"
+    assert row["wav"] == str((root / inside / "13a01Ta.wav").resolve())
+    letters = {row["id"][5]: row["emo"] for _, row in table.iterrows()}
+    assert letters == LETTERS
+
+
+def test_each_fold_of_emodb_is_one_man_and_one_woman(
+    make_emodb, emodb, tmp_path
+):
+    table = emodb.prepare_emodb(make_emodb(), tmp_path / "corpus.csv")
+    assert len(list_sessions(table)) == 5
+    pairs = table.groupby("session")["speaker"].unique()
+    for pair in pairs:
+        assert len(set(pair) & WOMEN) == 1
+        assert len(set(pair) - WOMEN) == 1
+    assert sorted(speaker for pair in pairs for speaker in pair) == SPEAKERS
+
+
+@pytest.mark.parametrize("name", ["03b10Wc", "03a01W"])
+def test_other_texts_and_versions_of_emodb_are_read(
+    make_emodb, emodb, tmp_path, make_wav, name
+):
+    root = make_emodb()
+    make_wav(root / "wav" / f"{name}.wav")
+    table = emodb.prepare_emodb(root, tmp_path / "corpus.csv")
+    row = table.set_index("id").loc[name]
+    assert (row["speaker"], row["emo"]) == ("03", "anger")
+
+
+def test_a_speaker_that_emodb_does_not_have_is_named(
+    make_emodb, emodb, tmp_path, make_wav
+):
+    root = make_emodb()
+    make_wav(root / "wav" / "17a01Fa.wav")
+    with pytest.raises(RecipeError, match="17a01Fa.wav is of speaker 17"):
+        emodb.prepare_emodb(root, tmp_path / "corpus.csv")
+
+
+def test_a_folder_without_emodb_is_refused(emodb, tmp_path, make_wav):
+    make_wav(tmp_path / "other" / "Ses01F_impro01_F000.wav")
+    for folder in ("other", "missing"):
+        with pytest.raises(RecipeError, match=f"data_folder=.*{folder}"):
+            emodb.prepare_emodb(tmp_path / folder, tmp_path / "corpus.csv")
+
+
+def test_a_part_of_emodb_passes_and_is_said_to_differ(
+    make_emodb, emodb, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    emodb.prepare_emodb(make_emodb(), tmp_path / "corpus.csv")
+    assert "anger 10/127" in caplog.text
+    assert "In all 70 of 535, they differ" in caplog.text
+
+
+def test_the_real_emodb_has_535_utterances_and_the_known_counts(
+    shared, emodb, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    root = shared("corpora", "EmoDB")
+    table = emodb.prepare_emodb(root, tmp_path / "corpus.csv")
+    assert len(table) == 535
+    assert "In all 535 of 535, complete" in caplog.text
+    assert table["emo"].value_counts().to_dict() == {
+        "anger": 127,
+        "boredom": 81,
+        "disgust": 46,
+        "fear": 69,
+        "happiness": 71,
+        "neutral": 79,
+        "sadness": 62,
+    }
+    assert table["digest"].is_unique
+    assert sorted(set(table["speaker"])) == SPEAKERS

@@ -1,0 +1,154 @@
+"""Schedules, and the scores of emotion recognition (Sec. III-A)."""
+
+import math
+import random
+import warnings
+
+import pytest
+
+from speechbrain_wap.metrics import emotion_scores
+from speechbrain_wap.schedules import Schedule
+
+SHAPES = {
+    "linear": lambda progress: progress,
+    "cosine": lambda progress: math.sin(math.pi * progress / 2) ** 2,
+    "constant": lambda progress: 0.0,
+}
+CLASSES = ["angry", "happy", "neutral", "sad"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("start, end", [(1.0, 0.5), (0.0, 3.0), (2.0, 2.0)])
+def test_a_schedule_follows_its_shape(shape, start, end):
+    schedule = Schedule(start, end, shape)
+    for step in range(21):
+        progress = step / 20
+        done = SHAPES[shape](progress)
+        expected = (1.0 - done) * start + done * end
+        assert schedule(progress) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shape, last", [("linear", 0.5), ("cosine", 0.5)])
+def test_a_schedule_reaches_its_ends_exactly(shape, last):
+    schedule = Schedule(1.0, last, shape)
+    assert (schedule(0.0), schedule(1.0)) == (1.0, last)
+
+
+def test_a_constant_schedule_stays_at_its_start():
+    schedule = Schedule(1.0, 0.5, "constant")
+    assert {schedule(progress) for progress in (-1, 0, 0.3, 1, 2)} == {1.0}
+
+
+@pytest.mark.parametrize("shape", ["linear", "cosine"])
+def test_a_schedule_never_turns_round(shape):
+    schedule = Schedule(1.0, 0.5, shape)
+    values = [schedule(step / 50) for step in range(51)]
+    assert all(a > b for a, b in zip(values, values[1:]))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("outside, clipped", [(-0.5, 0.0), (1.5, 1.0)])
+def test_a_schedule_stays_at_its_ends_outside(shape, outside, clipped):
+    schedule = Schedule(1.0, 0.5, shape)
+    assert schedule(outside) == schedule(clipped)
+
+
+def test_a_schedule_is_linear_unless_told():
+    assert Schedule(0.0, 1.0)(0.25) == 0.25
+
+
+def test_an_unknown_shape_raises_an_error_that_names_it():
+    with pytest.raises(ValueError, match="'step'.*linear.*cosine.*constant"):
+        Schedule(1.0, 0.5, "step")
+
+
+def confuse(labels, predictions):
+    """Counts the utterances of each true class (row) and predicted class."""
+    confusion = [[0] * len(CLASSES) for _ in CLASSES]
+    for label, prediction in zip(labels, predictions):
+        confusion[CLASSES.index(label)][CLASSES.index(prediction)] += 1
+    return confusion
+
+
+def naive_scores(labels, predictions):
+    """Computes the scores from the confusion matrix."""
+    confusion = confuse(labels, predictions)
+    recalls, f1s, right = [], [], 0
+    for i in range(len(CLASSES)):
+        true = sum(confusion[i])
+        predicted = sum(row[i] for row in confusion)
+        right += confusion[i][i]
+        if true > 0:
+            recalls.append(confusion[i][i] / true)
+        if true + predicted > 0:
+            f1s.append(2 * confusion[i][i] / (true + predicted))
+    return {
+        "UA": sum(recalls) / len(recalls),
+        "WA": right / len(labels),
+        "F1": sum(f1s) / len(f1s),
+    }
+
+
+def draw_classes(count, seed, weights):
+    """Draws classes with the given weights."""
+    return random.Random(seed).choices(CLASSES, weights, k=count)
+
+
+@pytest.mark.parametrize(
+    "true_weights, predicted_weights",
+    [
+        ([1, 1, 1, 1], [1, 1, 1, 1]),
+        ([9, 1, 3, 1], [5, 1, 1, 1]),
+        # sad: never true; predicted, or not
+        ([4, 1, 2, 0], [1, 1, 1, 1]),
+        ([4, 1, 2, 0], [3, 1, 1, 0]),
+        # happy: true but never predicted
+        ([4, 1, 2, 1], [1, 0, 1, 1]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_equal_those_of_the_confusion_matrix(
+    true_weights, predicted_weights, seed
+):
+    labels = draw_classes(60, seed, true_weights)
+    predictions = draw_classes(60, seed + 10, predicted_weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = emotion_scores(labels, predictions, CLASSES)
+    assert scores == pytest.approx(naive_scores(labels, predictions))
+    assert scores["UA"] != pytest.approx(scores["WA"])
+
+
+def test_scores_do_not_depend_on_the_order_of_utterances_or_classes():
+    labels = draw_classes(50, 1, [4, 1, 2, 3])
+    predictions = draw_classes(50, 2, [1, 1, 1, 1])
+    expected = emotion_scores(labels, predictions, CLASSES)
+    pairs = sorted(zip(labels, predictions))
+    scores = emotion_scores(*zip(*pairs), CLASSES[::-1])
+    assert scores == pytest.approx(expected)
+
+
+def test_a_class_that_does_not_occur_is_left_out_of_the_averages():
+    labels, predictions = ["sad", "sad", "angry"], ["sad", "angry", "angry"]
+    assert emotion_scores(labels, predictions, CLASSES) == emotion_scores(
+        labels, predictions, ["angry", "sad"]
+    )
+
+
+def test_weighted_accuracy_is_high_where_only_the_largest_class_is_right():
+    labels = ["sad"] * 9 + ["angry"]
+    scores = emotion_scores(labels, ["sad"] * 10, ["angry", "sad"])
+    f1 = (18 / 19 + 0) / 2
+    assert scores == pytest.approx({"UA": 0.5, "WA": 0.9, "F1": f1})
+
+
+@pytest.mark.parametrize(
+    "labels, predictions",
+    [([], []), (["sad"], []), (["sad"], ["sad", "sad"])],
+    ids=str,
+)
+def test_scores_need_as_many_labels_as_predictions(labels, predictions):
+    message = f"{len(labels)} labels and {len(predictions)} predictions"
+    with pytest.raises(ValueError, match=message):
+        emotion_scores(labels, predictions, CLASSES)
