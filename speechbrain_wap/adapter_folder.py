@@ -1,5 +1,6 @@
 """What stage 2 takes over from an adapter training, and what it refuses."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -27,6 +28,22 @@ MODEL_KEYS = (
 )
 
 
+def record_digest(text):
+    """Digests a text for comparison.
+
+    Arguments
+    ---------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    digest : str
+        16 hexadecimal digits.
+    """
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
 def write_adapter_record(output_folder, settings, train, adapter_data):
     """Records what an adapter is and which utterances it has seen.
 
@@ -43,7 +60,9 @@ def write_adapter_record(output_folder, settings, train, adapter_data):
     """
     record = {
         "model": {key: settings[key] for key in MODEL_KEYS},
+        "settings": record_digest(json.dumps(settings, sort_keys=True)),
         "encoder_source": settings["encoder_source"],
+        "number_of_epochs": settings["number_of_epochs"],
         "adapter_data": adapter_data,
         "speakers": sorted({entry["speaker"] for entry in train.values()}),
         "utterances": sorted(entry["digest"] for entry in train.values()),
@@ -66,8 +85,8 @@ def check_adapter(adapter_folder, settings, splits):
 
     Returns
     -------
-    record : dict
-        What :func:`write_adapter_record` wrote.
+    identity : str
+        Digest of the adapter training's settings, for the settings guard.
 
     Raises
     ------
@@ -81,7 +100,8 @@ def check_adapter(adapter_folder, settings, splits):
             f"adapter_folder={adapter_folder} holds no {RECORD}: give the "
             "output folder of train_adapter.py."
         )
-    record = json.loads(path.read_text("utf-8"))
+    text = path.read_text("utf-8")
+    record, identity = json.loads(text), record_digest(text)
     for key in MODEL_KEYS:
         mine, theirs = settings[key], record["model"].get(key)
         if mine != theirs:
@@ -93,7 +113,7 @@ def check_adapter(adapter_folder, settings, splits):
                 f"{theirs}, but the classifier's is {mine}: make them agree."
             )
     if record["adapter_data"] == "all":
-        return record  # asked for; the report says so
+        return identity  # asked for; the report says so
     seen, speakers = set(record["utterances"]), set(record["speakers"])
     same_corpus = any(
         entry["digest"] in seen
@@ -110,7 +130,7 @@ def check_adapter(adapter_folder, settings, splits):
                     f"the adapter in {adapter_folder} was trained on that "
                     "speaker: use the adapter of the same fold and protocol."
                 )
-    return record
+    return identity
 
 
 def load_branch(adapter_folder, branch, adapter):
@@ -128,7 +148,8 @@ def load_branch(adapter_folder, branch, adapter):
     Raises
     ------
     RecipeError
-        If the branch is unknown, there is no checkpoint, or it does not fit.
+        If the branch is unknown, there is no checkpoint, the training is not
+        finished, or the weights do not fit.
     """
     if branch not in ("teacher", "student"):
         raise RecipeError(
@@ -142,6 +163,14 @@ def load_branch(adapter_folder, branch, adapter):
         raise RecipeError(
             f"adapter_folder={adapter_folder} holds no checkpoint: give the "
             "output folder of train_adapter.py."
+        )
+    record = json.loads(Path(adapter_folder, RECORD).read_text("utf-8"))
+    epoch, epochs = checkpoint.meta.get("epoch"), record["number_of_epochs"]
+    if epoch != epochs:
+        raise RecipeError(
+            f"the adapter training in {adapter_folder} is not finished (last "
+            f"full epoch saved: {epoch or 'none'} of {epochs}): run "
+            "train_adapter.py with the same options again."
         )
     state = torch.load(
         checkpoint.paramfiles[branch], map_location="cpu", weights_only=True

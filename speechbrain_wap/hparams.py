@@ -375,22 +375,22 @@ def record_settings(save_folder, settings):
     if path.is_file():
         recorded = json.loads(path.read_text("utf-8"))
         before = recorded["settings"]
-        # plain keys first: where d_model changed, so did what is built of it
         changed = sorted(
-            (
-                key
-                for key in {**before, **guarded}
-                if before.get(key) != guarded.get(key)
-            ),
-            key=lambda key: (isinstance(guarded.get(key), dict), key),
+            key
+            for key in {**before, **guarded}
+            if before.get(key) != guarded.get(key)
         )
+        # where d_model changed, so did the objects that are built with it
+        plain = [k for k in changed if not isinstance(guarded.get(k), dict)]
         cure = "choose another output_folder, or delete this one to start anew."
         if changed:
-            key = changed[0]
+            listing = ", ".join(
+                f"{key}={json.dumps(before.get(key))} (now "
+                f"{json.dumps(guarded.get(key))})"
+                for key in plain or changed
+            )
             raise RecipeError(
-                f"{save_folder} holds a run with {key}="
-                f"{json.dumps(before.get(key))}, but now {key}="
-                f"{json.dumps(guarded.get(key))}: {cure}"
+                f"{save_folder} holds a run with {listing}: {cure}"
             )
         if epochs < recorded["number_of_epochs"]:
             raise RecipeError(

@@ -10,7 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import RECIPES, TINY, command, run, run_well
+from recipe_runs import RECIPES, TINY, call, command, load_script, run, run_well
+
+from speechbrain_wap.errors import RecipeError
 
 ADAPTER = ["--num_attributes=8", "--number_of_epochs=3"]
 CLASSIFIER = ["--number_of_epochs=3"]
@@ -71,7 +73,7 @@ def kill_after_epoch(epoch, output_folder, *arguments):
 def adapter(tiny, tmp_path_factory):
     """An adapter of fold 1."""
     folder = tmp_path_factory.mktemp("adapter")
-    run_well(
+    call(
         "train_adapter.py",
         "adapter",
         *tiny,
@@ -157,7 +159,7 @@ def test_finished_folds_are_not_run_again(cross_validation):
     files = sorted(folder.glob("seed*/fold*/*/save"))
     times = [path.stat().st_mtime_ns for path in files]
     (folder / "results.json").unlink()
-    run_well(*arguments)
+    call(*arguments)
     assert (folder / "results.json").read_bytes() == before
     assert times == [path.stat().st_mtime_ns for path in files]
 
@@ -175,7 +177,7 @@ def test_two_runs_with_one_seed_are_the_same(tiny, adapter, tmp_path):
         arguments = [*tiny]
         if name == "cold":  # extraction must not move the random numbers
             arguments.append(f"--cache_folder={tmp_path / 'cache'}")
-        run_well(
+        call(
             "train_classifier.py",
             "classifier",
             *(arguments + CLASSIFIER),
@@ -191,7 +193,7 @@ def test_a_killed_adapter_training_ends_as_if_it_had_not_been(
 ):
     arguments = ["train_adapter.py", "adapter", *tiny, *ADAPTER]
     kill_after_epoch(1, tmp_path, *arguments)
-    run_well(*arguments, f"--output_folder={tmp_path}")
+    call(*arguments, f"--output_folder={tmp_path}")
     assert_equal_states(load_checkpoint(tmp_path), load_checkpoint(adapter))
     history = (tmp_path / "history.json").read_bytes()
     assert history == (adapter / "history.json").read_bytes()
@@ -202,25 +204,39 @@ def test_a_training_killed_within_an_epoch_goes_on_there(tiny, tmp_path):
     arguments += ["--number_of_epochs=4", "--batch_size=4"]
     arguments += ["--ckpt_interval_minutes=0", "--ckpt_interval_steps=3"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    run_well(*arguments, f"--output_folder={whole}")
+    call(*arguments, f"--output_folder={whole}")
     kill_after_epoch(2, killed, *arguments)
-    run_well(*arguments, f"--output_folder={killed}")
+    call(*arguments, f"--output_folder={killed}")
     for name in ("predictions.csv", "scores.json", "history.json"):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
 
 
 def test_the_adapter_of_another_fold_is_refused(tiny, adapter, tmp_path):
-    code, said = run(
-        "train_classifier.py",
-        "classifier",
-        *tiny,
-        *CLASSIFIER,
-        "--fold=2",
-        f"--adapter_folder={adapter}",
-        f"--output_folder={tmp_path}",
-    )
-    assert code != 0 and "speaker Ses02" in said
-    assert "Traceback" not in said
+    with pytest.raises(RecipeError, match="speaker Ses02"):
+        call(
+            "train_classifier.py",
+            "classifier",
+            *tiny,
+            *CLASSIFIER,
+            "--fold=2",
+            f"--adapter_folder={adapter}",
+            f"--output_folder={tmp_path}",
+        )
+
+
+def test_an_unfinished_adapter_is_refused(tiny, tmp_path):
+    arguments = ["train_adapter.py", "adapter", *tiny, *ADAPTER]
+    arguments.append("--number_of_epochs=200")
+    kill_after_epoch(1, tmp_path / "adapter", *arguments)
+    with pytest.raises(RecipeError, match="not finished"):
+        call(
+            "train_classifier.py",
+            "classifier",
+            *tiny,
+            *CLASSIFIER,
+            f"--adapter_folder={tmp_path / 'adapter'}",
+            f"--output_folder={tmp_path / 'classifier'}",
+        )
 
 
 def test_two_ranks_train_both_stages(tiny, tmp_path):
@@ -319,15 +335,8 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_gets_one_clear_sentence(case, tiny, tmp_path, monkeypatch):
-    from importlib import util
-
-    from speechbrain_wap.errors import RecipeError
-
     folder = RECIPES / "IEMOCAP" / "wap_adapter"
-    path = folder / "train_classifier.py"
-    spec = util.spec_from_file_location("script", path)
-    script = util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("train_classifier.py")
     options, expected = BAD_INPUT[case]
     usual = TINY if "data folder" in case else tiny
     monkeypatch.chdir(tmp_path)
@@ -355,6 +364,6 @@ def test_an_unreadable_wav_is_named_without_a_traceback(tiny, corpus, tmp_path):
     code, said = run(*arguments)
     assert code != 0 and "broken.wav" in said and "Traceback" not in said
     # let pass on demand, and listed
-    run_well(*arguments, "--max_skipped=0.5")
+    call(*arguments, "--max_skipped=0.5")
     skipped = pd.read_csv(tmp_path / "out" / "skipped.csv")
     assert skipped["id"].tolist() == [rows[3]["id"]]

@@ -181,6 +181,8 @@ class EmotionBrain(sb.Brain):
         """Tabulates the predictions in the order of the manifest."""
         rows = []
         for key, entry in split.items():
+            if self.debug and key not in self.predicted:
+                continue  # --debug stops after a few batches
             probabilities = self.predicted[key]
             best = max(range(len(self.classes)), key=probabilities.__getitem__)
             rows.append(
@@ -324,7 +326,7 @@ def main(arguments):
     if hparams["adapter_folder"]:
         settings["adapter"] = check_adapter(
             hparams["adapter_folder"], settings, splits
-        )["model"]
+        )
     run_on_main(record_settings, args=[hparams["save_folder"], settings])
     datasets = dataio_prep(hparams, splits, cache, classes)
 

@@ -1,0 +1,75 @@
+"""Starts the recipes' scripts as a user does."""
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RECIPES = REPOSITORY / "recipes"
+
+# The smallest model that still has every part.
+TINY = [
+    "--encoder_source=fbank",
+    "--d_model=16",
+    "--nhead=2",
+    "--d_ffn=32",
+    "--max_frames=300",
+    "--batch_size=16",
+    "--lr=0.001",
+    "--noprogressbar",
+]
+
+
+def command(script, *arguments, corpus="IEMOCAP", launcher=()):
+    """Builds a command line as it is typed in the recipe's folder."""
+    names = [name for name in arguments if not name.startswith("--")]
+    options = [name for name in arguments if name.startswith("--")]
+    files = [f"hparams/{name}.yaml" for name in names]
+    return {
+        "args": [sys.executable, *launcher, script, *files, *options],
+        "cwd": RECIPES / corpus / "wap_adapter",
+        "env": {**os.environ, "OMP_NUM_THREADS": "1"},
+    }
+
+
+def run(script, *arguments, **kwargs):
+    """Runs a script to its end; returns its exit code and what it said."""
+    done = subprocess.run(
+        **command(script, *arguments, **kwargs),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def run_well(script, *arguments, **kwargs):
+    """Runs a script that must succeed; returns what it said."""
+    code, said = run(script, *arguments, **kwargs)
+    assert code == 0, said[-3000:]
+    return said
+
+
+@functools.cache
+def load_script(name):
+    """Imports a script of the recipe under its own name."""
+    path = RECIPES / "IEMOCAP" / "wap_adapter" / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = script
+    spec.loader.exec_module(script)
+    return script
+
+
+def call(script, *arguments):
+    """Runs a script within this process, which spares its imports."""
+    typed = command(script, *arguments)
+    before = os.getcwd()
+    os.chdir(typed["cwd"])
+    try:
+        load_script(script).main(typed["args"][2:])
+    finally:
+        os.chdir(before)
