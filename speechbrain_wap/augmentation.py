@@ -72,8 +72,10 @@ def augment_minorities(manifest, strategy="balance", seed=0):
             ).initial_seed()
         )
         for i in range(largest - size):
-            key = members[i % size]
-            augmented[f"{key}+{i // size + 1}"] = {
+            key, number = members[i % size], i // size + 1
+            while f"{key}+{number}" in augmented:  # may be an utterance's id
+                number += 1
+            augmented[f"{key}+{number}"] = {
                 **manifest[key],
                 "mask_probability": 1.0,
             }

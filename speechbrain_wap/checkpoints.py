@@ -6,6 +6,7 @@ statistics of the epochs so far.
 
 import json
 import os
+import shutil
 
 import torch
 from speechbrain.utils import checkpoints as sb_checkpoints
@@ -47,11 +48,14 @@ class Checkpointer(sb_checkpoints.Checkpointer):
             if if_main_process():
                 partial = checkpoint.path / f"{METAFILE}.partial"
                 os.replace(partial, checkpoint.path / METAFILE)
-        except OSError as error:
+                for left in self.checkpoints_dir.glob(f"*/{partial.name}"):
+                    shutil.rmtree(left.parent)  # of a run that was killed
+        except (OSError, RuntimeError) as error:  # torch.save raises either
+            reason = getattr(error, "strerror", None) or error
             raise RecipeError(
                 f"no checkpoint can be saved in {self.checkpoints_dir} "
-                f"({error.strerror or error}): the last one is kept; make "
-                "room and run the same command again."
+                f"({reason}): the last one is kept; make room and run the "
+                "same command again."
             )
         return checkpoint
 

@@ -269,10 +269,12 @@ class LocalAttributes(nn.Module):
                 z = F.normalize(z, dim=-1)
                 scores = z @ F.normalize(self.codebook, dim=-1).T
             else:
+                # a copy: the gradient needs it after `update` has moved on
+                codebook = self.codebook.clone()
                 scores = (
-                    2.0 * z @ self.codebook.T
+                    2.0 * z @ codebook.T
                     - z.square().sum(dim=-1, keepdim=True)
-                    - self.codebook.square().sum(dim=-1)
+                    - codebook.square().sum(dim=-1)
                 )
             return scores / self.temperature
 

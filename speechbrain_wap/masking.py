@@ -58,8 +58,9 @@ def sample_frame_mask(num_frames, mask_ratio, generator=None):
     num_utterances, longest = len(num_frames), int(num_frames.max())
     scores = torch.rand(num_utterances, longest, generator=generator)
     padding = torch.arange(longest)[None, :] >= num_frames[:, None]  # (B, T)
-    ranks = scores.masked_fill(padding, 2.0).argsort(dim=1).argsort(dim=1)
-    return ranks < num_masked[:, None]
+    # a random order of 0 to n - 1 for each utterance, padding behind it
+    order = scores.masked_fill(padding, 2.0).argsort(dim=1)
+    return order < num_masked[:, None]
 
 
 def utterance_generator(seed, epoch, utterance_id, purpose="mask"):

@@ -14,8 +14,8 @@ def emotion_scores(labels, predictions, classes):
     predictions : list of str
         Predicted class of each utterance.
     classes : list of str
-        All classes. One that is neither a label nor a prediction is left out
-        of the averages, since its scores are undefined.
+        All classes. One that is no utterance's label has no recall and is
+        left out of UA; one that is not predicted either is left out of F1.
 
     Returns
     -------

@@ -83,11 +83,18 @@ class StatisticalAttentivePooling(nn.Module):
         """
         weights = self.attention_map(z, lens)
         _, valid = valid_frames(lens, z.shape[1])
-        z = z.float().masked_fill(~valid[:, :, None], 0.0)
+        padding = ~valid[:, :, None]
+        z = z.float().masked_fill(padding, 0.0)
         mean = weights @ z  # (B, H, D)
         if self.variance == "weighted":
-            # never below zero but for rounding
-            var = (weights @ z.square() - mean.square()).clamp(min=0.0)
+            # The variance does not see a shift, float32 does: without the
+            # plain mean, frames far from zero keep their digits.
+            centre = (
+                z.sum(dim=1, keepdim=True) / valid.sum(dim=1)[:, None, None]
+            )
+            centred = (z - centre).masked_fill(padding, 0.0)
+            var = weights @ centred.square() - (mean - centre).square()
+            var = var.clamp(min=0.0)  # never below zero but for rounding
         else:
             var = weights.square() @ z - mean.square()
         return torch.cat(

@@ -62,8 +62,6 @@ class EMATeacher(nn.Module):
         student : torch.nn.Module
             The student branch, wrapped for distributed training or not.
         """
-        student = getattr(student, "module", student)
-        student = getattr(student, "_orig_mod", student)
         torch._foreach_lerp_(
             list(self.model.parameters()),
             list(student.parameters()),

@@ -133,8 +133,8 @@ class WAPTransformer(nn.Module):
         mean : torch.Tensor
             Mean of the training data's frames, shape [input_size].
         std : torch.Tensor
-            Their standard deviation, shape [input_size]; at least 1e-5 is
-            taken.
+            Their standard deviation, shape [input_size]. A dimension that is
+            constant (below 1e-5) is only shifted.
 
         Example
         -------
@@ -142,7 +142,7 @@ class WAPTransformer(nn.Module):
         >>> net.set_input_statistics(torch.ones(4), torch.ones(4))
         """
         self.input_mean.copy_(mean)
-        self.input_std.copy_(std.clamp(min=1e-5))
+        self.input_std.copy_(torch.where(std < 1e-5, torch.ones_like(std), std))
 
     def average_weights(self):
         """Returns the weights w_l of the layers' average (Sec. II-A.2).

@@ -205,6 +205,16 @@ def test_the_written_table_holds_all_and_reads_as_it_was(table, tmp_path):
     assert not csv.with_name("skipped.csv").exists()
 
 
+def test_durations_and_digests_are_measured_whatever_the_user_wrote(
+    table, tmp_path
+):
+    claimed = table.assign(duration="9", digest="x")
+    written = write_corpus_table(claimed, tmp_path / "corpus.csv")
+    assert (written["duration"] == 0.1).all()
+    assert written["digest"].nunique() == 8
+    assert list(written.columns).count("digest") == 1
+
+
 def test_an_id_that_repeats_is_named(table, tmp_path):
     table.loc[5, "id"] = table.loc[1, "id"]
     with pytest.raises(RecipeError, match=f"the id {table.loc[1, 'id']} "):
@@ -502,7 +512,9 @@ def test_each_session_is_held_out_once_and_never_trained_on(protocol, number):
 
 @pytest.mark.parametrize("fold", [0, 6, -1, "1"])
 def test_a_fold_that_does_not_exist_is_refused_with_those_that_do(fold):
-    with pytest.raises(RecipeError, match=f"fold {fold} .*1 \\(a\\), 2 \\(b\\)"):
+    with pytest.raises(
+        RecipeError, match=f"fold {fold} .*1 \\(a\\), 2 \\(b\\)"
+    ):
         split_sessions(list("abcde"), fold)
 
 
@@ -549,7 +561,9 @@ def test_speakers_of_one_split_each_are_let_pass():
     ],
 )
 def test_a_speaker_in_two_splits_is_named_with_both(splits, names):
-    manifests = dict(zip(("train", "valid", "test"), (speak(*s) for s in splits)))
+    manifests = dict(
+        zip(("train", "valid", "test"), (speak(*s) for s in splits))
+    )
     with pytest.raises(RecipeError) as error:
         check_speakers(manifests)
     speaker, first, second = names

@@ -9,8 +9,10 @@ import torch
 from speechbrain_wap.adapter_folder import (
     MODEL_KEYS,
     check_adapter,
+    load_branch,
     write_adapter_record,
 )
+from speechbrain_wap.checkpoints import Checkpointer
 from speechbrain_wap.data import (
     SPLITS,
     describe_data,
@@ -25,6 +27,7 @@ from speechbrain_wap.data import (
 from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.features import FeatureCache
+from speechbrain_wap.teacher import EMATeacher
 
 PROTOCOLS = ["paper", "held_out"]
 FOLDS = [1, 2, 3, 4, 5]
@@ -436,17 +439,19 @@ def test_classes_that_the_yaml_does_not_order_are_in_natural_order(classes):
 # The adapter that stage 2 takes over -----------------------------------------
 
 SETTINGS = {key: f"some {key}" for key in MODEL_KEYS}
-SETTINGS["encoder_source"] = "fbank"
+SETTINGS.update(encoder_source="fbank", number_of_epochs=3, mask_ratio=0.4)
 
 
 @pytest.fixture
 def make_adapter(prepare_adapter, tmp_path):
     """Records an adapter as its training does."""
 
-    def make(fold=1, protocol="paper", adapter_data="train"):
-        folder = tmp_path / f"adapter-{fold}-{protocol}-{adapter_data}"
+    def make(fold=1, protocol="paper", adapter_data="train", **changed):
+        names = [f"{v}" for v in (fold, protocol, adapter_data, *changed)]
+        folder = tmp_path / f"adapter-{'-'.join(names)}"
         train = prepare_adapter(fold, protocol, adapter_data)["train"]
-        write_adapter_record(folder, SETTINGS, train, adapter_data)
+        settings = {**SETTINGS, **changed}
+        write_adapter_record(folder, settings, train, adapter_data)
         return folder
 
     return make
@@ -460,8 +465,7 @@ def test_only_the_adapter_of_the_same_fold_is_taken(
     own = make_adapter(fold, protocol)
     others = [make_adapter(f, protocol) for f in FOLDS if f != fold]
     splits = prepare_classifier(fold, protocol)
-    record = check_adapter(own, SETTINGS, splits)
-    assert record["encoder_source"] == "fbank"
+    assert check_adapter(own, SETTINGS, splits)
     for other in others:
         with pytest.raises(RecipeError) as error:
             check_adapter(other, SETTINGS, splits)
@@ -511,8 +515,25 @@ def test_a_transductive_adapter_is_taken_as_asked_for(
     make_adapter, prepare_classifier
 ):
     adapter = make_adapter(1, adapter_data="all")
-    record = check_adapter(adapter, SETTINGS, prepare_classifier(1))
-    assert record["adapter_data"] == "all"
+    assert check_adapter(adapter, SETTINGS, prepare_classifier(1))
+
+
+def test_adapters_that_were_trained_otherwise_are_told_apart(
+    make_adapter, prepare_classifier
+):
+    """Else a run would resume with another adapter's fine-tuning."""
+    folders = [
+        make_adapter(1),
+        make_adapter(1, mask_ratio=0.2),
+        make_adapter(1, number_of_epochs=4),
+        make_adapter(1, "held_out"),
+    ]
+    splits = prepare_classifier(1, "held_out")
+    splits["valid"] = splits["test"]  # all of them may be used
+    found = [check_adapter(folder, SETTINGS, splits) for folder in folders]
+    for i, identity in enumerate(found):
+        assert identity not in found[:i]
+    assert check_adapter(folders[0], SETTINGS, splits) == found[0]
 
 
 @pytest.mark.parametrize("key", MODEL_KEYS)
@@ -540,3 +561,57 @@ def test_the_model_keys_are_those_of_both_stages_networks(repository):
 def test_a_folder_without_adapter_is_named(prepare_classifier, tmp_path):
     with pytest.raises(RecipeError, match="adapter_folder=.*nowhere"):
         check_adapter(tmp_path / "nowhere", SETTINGS, prepare_classifier(1))
+
+
+class Network(torch.nn.Linear):
+    """Stands for a WAP-Transformer."""
+
+    def __init__(self, value, size=2):
+        super().__init__(size, size)
+        torch.nn.init.constant_(self.weight, value)
+
+
+@pytest.fixture
+def trained(make_adapter):
+    """An adapter's folder with its last checkpoint."""
+
+    def make(epoch=3):
+        folder = make_adapter(1)
+        teacher = EMATeacher(Network(1.0))
+        recoverables = {"student": Network(2.0), "teacher": teacher}
+        checkpointer = Checkpointer(folder / "save", recoverables)
+        checkpointer.save_checkpoint(meta={"epoch": epoch})
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("branch, value", [("teacher", 1.0), ("student", 2.0)])
+def test_stage_2_starts_from_the_branch_that_was_asked_for(
+    trained, branch, value
+):
+    adapter = Network(0.0)
+    load_branch(trained(), branch, adapter)
+    assert (adapter.weight == value).all()
+
+
+def test_another_branch_is_refused(trained):
+    with pytest.raises(RecipeError, match="adapter_branch=both.*teacher or"):
+        load_branch(trained(), "both", Network(0.0))
+
+
+def test_an_adapter_training_that_is_not_finished_is_refused(trained):
+    with pytest.raises(RecipeError, match="not finished.* 2 of 3"):
+        load_branch(trained(epoch=2), "teacher", Network(0.0))
+
+
+def test_an_adapter_without_checkpoint_is_refused(make_adapter):
+    with pytest.raises(RecipeError, match="holds no checkpoint"):
+        load_branch(make_adapter(1), "teacher", Network(0.0))
+
+
+def test_weights_that_do_not_fit_are_refused_by_their_shape(trained):
+    folder = trained()
+    with pytest.raises(RecipeError, match="does not fit.*bias") as error:
+        load_branch(folder, "student", Network(0.0, size=3))
+    assert str(folder) in str(error.value)

@@ -97,9 +97,11 @@ def test_each_half_has_unit_norm(variance):
         assert_near(half.norm(dim=-1), torch.ones(2))
 
 
-@pytest.mark.parametrize("offset", [0.0, 1.0, 100.0])
-def test_the_weighted_variance_is_never_negative(offset):
-    utterances = [offset + z for z in make_utterances(LENGTHS, D)]
+@pytest.mark.parametrize("spread", [0.0, 1e-4, 1.0])
+def test_the_weighted_variance_is_never_negative(spread):
+    # rounding alone takes it below zero where frames are nearly equal
+    (frame,) = make_utterances([1], D, seed=1)
+    utterances = [frame + spread * z for z in make_utterances([37, 8], D)]
     half = make_pool()(*pad_batch(utterances))[:, H * D :]
     assert (half >= 0).all()
 
@@ -111,9 +113,6 @@ def test_the_printed_variance_may_be_negative():
     assert (half < 0).any()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="rounding errors of E[z^2] - mu^2 get unit norm"
-)
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_the_weighted_variance_of_constant_frames_is_zero(scale):
     (frame,) = make_utterances([1], D)
@@ -121,9 +120,6 @@ def test_the_weighted_variance_of_constant_frames_is_zero(scale):
     assert_near(pooled[H * D :], torch.zeros(H * D), atol=1e-3)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="E[z^2] - mu^2 cancels where the mean is large"
-)
 def test_the_weighted_variance_does_not_see_a_common_offset():
     pool = make_pool()
     (z,) = make_utterances([40], D)

@@ -136,6 +136,14 @@ def test_a_class_that_does_not_occur_is_left_out_of_the_averages():
     )
 
 
+def test_a_prediction_of_another_class_is_wrong_but_no_class_of_its_own():
+    labels = ["sad", "sad", "angry", "angry"]
+    predictions = ["sad", "fear", "angry", "angry"]
+    scores = emotion_scores(labels, predictions, ["angry", "sad"])
+    f1 = (1 + 2 / 3) / 2
+    assert scores == pytest.approx({"UA": 0.75, "WA": 0.75, "F1": f1})
+
+
 def test_weighted_accuracy_is_high_where_only_the_largest_class_is_right():
     labels = ["sad"] * 9 + ["angry"]
     scores = emotion_scores(labels, ["sad"] * 10, ["angry", "sad"])
