@@ -368,7 +368,8 @@ def test_frames_are_measured_over_all_frames_of_the_given_utterances(
     make_wav(first["wav"], seconds=0.5, seed=50)  # counts for its length
     first["digest"] = "5" * 32
     entries = {"a": first, "b": second}
-    extract_features(cache, {"train": {**entries, "c": third}}, tmp_path, 0.0)
+    made = {"train": {**entries, "c": third}}
+    extract_features(cache, made, tmp_path / "skipped.csv", 0.0)
     frames = torch.cat([cache.read(e["digest"]) for e in entries.values()])
     mean, std = measure_features(cache, entries)
     assert torch.allclose(mean, frames.mean(dim=0), atol=1e-5)
