@@ -10,22 +10,24 @@ import torch
 from speechbrain_wap.checkpoints import Checkpointer
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import write_text
+from speechbrain_wap.hparams import guard
 
 RECORD = "adapter.json"
-# Keys that both stages must agree on; shapes alone would not show nhead.
-MODEL_KEYS = (
-    "encoder",
-    "d_model",
-    "num_layers",
-    "nhead",
-    "d_ffn",
-    "max_frames",
-    "layer_weights",
-    "mlp_layers",
-    "mlp_residual",
-    "normalize_before",
-    "input_norm",
-)
+# What both stages must agree on (shapes alone would not show nhead), and the
+# keys that set it.
+MODEL_KEYS = {
+    "encoder": "encoder_source, encoder_layer or feature_precision",
+    "d_model": "d_model",
+    "num_layers": "num_layers",
+    "nhead": "nhead",
+    "d_ffn": "d_ffn",
+    "max_frames": "max_frames",
+    "layer_weights": "layer_weights",
+    "mlp_layers": "mlp_layers",
+    "mlp_residual": "mlp_residual",
+    "normalize_before": "normalize_before",
+    "input_norm": "input_norm",
+}
 
 
 def record_digest(text):
@@ -60,7 +62,7 @@ def write_adapter_record(output_folder, settings, train, adapter_data):
     """
     record = {
         "model": {key: settings[key] for key in MODEL_KEYS},
-        "settings": record_digest(json.dumps(settings, sort_keys=True)),
+        "settings": record_digest(json.dumps(guard(settings))),
         "encoder_source": settings["encoder_source"],
         "number_of_epochs": settings["number_of_epochs"],
         "adapter_data": adapter_data,
@@ -100,14 +102,14 @@ def check_adapter(adapter_folder, settings, splits):
             f"adapter_folder={adapter_folder} holds no {RECORD}: give the "
             "output folder of train_adapter.py."
         )
-    text = path.read_text("utf-8")
-    record, identity = json.loads(text), record_digest(text)
+    record = json.loads(path.read_text("utf-8"))
+    # not encoder_source, which may have moved
+    trained = {k: v for k, v in record.items() if k != "encoder_source"}
+    identity = record_digest(json.dumps(trained, sort_keys=True))
     for key in MODEL_KEYS:
         mine, theirs = settings[key], record["model"].get(key)
         if mine != theirs:
-            shown = (
-                "encoder_source or encoder_layer" if key == "encoder" else key
-            )
+            shown = MODEL_KEYS[key]
             raise RecipeError(
                 f"the adapter in {adapter_folder} was trained with {shown}="
                 f"{theirs}, but the classifier's is {mine}: make them agree."

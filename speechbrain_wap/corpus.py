@@ -7,6 +7,7 @@ session, and no speaker is ever in two splits (D8, D9).
 
 import json
 import re
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,18 +44,35 @@ def natural_key(name):
     ['s2', 's10']
     """
     parts = re.split(r"(\d+)", str(name))
-    return [(0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts]
+    numbers = [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]
+    return numbers, str(name)  # "1" and "01" have an order, too
 
 
-def _read_csv(path):
+def _read_csv(path, required, cure):
     """Reads a table as text, without guessing at "NA" or numbers."""
+    options = {
+        "dtype": str,
+        "keep_default_na": False,
+        "encoding": "utf-8-sig",
+        "index_col": False,  # a comma at a line's end is no column
+        "skipinitialspace": True,
+    }
     try:
-        table = pd.read_csv(
-            path, dtype=str, keep_default_na=False, encoding="utf-8-sig"
-        )
+        header = pd.read_csv(path, nrows=0, **options).columns
+        missing = [c for c in required if c not in header.str.strip()]
+        if missing:
+            raise RecipeError(
+                f"{path} lacks the columns {', '.join(missing)}: {cure}"
+            )
+        with warnings.catch_warnings():
+            # a row with more cells than the header, which pandas would cut
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(path, **options)
+    except RecipeError:
+        raise
     except FileNotFoundError:
         raise RecipeError(f"corpus table {path} does not exist.")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:
         raise RecipeError(f"corpus table {path} cannot be read: {error}.")
     table.columns = [str(column).strip() for column in table.columns]
     return table.apply(lambda column: column.str.strip())
@@ -79,13 +97,8 @@ def read_own_corpus(csv):
     RecipeError
         If the file or a column is missing, or a cell is empty.
     """
-    table = _read_csv(csv)
-    missing = [c for c in OWN_COLUMNS if c not in table.columns]
-    if missing:
-        raise RecipeError(
-            f"{csv} lacks the columns {', '.join(missing)}: a corpus table "
-            f"has {', '.join(OWN_COLUMNS)}."
-        )
+    cure = f"a corpus table has {', '.join(OWN_COLUMNS)}."
+    table = _read_csv(csv, OWN_COLUMNS, cure)
     for column in ["id", "wav", "speaker", "session"]:
         empty = table.index[table[column] == ""]
         if len(empty):
@@ -118,8 +131,8 @@ def inspect_files(wavs, audio_index=None):
     known = {}
     if audio_index is not None and Path(audio_index).is_file():
         try:
-            known = json.loads(Path(audio_index).read_text("utf-8"))
-        except ValueError:
+            known = dict(json.loads(Path(audio_index).read_text("utf-8")))
+        except (TypeError, ValueError):
             logger.warning(f"{audio_index} is damaged and is made again.")
 
     def inspect(wav):
@@ -260,13 +273,8 @@ def read_corpus_table(corpus_csv):
     table : pandas.DataFrame
         All columns as text, but the duration, in seconds.
     """
-    table = _read_csv(corpus_csv)
-    missing = [c for c in COLUMNS + ["digest"] if c not in table.columns]
-    if missing:
-        raise RecipeError(
-            f"{corpus_csv} lacks the columns {', '.join(missing)}: run "
-            "without --skip_prep to prepare the corpus."
-        )
+    cure = "run without --skip_prep to prepare the corpus."
+    table = _read_csv(corpus_csv, COLUMNS + ["digest"], cure)
     table["duration"] = table["duration"].astype(float)
     return table
 
@@ -507,7 +515,8 @@ def check_speakers(splits):
     }
     for i, first in enumerate(names):
         for second in names[i + 1 :]:
-            if splits[first].keys() == splits[second].keys():
+            same = splits[first].keys() == splits[second].keys()
+            if same and "train" not in (first, second):
                 continue
             shared = speakers[first] & speakers[second]
             if shared:

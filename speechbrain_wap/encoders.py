@@ -12,6 +12,7 @@ import os
 import sys
 
 import torch
+from safetensors import SafetensorError
 from speechbrain.lobes.features import Fbank
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -70,6 +71,35 @@ def resolve_source(source):
             f"encoder_source={source} is no folder, and neither the hub nor "
             f"its local cache gives it ({reason}): check the name and the "
             "network, or download it and give the folder."
+        )
+
+
+def read_json(folder, name):
+    """Reads a JSON file of a checkpoint.
+
+    Arguments
+    ---------
+    folder : str
+        The checkpoint's folder.
+    name : str
+        The file.
+
+    Returns
+    -------
+    content : dict
+
+    Raises
+    ------
+    RecipeError
+        If it is damaged.
+    """
+    try:
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError as error:
+        raise RecipeError(
+            f"encoder_source={folder}: {name} is damaged ({error}): download "
+            "it again."
         )
 
 
@@ -196,10 +226,10 @@ class HuggingFaceFrontEnd(nn.Module):
         identity : dict
         """
         preprocessor = {}
-        path = os.path.join(self.folder, "preprocessor_config.json")
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
-                preprocessor = json.load(file)
+        # transformers 5 reads the second one, too, and prefers it
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            if os.path.isfile(os.path.join(self.folder, name)):
+                preprocessor[name] = read_json(self.folder, name)
         return {
             "family": self.config["model_type"],
             "config": self.config,
@@ -216,7 +246,14 @@ class HuggingFaceFrontEnd(nn.Module):
             As in torch.
         """
         if self.wrapper is None:
-            self.wrapper = self.make_wrapper()
+            try:
+                self.wrapper = self.make_wrapper()
+            except (OSError, ValueError, SafetensorError) as error:
+                reason = str(error).strip().splitlines()[0].rstrip(".")
+                raise RecipeError(
+                    f"encoder_source={self.folder} cannot be loaded "
+                    f"({reason}): download it again."
+                )
         # A half-precision checkpoint loads in half precision, and SpeechBrain
         # leaves a frozen Whisper in train mode.
         self.wrapper.requires_grad_(False).float().eval().to(device)
@@ -235,6 +272,12 @@ class WaveformFrontEnd(HuggingFaceFrontEnd):
 
     def __init__(self, folder, config):
         super().__init__(folder, config)
+        if config.get("add_adapter"):
+            raise RecipeError(
+                f"encoder_source={folder} has an adapter on top "
+                "(add_adapter: true), which is not served: wire it with "
+                "encoder: !new: in the YAML."
+            )
         self.sample_rate = 16000
         self.output_size = config["hidden_size"]
         self.num_layers = config["num_hidden_layers"]
@@ -375,8 +418,7 @@ def make_front_end(source):
     if source == "fbank":
         return FbankFrontEnd()
     folder = resolve_source(source)
-    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-        config = json.load(file)
+    config = read_json(folder, "config.json")
     family = config.get("model_type")
     if family not in FRONT_ENDS:
         served = ", ".join(sorted(FRONT_ENDS))
@@ -413,9 +455,7 @@ class SpeechEncoder(nn.Module):
         self.front_end = make_front_end(str(source))
         num_layers = self.front_end.num_layers
         self.layer = num_layers if layer == "last" else layer
-        if not isinstance(self.layer, int) or not (
-            0 <= self.layer <= num_layers
-        ):
+        if type(self.layer) is not int or not 0 <= self.layer <= num_layers:
             raise RecipeError(
                 f"encoder_layer={layer} does not exist: {source} has "
                 f"'last' and 0 to {num_layers}."
@@ -517,6 +557,15 @@ def get_encoder_dim(encoder):
         return encoder(torch.zeros(1, rate), torch.ones(1)).shape[-1]
 
 
+def _is_plain(value):
+    """Tells whether a value is text, a number, or made of such."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, [*value, *value.values()]))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float, bool))
+
+
 def get_identity(encoder):
     """Sums up what an encoder's features depend on.
 
@@ -538,15 +587,18 @@ def get_identity(encoder):
         digest = hashlib.sha256()
         for name, tensor in sorted(encoder.state_dict().items()):
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+            flat = tensor.cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
         identity = {
             "weights": digest.hexdigest(),
             "structure": repr(encoder),
             "attributes": {
-                name: value
-                for name, value in sorted(vars(encoder).items())
-                if isinstance(value, (str, int, float, bool))
+                f"{path}.{name}": value
+                for path, module in encoder.named_modules()
+                for name, value in sorted(vars(module).items())
+                if _is_plain(value)
                 and name != "training"
+                and not name.startswith("_")
             },
         }
     # Another version of the code may compute something else.

@@ -134,6 +134,8 @@ class FeatureCache:
         RecipeError
             If the frames do not fit the storage precision.
         """
+        if not torch.isfinite(feats).all():
+            raise RecipeError("the encoder gave frames that are not finite.")
         stored = feats.to(self.dtype).cpu().contiguous()
         if not torch.isfinite(stored).all():
             largest = float(feats.abs().max())
@@ -144,7 +146,10 @@ class FeatureCache:
             )
         metadata = {"checksum": _checksum(stored)}
         with write_atomically(self.path(digest)) as temporary:
-            save_file({"feats": stored}, temporary, metadata)
+            try:
+                save_file({"feats": stored}, temporary, metadata)
+            except SafetensorError as error:  # a full disk, too
+                raise OSError(str(error))
 
     def read(self, digest):
         """Reads an entry.
@@ -294,10 +299,11 @@ class FeatureCache:
         for digest in progress:
             try:
                 feats = self.encode(wavs[digest])
-                self.write(digest, feats)
             except RecipeError as error:
                 failures[digest] = str(error)
                 continue
+            # not the utterance's fault: a full disk must not thin the corpus
+            self.write(digest, feats)
             seconds += len(feats)
             elapsed = time.time() - started
             progress.set_postfix(frames_per_s=f"{seconds / elapsed:.0f}")

@@ -1,7 +1,7 @@
 """Writing files so that they are there whole or not at all."""
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from speechbrain_wap.errors import RecipeError
@@ -45,7 +45,8 @@ def write_atomically(path):
             f"{path} cannot be written: {error.strerror or error}."
         )
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # read-only, or no folder at all
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path, text):

@@ -9,10 +9,11 @@ import sys
 from pathlib import Path
 
 import speechbrain as sb
-import yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from hyperpyyaml.core import recursive_update
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from ruamel.yaml.error import YAMLError
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import write_text
@@ -97,8 +98,9 @@ def parse_value(key, text):
     if is_text_key(key):
         return None if text in ("", "null", "None") else text
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
+        # as HyperPyYAML: 1e-4 is a number, which PyYAML takes for text
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
         raise RecipeError(f"--{key}={text} cannot be read as a YAML value.")
 
 
@@ -202,10 +204,10 @@ def parse_arguments(arguments):
 
 
 def drop_replaced_entries(hparams_file, overrides):
-    """Makes a mapping on the command line replace the YAML's.
+    """Makes classes on the command line replace the YAML's.
 
-    HyperPyYAML would merge them; entries that the override leaves out become
-    null, which means that they are dropped.
+    HyperPyYAML would merge the mappings; classes that the override leaves out
+    become null, which means that they are dropped.
 
     Arguments
     ---------
@@ -220,14 +222,10 @@ def drop_replaced_entries(hparams_file, overrides):
     """
     with open(hparams_file, encoding="utf-8") as file:
         tree = YAML().load(file)
-    return {
-        key: (
-            {**dict.fromkeys(tree[key]), **value}
-            if isinstance(value, dict) and isinstance(tree.get(key), dict)
-            else value
-        )
-        for key, value in overrides.items()
-    }
+    mine, theirs = overrides.get("classes"), tree.get("classes")
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        return {**overrides, "classes": {**dict.fromkeys(theirs), **mine}}
+    return dict(overrides)
 
 
 def _plain(node):
@@ -267,10 +265,15 @@ def read_settings(hparams_file, overrides):
     overrides = drop_replaced_entries(hparams_file, {**overrides, **places})
     with open(hparams_file, encoding="utf-8") as file:
         text = resolve_references(file, overrides).getvalue()
-    tree = YAML().load(text)
+    resolved = YAML().load(text)
+    with open(hparams_file, encoding="utf-8") as file:
+        tree = YAML().load(file)
+    recursive_update(tree, overrides)
+    # What is built of other keys is kept as it is written, with references:
+    # else it would change with keys that may change.
     return {
-        key: _plain(value)
-        for key, value in tree.items()
+        key: _plain(tree[key] if isinstance(value, (dict, list)) else value)
+        for key, value in resolved.items()
         if not key.startswith("__")
     }
 
@@ -333,6 +336,8 @@ def load_recipe(hparams_file, overrides):
     overrides = drop_replaced_entries(hparams_file, overrides)
     with open(hparams_file, encoding="utf-8") as file:
         tree = YAML().load(file)
+    if tree.get("corpus_csv") and "corpus_csv" not in overrides:
+        overrides.setdefault("data_folder", "")
     data_folder = overrides.get("data_folder", tree["data_folder"])
     if isinstance(data_folder, TaggedScalar) or data_folder is None:
         raise RecipeError(
@@ -348,6 +353,23 @@ def load_recipe(hparams_file, overrides):
     with open(hparams_file, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file, overrides, overrides_must_match=False)
     return hparams, overrides
+
+
+def guard(settings):
+    """Keeps the settings that decide what a run computes.
+
+    Arguments
+    ---------
+    settings : dict
+        Plain values by key.
+
+    Returns
+    -------
+    guarded : dict
+        As they come back from a JSON file.
+    """
+    kept = {k: v for k, v in settings.items() if k not in UNGUARDED_KEYS}
+    return json.loads(json.dumps(kept, sort_keys=True))
 
 
 def record_settings(save_folder, settings):
@@ -366,11 +388,7 @@ def record_settings(save_folder, settings):
         If the folder holds a run with other settings; names the key.
     """
     path = Path(save_folder) / "settings.json"
-    guarded = json.loads(
-        json.dumps(
-            {k: v for k, v in settings.items() if k not in UNGUARDED_KEYS}
-        )
-    )
+    guarded = guard(settings)
     epochs = settings["number_of_epochs"]
     if path.is_file():
         recorded = json.loads(path.read_text("utf-8"))

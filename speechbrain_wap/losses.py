@@ -31,6 +31,7 @@ def masked_reconstruction_loss(student, teacher, mask, reduction="sum"):
 
     Example
     -------
+    >>> import torch
     >>> mask = torch.tensor([[True, False]])
     >>> zeros, ones = torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
     >>> float(masked_reconstruction_loss(zeros, ones, mask))
@@ -65,6 +66,7 @@ def pseudo_label_loss(logits, codes):
 
     Example
     -------
+    >>> import torch
     >>> loss = pseudo_label_loss(torch.zeros(2, 4), torch.tensor([0, 3]))
     >>> round(float(loss), 4)
     1.3863

@@ -55,6 +55,7 @@ SET_KEYS = {
     "fold": "use --folds",
     "seed": "use --seeds",
     "adapter_folder": "stage 1 is part of this script; use train_classifier.py",
+    "output_folder": "use --output_folder without a stage",
     "skip_prep": "the corpus table is made once for all folds",
 }
 

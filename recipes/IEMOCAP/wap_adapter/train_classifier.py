@@ -302,7 +302,8 @@ def main(arguments):
                 "fold": hparams["fold"],
                 "protocol": hparams["protocol"],
                 "classes": hparams["classes"],
-                "explicit_classes": not hparams["corpus_csv"]
+                # an own corpus given to a recipe for another one
+                "explicit_classes": "corpus_csv" not in overrides
                 or "classes" in overrides,
                 "dialogue_style": hparams["dialogue_style"],
                 "manifests": manifests,
