@@ -27,8 +27,8 @@ demo: install
 		--cache_folder=$(abspath $(DEMO))/feature_cache \
 		--encoder_source=fbank --d_model=64 --nhead=4 --d_ffn=128 \
 		--max_frames=250 --mlp_residual=True --num_attributes=64 \
-		--batch_size=16 --lr=0.001 \
-		--adapter.number_of_epochs=4 --classifier.number_of_epochs=12
+		--batch_size=16 --lr=0.001 --classifier_lr=0.005 \
+		--adapter.number_of_epochs=4 --classifier.number_of_epochs=8
 
 test: install
 	$(BIN)/python -m pytest -q

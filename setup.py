@@ -22,12 +22,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["speechbrain_wap", "speechbrain_wap.*"]),
-    python_requires=">=3.9",
+    python_requires=">=3.10",
     install_requires=[
-        # torchaudio refuses to load beside a torch of another CUDA version:
-        # torch 2.15 beside torchaudio 2.11 does not import.
-        "torch>=2.9,<2.15",
-        "torchaudio>=2.9,<2.12",
+        # A measured pair: torchaudio refuses to load beside a torch of another
+        # CUDA version, as torchaudio 2.11 beside torch 2.15 does.
+        "torch>=2.14,<2.15",
+        "torchaudio>=2.11,<2.12",
         "speechbrain>=1.1,<1.2",
         "transformers>=5.0,<6",
         "hyperpyyaml>=1.2.2",

@@ -340,7 +340,7 @@ def test_bad_input_gets_one_clear_sentence(case, tiny, tmp_path, monkeypatch):
     options, expected = BAD_INPUT[case]
     usual = TINY if "data folder" in case else tiny
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(RecipeError, match=re.escape(expected)):
         script.main(
             [str(folder / "hparams/classifier.yaml"), *usual, *CLASSIFIER]
