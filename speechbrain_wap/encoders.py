@@ -178,24 +178,23 @@ class FbankFrontEnd(nn.Module):
         """
         self.to(device)
 
-    def forward(self, signal, layer):
+    def forward(self, signal, layers):
         """Computes log-mel energies, about -2 to 2.
 
         Arguments
         ---------
         signal : torch.Tensor
             One utterance, shape [samples].
-        layer : int
-            Unused: there is one layer.
+        layers : list of int
+            There is layer 0 only.
 
         Returns
         -------
         feats : torch.Tensor
-            Shape [T, n_mels].
+            Shape [len(layers), T, n_mels].
         """
-        del layer
-        decibels = self.fbank(signal[None])[0]
-        return (decibels + 15.0) / 20.0
+        decibels = self.fbank(signal[None])
+        return ((decibels + 15.0) / 20.0).expand(len(layers), -1, -1)
 
 
 class HuggingFaceFrontEnd(nn.Module):
@@ -301,20 +300,20 @@ class WaveformFrontEnd(HuggingFaceFrontEnd):
             self.folder, self.folder, freeze=True, dtype=torch.float32
         )
 
-    def forward(self, signal, layer):
+    def forward(self, signal, layers):
         """Encodes one utterance without padding.
 
         Arguments
         ---------
         signal : torch.Tensor
             Shape [samples], at 16 kHz.
-        layer : int
-            0 (the input of the first layer) to num_layers.
+        layers : list of int
+            Each 0 (the input of the first layer) to num_layers.
 
         Returns
         -------
         feats : torch.Tensor
-            Shape [T, D], 50 frames per second.
+            Shape [len(layers), T, D], 50 frames per second.
         """
         if self.wrapper.normalize_wav:
             # as the checkpoint's feature extractor does; the wrapper's
@@ -323,9 +322,8 @@ class WaveformFrontEnd(HuggingFaceFrontEnd):
             variance = signal.var(unbiased=False)
             signal = (signal - signal.mean()) / torch.sqrt(variance + 1e-7)
         output = self.wrapper.model(signal[None], output_hidden_states=True)
-        if layer == self.num_layers:
-            return output.last_hidden_state[0]
-        return output.hidden_states[layer][0]
+        states = [*output.hidden_states[:-1], output.last_hidden_state]
+        return torch.cat([states[layer] for layer in layers])
 
 
 class WhisperFrontEnd(HuggingFaceFrontEnd):
@@ -367,28 +365,28 @@ class WhisperFrontEnd(HuggingFaceFrontEnd):
             output_all_hiddens=True,
         )
 
-    def forward(self, signal, layer):
+    def forward(self, signal, layers):
         """Encodes one utterance.
 
         Arguments
         ---------
         signal : torch.Tensor
             Shape [samples], at 16 kHz.
-        layer : int
-            0 (the input of the first layer) to num_layers.
+        layers : list of int
+            Each 0 (the input of the first layer) to num_layers.
 
         Returns
         -------
         feats : torch.Tensor
-            Shape [T, D], 50 frames per second.
+            Shape [len(layers), T, D], 50 frames per second.
         """
         hop = 2 * self.wrapper._hop_length  # the convolutions halve the rate
         frames = []
         for window in signal.split(self.wrapper._n_samples):
             mel = self.wrapper._get_mel(window[None])
             states = self.wrapper.forward_encoder(mel)  # (L + 1, 1, T, D)
-            frames.append(states[layer, 0, : -(-len(window) // hop)])
-        return torch.cat(frames)
+            frames.append(states[layers, 0, : -(-len(window) // hop)])
+        return torch.cat(frames, dim=1)
 
 
 FRONT_ENDS = {
@@ -438,9 +436,11 @@ class SpeechEncoder(nn.Module):
     source : str
         Hub id or folder of a HuBERT, wav2vec 2.0 or Whisper checkpoint, or
         "fbank" for log-mel energies without weights.
-    layer : str or int
+    layer : str, int or list of int
         "last", or an index: 0 is what enters the first Transformer layer, n
-        what leaves the n-th.
+        what leaves the n-th. A list of indices, or "weighted" for all, gives
+        several layers, which the WAP-Transformer averages with learnable
+        weights.
 
     Example
     -------
@@ -454,11 +454,20 @@ class SpeechEncoder(nn.Module):
         self.source = source
         self.front_end = make_front_end(str(source))
         num_layers = self.front_end.num_layers
-        self.layer = num_layers if layer == "last" else layer
-        if type(self.layer) is not int or not 0 <= self.layer <= num_layers:
+        if layer == "last":
+            self.layers = [num_layers]
+        elif layer == "weighted":
+            self.layers = list(range(num_layers + 1))
+        else:
+            self.layers = list(layer) if isinstance(layer, list) else [layer]
+        known = range(num_layers + 1)
+        if not self.layers or any(
+            type(index) is not int or index not in known
+            for index in self.layers
+        ):
             raise RecipeError(
-                f"encoder_layer={layer} does not exist: {source} has "
-                f"'last' and 0 to {num_layers}."
+                f"encoder_layer={layer} does not exist: {source} has 'last', "
+                f"0 to {num_layers}, a list of these, and 'weighted'."
             )
         self.sample_rate = self.front_end.sample_rate
         self.output_size = self.front_end.output_size
@@ -472,7 +481,7 @@ class SpeechEncoder(nn.Module):
         """
         return {
             "source": os.path.basename(os.path.normpath(str(self.source))),
-            "layer": self.layer,
+            "layers": self.layers,
             "sample_rate": self.sample_rate,
             **self.front_end.identity(),
         }
@@ -506,7 +515,8 @@ class SpeechEncoder(nn.Module):
         Returns
         -------
         feats : torch.Tensor
-            Shape [B, T, output_size], float32, zero beyond an utterance's end.
+            Shape [B, T, output_size], or [B, T, L, output_size] where there
+            are L > 1 layers; float32, zero beyond an utterance's end.
 
         Raises
         ------
@@ -522,13 +532,12 @@ class SpeechEncoder(nn.Module):
                 f"for {self.source}, which needs "
                 f"{self.front_end.min_samples}."
             )
-        return pad_sequence(
-            [
-                self.front_end(wav[:n].float(), self.layer)
-                for wav, n in zip(wavs, num_samples.tolist())
-            ],
-            batch_first=True,
-        )
+        feats = []
+        for wav, n in zip(wavs, num_samples.tolist()):
+            states = self.front_end(wav[:n].float(), self.layers)  # (L, T, D)
+            several = len(self.layers) > 1
+            feats.append(states.transpose(0, 1) if several else states[0])
+        return pad_sequence(feats, batch_first=True)
 
 
 def get_encoder_dim(encoder):
@@ -555,6 +564,26 @@ def get_encoder_dim(encoder):
     rate = getattr(encoder, "sample_rate", 16000)
     with torch.no_grad():
         return encoder(torch.zeros(1, rate), torch.ones(1)).shape[-1]
+
+
+def count_encoder_layers(encoder):
+    """Counts the layers that an encoder gives, for the YAML.
+
+    Arguments
+    ---------
+    encoder : torch.nn.Module
+        A :class:`SpeechEncoder`, or a module that gives one layer.
+
+    Returns
+    -------
+    num_layers : int
+
+    Example
+    -------
+    >>> count_encoder_layers(SpeechEncoder("fbank"))
+    1
+    """
+    return len(encoder.layers) if isinstance(encoder, SpeechEncoder) else 1
 
 
 def _is_plain(value):

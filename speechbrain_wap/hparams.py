@@ -298,7 +298,9 @@ def default_output_folder(settings, root, data_folder):
     text = json.dumps([settings, str(data_folder)], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     source = os.path.basename(os.path.normpath(settings["encoder_source"]))
-    encoder = f"{source}-layer_{settings['encoder_layer']}"
+    layer = settings["encoder_layer"]
+    layers = layer if isinstance(layer, list) else [layer]
+    encoder = f"{source}-layer_{'+'.join(map(str, layers))}"
     run = f"fold{settings['fold']}-seed{settings['seed']}-{digest}"
     return os.path.join(root, encoder, run)
 

@@ -14,7 +14,7 @@ def frame_statistics(feats):
     Arguments
     ---------
     feats : torch.Tensor
-        Frames of one utterance, shape [T, D].
+        Frames of one utterance, shape [T, D], or [T, L, D] of L layers.
 
     Returns
     -------
@@ -27,7 +27,7 @@ def frame_statistics(feats):
     >>> frame_statistics(torch.ones(3, 2)).tolist()
     [1.0, 1.0, 0.0, 0.0]
     """
-    feats = feats.double()
+    feats = feats.double().flatten(start_dim=1)
     std = feats.std(dim=0, unbiased=False)
     return np.concatenate([feats.mean(dim=0).numpy(), std.numpy()])
 

@@ -49,6 +49,10 @@ class WAPTransformer(nn.Module):
         the layers found. The paper shows none; on little data it helps.
     normalize_before : bool
         Whether layers normalise their input (pre-norm) or their output.
+    num_encoder_layers : int
+        Number of layers of the encoder that are given (D1). With more than
+        one, frames are [B, T, num_encoder_layers, input_size] and are averaged
+        with learnable softmax weights first.
 
     Example
     -------
@@ -70,6 +74,7 @@ class WAPTransformer(nn.Module):
         mlp_layers=3,
         mlp_residual=False,
         normalize_before=True,
+        num_encoder_layers=1,
     ):
         super().__init__()
         if d_model % nhead != 0:
@@ -87,8 +92,15 @@ class WAPTransformer(nn.Module):
         self.mlp_residual = mlp_residual
         self.softmax_weights = layer_weights == "softmax"
 
-        self.register_buffer("input_mean", torch.zeros(input_size))
-        self.register_buffer("input_std", torch.ones(input_size))
+        shape = (input_size,)
+        self.encoder_layer_weights = None
+        if num_encoder_layers > 1:
+            shape = (num_encoder_layers, input_size)
+            self.encoder_layer_weights = nn.Parameter(
+                torch.zeros(num_encoder_layers)
+            )
+        self.register_buffer("input_mean", torch.zeros(shape))
+        self.register_buffer("input_std", torch.ones(shape))
         self.projection = nn.Linear(input_size, d_model)
         self.position_embedding = nn.Parameter(torch.empty(max_frames, d_model))
         self.mask_embedding = nn.Parameter(torch.empty(d_model))
@@ -131,10 +143,11 @@ class WAPTransformer(nn.Module):
         Arguments
         ---------
         mean : torch.Tensor
-            Mean of the training data's frames, shape [input_size].
+            Mean of the training data's frames, shape [input_size], or
+            [num_encoder_layers, input_size].
         std : torch.Tensor
-            Their standard deviation, shape [input_size]. A dimension that is
-            constant (below 1e-5) is only shifted.
+            Their standard deviation, likewise. A dimension that is constant
+            (below 1e-5) is only shifted.
 
         Example
         -------
@@ -168,7 +181,8 @@ class WAPTransformer(nn.Module):
         Arguments
         ---------
         feats : torch.Tensor
-            The encoder's frames, shape [B, T, input_size].
+            The encoder's frames, shape [B, T, input_size], or [B, T,
+            num_encoder_layers, input_size].
         lens : torch.Tensor
             Relative lengths, shape [B], each in 0 to 1.
         mask : torch.Tensor, optional
@@ -196,6 +210,9 @@ class WAPTransformer(nn.Module):
         padding = ~valid  # (B, T)
 
         x = (feats - self.input_mean) / self.input_std
+        if self.encoder_layer_weights is not None:
+            weights = self.encoder_layer_weights.softmax(dim=0)
+            x = (weights[:, None] * x).sum(dim=2)
         x = self.projection(x.masked_fill(padding[:, :, None], 0.0))
         if mask is not None:
             x = torch.where(mask[:, :, None], self.mask_embedding, x)

@@ -261,6 +261,24 @@ def test_two_ranks_train_both_stages(tiny, tmp_path):
     assert not predictions["id"].duplicated().any()
 
 
+def test_a_weighted_sum_of_layers_goes_through_both_stages(tiny, tmp_path):
+    # the front end has one layer; twice the same is still a sum of two
+    layers = [*tiny, "--encoder_layer=[0, 0]", "--number_of_epochs=1"]
+    folder = tmp_path / "adapter"
+    call(
+        *("train_adapter.py", "adapter", *layers, "--num_attributes=8"),
+        f"--output_folder={folder}",
+    )
+    call(
+        *("train_classifier.py", "classifier", *layers),
+        f"--adapter_folder={folder}",
+        f"--output_folder={tmp_path / 'classifier'}",
+    )
+    learned = load_checkpoint(folder)["student"]["encoder_layer_weights"]
+    assert learned.shape == (2,)
+    assert (tmp_path / "classifier" / "predictions.csv").is_file()
+
+
 def test_an_own_corpus_brings_its_own_classes(corpus, cache, tmp_path):
     turns = sorted(corpus.glob("Session[123]/sentences/wav/*/Ses*.wav"))
     labels = {}

@@ -12,6 +12,7 @@ import transformers
 from speechbrain_wap.audio import read_audio
 from speechbrain_wap.encoders import (
     SpeechEncoder,
+    count_encoder_layers,
     get_encoder_dim,
     get_identity,
 )
@@ -244,14 +245,32 @@ def test_an_utterance_too_short_for_a_frame_is_refused_with_the_numbers(
         encode(encoder, torch.rand(16000), torch.rand(100))
 
 
-@pytest.mark.parametrize("layer", [-1, 3, "first", "2", 1.5, None])
+@pytest.mark.parametrize("kind", ["hubert", "hubert-stable", "whisper"])
+def test_several_layers_are_the_single_layers_side_by_side(
+    sources, signal, kind
+):
+    single = [
+        encode(SpeechEncoder(sources[kind], layer), signal(0.5))[0]
+        for layer in (0, 1, "last")
+    ]
+    for layers, expected in (("weighted", single), ([2, 0], single[::-2])):
+        encoder = SpeechEncoder(sources[kind], layers)
+        (feats,) = encode(encoder, signal(0.5))
+        assert torch.equal(feats, torch.stack(expected, dim=1))
+        assert count_encoder_layers(encoder) == len(expected)
+        assert get_encoder_dim(encoder) == feats.shape[-1]
+
+
+@pytest.mark.parametrize(
+    "layer", [-1, 3, "first", "2", 1.5, None, True, [], [0, 3]]
+)
 def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(
     sources, layer
 ):
     with pytest.raises(RecipeError) as error:
         SpeechEncoder(sources["hubert"], layer)
     assert f"encoder_layer={layer}" in str(error.value)
-    assert "'last' and 0 to 2" in str(error.value)
+    assert "'last', 0 to 2" in str(error.value)
 
 
 def test_a_checkpoint_of_another_family_is_refused_by_name(tmp_path):

@@ -336,3 +336,26 @@ def test_a_bad_setting_raises_an_error_that_names_it(overrides, names):
         make_net(**overrides)
     for name in names:
         assert name in str(error.value)
+
+
+def test_several_encoder_layers_are_averaged_with_softmax_weights():
+    net = WAPTransformer(
+        INPUT_SIZE, d_model=D_MODEL, nhead=2, d_ffn=12, num_encoder_layers=3
+    ).eval()
+    mean = torch.rand(3, INPUT_SIZE, generator=generator(1))
+    net.set_input_statistics(mean, mean + 0.5)
+    randomise_(net)
+    feats = torch.rand(2, 6, 3, INPUT_SIZE, generator=generator(2))
+    lens = torch.tensor([1.0, 0.5])
+    single = WAPTransformer(INPUT_SIZE, d_model=D_MODEL, nhead=2, d_ffn=12)
+    state = net.state_dict()
+    weights = state.pop("encoder_layer_weights").exp()
+    assert len(set(weights.tolist())) == 3
+    state["input_mean"] = torch.zeros(INPUT_SIZE)
+    state["input_std"] = torch.ones(INPUT_SIZE)
+    single.load_state_dict(state)
+    average = torch.zeros(2, 6, INPUT_SIZE)
+    for layer in range(3):
+        standardised = (feats[:, :, layer] - mean[layer]) / (mean[layer] + 0.5)
+        average += weights[layer] / weights.sum() * standardised
+    assert_near(net(feats, lens), single.eval()(average, lens))
