@@ -18,9 +18,10 @@ $(VENV)/.installed: setup.py
 	$(BIN)/python -m pip install --quiet -e ".[test]"
 	touch $@
 
+# One thread: the demo's tensors are too small to share.
 demo: install
 	$(BIN)/python -m speechbrain_wap.demo_corpus $(DEMO)/corpus
-	cd $(RECIPE) && $(BIN)/python cross_validate.py \
+	cd $(RECIPE) && OMP_NUM_THREADS=1 $(BIN)/python cross_validate.py \
 		hparams/adapter.yaml hparams/classifier.yaml \
 		--data_folder=$(abspath $(DEMO))/corpus \
 		--output_folder=$(abspath $(DEMO))/results \
@@ -31,7 +32,7 @@ demo: install
 		--adapter.number_of_epochs=4 --classifier.number_of_epochs=8
 
 test: install
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 lint:
 	$(BIN)/python -m pip install --quiet ruff==0.12.4 yamllint==1.35.1 \
