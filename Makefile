@@ -4,7 +4,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(abspath $(VENV))/bin
+BIN := $(CURDIR)/$(VENV)/bin
 DEMO ?= demo
 RECIPE := recipes/IEMOCAP/wap_adapter
 
@@ -13,34 +13,34 @@ RECIPE := recipes/IEMOCAP/wap_adapter
 install: $(VENV)/.installed
 
 $(VENV)/.installed: setup.py
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e ".[test]"
+	$(PYTHON) -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --quiet --upgrade pip
+	"$(BIN)/python" -m pip install --quiet -e ".[test]"
 	touch $@
 
 # One thread: the demo's tensors are too small to share.
 demo: install
-	$(BIN)/python -m speechbrain_wap.demo_corpus $(DEMO)/corpus
-	cd $(RECIPE) && OMP_NUM_THREADS=1 $(BIN)/python cross_validate.py \
+	"$(BIN)/python" -m speechbrain_wap.demo_corpus $(DEMO)/corpus
+	cd $(RECIPE) && OMP_NUM_THREADS=1 "$(BIN)/python" cross_validate.py \
 		hparams/adapter.yaml hparams/classifier.yaml \
-		--data_folder=$(abspath $(DEMO))/corpus \
-		--output_folder=$(abspath $(DEMO))/results \
-		--cache_folder=$(abspath $(DEMO))/feature_cache \
+		--data_folder="$(CURDIR)/$(DEMO)/corpus" \
+		--output_folder="$(CURDIR)/$(DEMO)/results" \
+		--cache_folder="$(CURDIR)/$(DEMO)/feature_cache" \
 		--encoder_source=fbank --d_model=64 --nhead=4 --d_ffn=128 \
 		--max_frames=250 --mlp_residual=True --num_attributes=64 \
 		--batch_size=16 --lr=0.001 --classifier_lr=0.005 \
 		--adapter.number_of_epochs=4 --classifier.number_of_epochs=8
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q
 
 lint:
-	$(BIN)/python -m pip install --quiet ruff==0.12.4 yamllint==1.35.1 \
+	"$(BIN)/python" -m pip install --quiet ruff==0.12.4 yamllint==1.35.1 \
 		codespell==2.3.0
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/yamllint recipes
-	$(BIN)/codespell recipes speechbrain_wap tests README.md
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/yamllint" recipes
+	"$(BIN)/codespell" recipes speechbrain_wap tests README.md
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -6,17 +6,20 @@ import os
 from pathlib import Path
 
 import torch
+from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.checkpoints import Checkpointer
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import write_text
 from speechbrain_wap.hparams import guard
 
+logger = get_logger(__name__)
+
 RECORD = "adapter.json"
 # What both stages must agree on (shapes alone would not show nhead), and the
 # keys that set it.
 MODEL_KEYS = {
-    "encoder": "encoder_source, encoder_layer or feature_precision",
+    "encoder_key": "encoder_source, encoder_layer or feature_precision",
     "d_model": "d_model",
     "num_layers": "num_layers",
     "nhead": "nhead",
@@ -46,6 +49,25 @@ def record_digest(text):
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
+def utterance_name(utterance_id, entry):
+    """Names an utterance whatever the bytes of its audio file are.
+
+    Arguments
+    ---------
+    utterance_id : str
+        The utterance's id.
+    entry : dict
+        Its manifest entry.
+
+    Returns
+    -------
+    name : str
+        Speaker and id: another copy of a corpus, at another sample rate say,
+        has the same.
+    """
+    return f"{entry['speaker']}/{utterance_id}"
+
+
 def write_adapter_record(output_folder, settings, train, adapter_data):
     """Records what an adapter is and which utterances it has seen.
 
@@ -63,11 +85,14 @@ def write_adapter_record(output_folder, settings, train, adapter_data):
     record = {
         "model": {key: settings[key] for key in MODEL_KEYS},
         "settings": record_digest(json.dumps(guard(settings))),
-        "encoder_source": settings["encoder_source"],
         "number_of_epochs": settings["number_of_epochs"],
         "adapter_data": adapter_data,
         "speakers": sorted({entry["speaker"] for entry in train.values()}),
-        "utterances": sorted(entry["digest"] for entry in train.values()),
+        "utterances": sorted(
+            name
+            for key, entry in train.items()
+            for name in (entry["digest"], utterance_name(key, entry))
+        ),
     }
     path = os.path.join(output_folder, RECORD)
     write_text(path, json.dumps(record, indent=1))
@@ -103,9 +128,7 @@ def check_adapter(adapter_folder, settings, splits):
             "output folder of train_adapter.py."
         )
     record = json.loads(path.read_text("utf-8"))
-    # not encoder_source, which may have moved
-    trained = {k: v for k, v in record.items() if k != "encoder_source"}
-    identity = record_digest(json.dumps(trained, sort_keys=True))
+    identity = record_digest(json.dumps(record, sort_keys=True))
     for key in MODEL_KEYS:
         mine, theirs = settings[key], record["model"].get(key)
         if mine != theirs:
@@ -115,12 +138,16 @@ def check_adapter(adapter_folder, settings, splits):
                 f"{theirs}, but the classifier's is {mine}: make them agree."
             )
     if record["adapter_data"] == "all":
-        return identity  # asked for; the report says so
+        logger.warning(
+            f"The adapter in {adapter_folder} is transductive "
+            "(adapter_data=all): it has seen the held-out speakers."
+        )
+        return identity
     seen, speakers = set(record["utterances"]), set(record["speakers"])
     same_corpus = any(
-        entry["digest"] in seen
+        entry["digest"] in seen or utterance_name(key, entry) in seen
         for split in splits.values()
-        for entry in split.values()
+        for key, entry in split.items()
     )
     for name in ("valid", "test"):
         for entry in splits[name].values():

@@ -84,6 +84,8 @@ class RandomState:
 class EpochStatistics:
     """Recoverable: running means of an epoch, and a row for each one past.
 
+    In distributed training the means are those of the main process's share.
+
     Being part of the checkpoint, the rows have neither gaps nor repetitions
     after an interruption.
 

@@ -22,6 +22,7 @@ from speechbrain_wap.files import write_atomically, write_text
 logger = get_logger(__name__)
 
 COLUMNS = ["id", "wav", "duration", "speaker", "session", "emo"]
+STYLES = ("improvised", "scripted")
 OWN_COLUMNS = ["id", "wav", "speaker", "session", "emo"]
 
 
@@ -363,7 +364,7 @@ def label_utterances(table, classes, dialogue_style="all"):
         Labels of each class.
     dialogue_style : str
         "improvised", "scripted" or "all"; only for a corpus whose table has
-        the column style.
+        the column style with these values.
 
     Returns
     -------
@@ -375,8 +376,14 @@ def label_utterances(table, classes, dialogue_style="all"):
     RecipeError
         If the style is unknown or leaves a class without utterance.
     """
-    if "style" in table.columns and dialogue_style != "all":
-        styles = sorted(set(table["style"]))
+    if dialogue_style not in ("all", *STYLES):
+        raise RecipeError(
+            f"dialogue_style={dialogue_style} is unknown: choose one of all, "
+            f"{', '.join(STYLES)}."
+        )
+    # an own table may mean something else by style
+    styles = sorted(set(table.get("style", []))) or [""]
+    if set(styles) <= set(STYLES) and dialogue_style != "all":
         table = table[table["style"] == dialogue_style]
         if len(table) == 0:
             raise RecipeError(

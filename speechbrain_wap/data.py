@@ -108,6 +108,60 @@ def prepare_adapter_data(corpus, fold, protocol, adapter_data, manifests):
         write_manifest(splits[name], manifests[name])
 
 
+def split_labelled(table, classes, dialogue_style, fold, protocol):
+    """Splits the utterances of the classes, and checks that they can serve.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        A corpus table.
+    classes : dict
+        Labels of each class.
+    dialogue_style : str
+        "improvised", "scripted" or "all".
+    fold : int
+        Counted from 1, over all sessions, labelled or not.
+    protocol : str
+        "paper" or "held_out" (D9).
+
+    Returns
+    -------
+    splits : dict
+        Table of "train", "valid" and "test".
+
+    Raises
+    ------
+    RecipeError
+        If a split is empty, a class has no utterance in the training
+        sessions, or a speaker is in two splits.
+    """
+    labelled = label_utterances(table, classes, dialogue_style)
+    whole = split_table(table, fold, protocol)
+    check_speakers(
+        {
+            name: split.set_index("id").to_dict("index")
+            for name, split in whole.items()
+        }
+    )
+    splits = {
+        name: labelled[labelled["id"].isin(split["id"])]
+        for name, split in whole.items()
+    }
+    for name, split in splits.items():
+        if len(split) == 0:
+            raise RecipeError(
+                f"fold {fold} has no labelled utterance in its {name} split: "
+                "choose another fold or other classes."
+            )
+    absent = [c for c in classes if c not in set(splits["train"]["label"])]
+    if absent:
+        raise RecipeError(
+            f"no utterance of the class {absent[0]} in the training sessions "
+            f"of fold {fold}: choose other classes or another fold."
+        )
+    return splits
+
+
 def prepare_classifier_data(
     corpus,
     fold,
@@ -143,35 +197,20 @@ def prepare_classifier_data(
     """
     table = prepare_table(**corpus)
     chosen = choose_classes(table, classes, explicit_classes)
-    labelled = label_utterances(table, chosen, dialogue_style)
-    # Folds are of the whole corpus: a session without labels is one, too.
-    splits = {
-        name: labelled[labelled["id"].isin(split["id"])]
-        for name, split in split_table(table, fold, protocol).items()
-    }
-    for name, split in splits.items():
-        if len(split) == 0:
-            raise RecipeError(
-                f"fold {fold} has no labelled utterance in its {name} split: "
-                "choose another fold or other classes."
-            )
-    absent = [c for c in chosen if c not in set(splits["train"]["label"])]
-    if absent:
-        raise RecipeError(
-            f"no utterance of the class {absent[0]} in the training sessions "
-            f"of fold {fold}: choose other classes or another fold."
-        )
+    splits = split_labelled(table, chosen, dialogue_style, fold, protocol)
     for name in SPLITS:
         write_manifest(splits[name], manifests[name])
 
 
-def read_manifests(manifests):
+def read_manifests(manifests, fields=("wav", "speaker")):
     """Reads the manifests of a fold and checks that no speaker leaks.
 
     Arguments
     ---------
     manifests : dict
         JSON file of "train", "valid" and "test".
+    fields : tuple of str
+        What each utterance must have.
 
     Returns
     -------
@@ -195,12 +234,14 @@ def read_manifests(manifests):
                 "--skip_prep to make it."
             )
         for key, entry in splits[name].items():
-            missing = {"wav", "speaker"} - entry.keys()
+            missing = set(fields) - entry.keys()
             if missing:
                 raise RecipeError(
                     f"manifest {path}: utterance {key} lacks "
                     f"{', '.join(sorted(missing))}."
                 )
+            if "digest" not in entry:  # a manifest that others made
+                entry["digest"] = inspect_audio(entry["wav"])[1]
     if not splits["train"]:
         raise RecipeError(f"manifest {manifests['train']} is empty.")
     check_speakers(splits)
@@ -227,9 +268,6 @@ def extract_features(cache, splits, skipped_csv, max_skipped):
         Without what could not be encoded.
     """
     entries = {k: e for split in splits.values() for k, e in split.items()}
-    for entry in entries.values():
-        if "digest" not in entry:  # a manifest that others made
-            entry["digest"] = inspect_audio(entry["wav"])[1]
     wavs = {entry["digest"]: entry["wav"] for entry in entries.values()}
     failures = cache.extract(wavs)
     reasons = {
@@ -351,20 +389,21 @@ def make_dataset(
             "cut."
         )
 
-    @takes("id", "digest")
-    @provides("feats")
-    def features(utterance_id, digest):
-        """Reads an utterance's features."""
-        feats = cache.read(digest)
-        if len(feats) > max_frames:
-            if long_utterances == "error":
+    if long_utterances == "error":
+        for key, entry in entries.items():
+            num_frames = cache.count_frames(entry["digest"])
+            if num_frames > max_frames:
                 raise RecipeError(
-                    f"{utterance_id} has {len(feats)} frames, more than "
+                    f"{key} has {num_frames} frames, more than "
                     f"max_frames={max_frames}: raise max_frames or set "
                     "long_utterances: cut."
                 )
-            feats = feats[:max_frames]
-        return feats
+
+    @takes("digest")
+    @provides("feats")
+    def features(digest):
+        """Reads an utterance's features, cut where they are too long."""
+        return cache.read(digest)[:max_frames]
 
     return DynamicItemDataset(
         entries,

@@ -17,6 +17,7 @@ from speechbrain.lobes.features import Fbank
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from speechbrain_wap import audio
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.lengths import valid_frames
 
@@ -632,7 +633,8 @@ def get_identity(encoder):
         }
     # Another version of the code may compute something else.
     code = hashlib.sha256()
-    for module in sorted({type(encoder).__module__, __name__}):
+    computing = {type(encoder).__module__, __name__, audio.__name__}
+    for module in sorted(computing):
         path = inspect.getsourcefile(sys.modules[module])
         if path is not None:
             with open(path, "rb") as file:

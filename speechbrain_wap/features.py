@@ -97,6 +97,7 @@ class FeatureCache:
             "precision": precision,
             "libraries": {
                 "speechbrain": speechbrain.__version__,
+                "torch": torch.__version__,
                 "torchaudio": torchaudio.__version__,
                 "transformers": transformers.__version__,
             },
@@ -177,6 +178,21 @@ class FeatureCache:
                 f"feature cache entry {self.path(digest)} cannot be read "
                 f"({error}): run the command again to make it anew."
             )
+
+    def count_frames(self, digest):
+        """Reads the number of frames off an entry's header.
+
+        Arguments
+        ---------
+        digest : str
+            The audio's digest.
+
+        Returns
+        -------
+        num_frames : int
+        """
+        with safe_open(self.path(digest), framework="pt") as entry:
+            return entry.get_slice("feats").get_shape()[0]
 
     def is_sound(self, digest):
         """Tells whether an entry is there, whole and unaltered.
@@ -288,7 +304,7 @@ class FeatureCache:
         if not digests:
             return failures
         self.encoder.to(self.device).eval()
-        started, seconds = time.time(), 0.0
+        started, num_frames = time.time(), 0
         progress = tqdm(
             digests,
             desc="Extracting features",
@@ -303,8 +319,11 @@ class FeatureCache:
                 failures[digest] = str(error)
                 continue
             # not the utterance's fault: a full disk must not thin the corpus
-            self.write(digest, feats)
-            seconds += len(feats)
-            elapsed = time.time() - started
-            progress.set_postfix(frames_per_s=f"{seconds / elapsed:.0f}")
+            try:
+                self.write(digest, feats)
+            except RecipeError as error:
+                raise RecipeError(f"{wavs[digest]}: {error}")
+            num_frames += len(feats)
+            speed = num_frames / (time.time() - started)
+            progress.set_postfix(frames_per_s=f"{speed:.0f}", refresh=False)
         return failures

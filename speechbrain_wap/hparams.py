@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import json
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from hyperpyyaml.core import recursive_update
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import YAMLError
+from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import write_text
@@ -32,6 +32,33 @@ UNGUARDED_KEYS = {
     "ckpt_interval_minutes",
     "number_of_epochs",  # may grow
 }
+
+
+# Keys that do not give a run another default folder.
+UNNAMED_KEYS = {
+    "skip_prep",
+    "max_skipped",
+    "num_workers",
+    "ckpt_interval_minutes",
+}
+# Run options of SpeechBrain that decide what a run computes.
+GUARDED_RUN_OPTIONS = (
+    "precision",
+    "eval_precision",
+    "grad_accumulation_factor",
+    "max_grad_norm",
+    "optimizer_step_limit",
+)
+# How errors call what is not a key by itself.
+LABELS = {
+    "encoder_key": "the encoder (encoder_source, encoder_layer, "
+    "feature_precision or their code)",
+    "corpus": "the corpus (data_folder or corpus_csv)",
+    "adapter": "the adapter (adapter_folder)",
+    "class_names": "classes",
+}
+# Options that take no value, so that the next word is not theirs.
+FLAGS = {k for k, v in RunOptions().as_dict().items() if v is False}
 
 
 def is_text_key(key):
@@ -148,7 +175,7 @@ def split_options(arguments):
         if argument.startswith("--"):
             key, equals, text = argument[2:].partition("=")
             options.append((key, text if equals else None))
-        elif options and options[-1][1] is None:
+        elif options and options[-1][1] is None and options[-1][0] not in FLAGS:
             options[-1] = (options[-1][0], argument)
         else:
             positional.append(argument)
@@ -192,12 +219,16 @@ def parse_arguments(arguments):
             if text is None:
                 raise RecipeError(f"--{key} needs a value: --{key}=...")
             overrides[key] = parse_value(key, text)
-        else:
+        elif key in RunOptions().keys():  # argparse would take prefixes, too
             rest.append(f"--{key}" if text is None else f"--{key}={text}")
-    hparams_file, run_opts, unknown = sb.parse_arguments(rest + positional[1:])
-    if unknown:
-        name = re.match(r"[^\s:]*", unknown)[0]
-        raise unknown_key(name, keys + list(run_opts.keys()))
+        else:
+            raise unknown_key(key, keys + list(RunOptions().keys()))
+    if positional[1:]:
+        raise RecipeError(
+            f"{positional[1]} is neither an option nor the value of one: "
+            "write --key=value."
+        )
+    hparams_file, run_opts, _ = sb.parse_arguments(rest)
     if overrides.get("corpus_csv") and "data_folder" in keys:
         overrides.setdefault("data_folder", "")
     return hparams_file, run_opts, overrides
@@ -242,7 +273,7 @@ def _plain(node):
     return str(node)
 
 
-def read_settings(hparams_file, overrides):
+def read_settings(hparams_file, overrides, run_opts=None):
     """Reads what a run computes off the YAML, without building anything.
 
     Arguments
@@ -251,6 +282,8 @@ def read_settings(hparams_file, overrides):
         The YAML file.
     overrides : dict
         Values for its keys.
+    run_opts : speechbrain.utils.run_opts.RunOptions, optional
+        SpeechBrain's own options; those that matter become settings.
 
     Returns
     -------
@@ -271,11 +304,15 @@ def read_settings(hparams_file, overrides):
     recursive_update(tree, overrides)
     # What is built of other keys is kept as it is written, with references:
     # else it would change with keys that may change.
-    return {
+    settings = {
         key: _plain(tree[key] if isinstance(value, (dict, list)) else value)
         for key, value in resolved.items()
         if not key.startswith("__")
     }
+    if run_opts is not None:
+        for option in GUARDED_RUN_OPTIONS:
+            settings.setdefault(option, run_opts[option])
+    return settings
 
 
 def default_output_folder(settings, root, data_folder):
@@ -295,7 +332,8 @@ def default_output_folder(settings, root, data_folder):
     folder : str
         root/encoder-layer/fold-seed-digest
     """
-    text = json.dumps([settings, str(data_folder)], sort_keys=True)
+    named = {k: v for k, v in settings.items() if k not in UNNAMED_KEYS}
+    text = json.dumps([named, str(data_folder)], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     source = os.path.basename(os.path.normpath(settings["encoder_source"]))
     layer = settings["encoder_layer"]
@@ -305,7 +343,56 @@ def default_output_folder(settings, root, data_folder):
     return os.path.join(root, encoder, run)
 
 
-def load_recipe(hparams_file, overrides):
+def check_values(settings, expected_key, hparams_file):
+    """Refuses values that would fail later, and less clearly.
+
+    Arguments
+    ---------
+    settings : dict
+        What :func:`read_settings` gave.
+    expected_key : str
+        A key that the script's YAML has and the other stage's has not.
+    hparams_file : str
+        The YAML file, for the error.
+
+    Raises
+    ------
+    RecipeError
+        If a value is of the wrong type or out of range; names the key.
+    """
+    if expected_key not in settings:
+        raise RecipeError(
+            f"{hparams_file} is not for this script: it has no key "
+            f"{expected_key}."
+        )
+    for key in ("fold", "seed", "batch_size", "number_of_epochs"):
+        value, least = settings[key], 0 if key == "seed" else 1
+        if type(value) is not int or value < least:
+            raise RecipeError(
+                f"{key}={value} must be a whole number of at least {least}."
+            )
+    for key in ("mask_ratio", "augment_mask_ratio", "max_skipped"):
+        value = settings.get(key, 0.0)
+        if not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+            raise RecipeError(f"{key}={value} must be within 0 and 1.")
+    choices = {
+        "target_norm": ("layer", "none"),
+        "rec_reduction": ("mean", "sum"),
+        "model_selection": ("last", "best"),
+        "adapter_branch": ("teacher", "student"),
+        "adapter_data": ("train", "all"),
+        "long_utterances": ("error", "cut"),
+        "dialogue_style": ("improvised", "scripted", "all"),
+    }
+    for key, allowed in choices.items():
+        if key in settings and settings[key] not in allowed:
+            raise RecipeError(
+                f"{key}={settings[key]} is unknown: choose one of "
+                f"{', '.join(allowed)}."
+            )
+
+
+def load_recipe(hparams_file, overrides, run_opts, expected_key):
     """Loads a recipe's YAML with the user's values.
 
     The recipe's folder and the corpus's folder above it become importable,
@@ -318,6 +405,10 @@ def load_recipe(hparams_file, overrides):
         The YAML file, ``recipes/<CORPUS>/<recipe>/hparams/<name>.yaml``.
     overrides : dict
         Values for its keys.
+    run_opts : speechbrain.utils.run_opts.RunOptions
+        SpeechBrain's own options.
+    expected_key : str
+        A key that the script's YAML has and the other stage's has not.
 
     Returns
     -------
@@ -325,11 +416,14 @@ def load_recipe(hparams_file, overrides):
         What HyperPyYAML built.
     overrides : dict
         With the output folder, as it is to be recorded.
+    settings : dict
+        What :func:`read_settings` gave.
 
     Raises
     ------
     RecipeError
-        If the data folder is not given.
+        If the data folder is not given, a value does not fit, or the output
+        folder holds a run with other settings, which is left as it is.
     """
     recipe = Path(hparams_file).resolve().parent.parent
     for folder in (recipe, recipe.parent):
@@ -346,15 +440,27 @@ def load_recipe(hparams_file, overrides):
             "no corpus given: say where it lies with --data_folder=..., or "
             "give an own corpus table with --corpus_csv=..."
         )
+    settings = read_settings(hparams_file, overrides, run_opts)
+    check_values(settings, expected_key, hparams_file)
     if "output_folder" not in overrides:
         overrides["output_folder"] = default_output_folder(
-            read_settings(hparams_file, overrides),
+            settings,
             tree["output_folder"],
             overrides.get("corpus_csv") or data_folder,
         )
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides, overrides_must_match=False)
-    return hparams, overrides
+    # before anything in the folder is written over
+    refuse_changes(os.path.join(overrides["output_folder"], "save"), settings)
+    try:
+        with open(hparams_file, encoding="utf-8") as file:
+            hparams = load_hyperpyyaml(
+                file, overrides, overrides_must_match=False
+            )
+    except RecipeError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:
+        reason = " ".join(str(part) for part in error.args)
+        raise RecipeError(f"{hparams_file}: {reason}")
+    return hparams, overrides, settings
 
 
 def guard(settings):
@@ -374,8 +480,51 @@ def guard(settings):
     return json.loads(json.dumps(kept, sort_keys=True))
 
 
+def refuse_changes(save_folder, settings):
+    """Refuses to go on with a run that other settings made.
+
+    Arguments
+    ---------
+    save_folder : str
+        Where the run's checkpoints and its settings.json lie.
+    settings : dict
+        Values of the keys to compare.
+
+    Raises
+    ------
+    RecipeError
+        If the folder holds a run with other settings; names the keys.
+    """
+    path = Path(save_folder) / "settings.json"
+    if not path.is_file():
+        return
+    recorded = json.loads(path.read_text("utf-8"))
+    before, guarded = recorded["settings"], guard(settings)
+    changed = [
+        key for key in sorted(guarded) if before.get(key) != guarded[key]
+    ]
+    # where d_model changed, so did the objects that are built with it
+    plain = [k for k in changed if not isinstance(guarded[k], dict)]
+    cure = "choose another output_folder, or delete this one to start anew."
+    if changed:
+        listing = ", ".join(
+            f"another value of {LABELS[key]}"
+            if key in LABELS
+            else f"{key}={json.dumps(before.get(key))} (now "
+            f"{json.dumps(guarded[key])})"
+            for key in plain or changed
+        )
+        raise RecipeError(f"{save_folder} holds a run with {listing}: {cure}")
+    if settings["number_of_epochs"] < recorded["number_of_epochs"]:
+        raise RecipeError(
+            f"{save_folder} holds a run with number_of_epochs="
+            f"{recorded['number_of_epochs']}, which may grow but not shrink "
+            f"to {settings['number_of_epochs']}: {cure}"
+        )
+
+
 def record_settings(save_folder, settings):
-    """Refuses to go on with a checkpoint that other settings made.
+    """Records the settings of a run, or refuses those that differ.
 
     Arguments
     ---------
@@ -387,38 +536,14 @@ def record_settings(save_folder, settings):
     Raises
     ------
     RecipeError
-        If the folder holds a run with other settings; names the key.
+        See :func:`refuse_changes`.
     """
+    refuse_changes(save_folder, settings)
+    text = {
+        "number_of_epochs": settings["number_of_epochs"],
+        "settings": guard(settings),
+    }
     path = Path(save_folder) / "settings.json"
-    guarded = guard(settings)
-    epochs = settings["number_of_epochs"]
-    if path.is_file():
-        recorded = json.loads(path.read_text("utf-8"))
-        before = recorded["settings"]
-        changed = sorted(
-            key
-            for key in {**before, **guarded}
-            if before.get(key) != guarded.get(key)
-        )
-        # where d_model changed, so did the objects that are built with it
-        plain = [k for k in changed if not isinstance(guarded.get(k), dict)]
-        cure = "choose another output_folder, or delete this one to start anew."
-        if changed:
-            listing = ", ".join(
-                f"{key}={json.dumps(before.get(key))} (now "
-                f"{json.dumps(guarded.get(key))})"
-                for key in plain or changed
-            )
-            raise RecipeError(
-                f"{save_folder} holds a run with {listing}: {cure}"
-            )
-        if epochs < recorded["number_of_epochs"]:
-            raise RecipeError(
-                f"{save_folder} holds a run with number_of_epochs="
-                f"{recorded['number_of_epochs']}, which may grow but not "
-                f"shrink to {epochs}: {cure}"
-            )
-    text = {"number_of_epochs": epochs, "settings": guarded}
     write_text(path, json.dumps(text, indent=1))
 
 

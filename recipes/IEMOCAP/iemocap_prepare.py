@@ -9,6 +9,7 @@ A dialog ``Ses01F_impro01`` is session 1, recorded while the woman wore the
 motion-capture markers; its turn ``Ses01F_impro01_M003`` was spoken by the man.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def prepare_iemocap(
     sessions = sorted(
         path
         for path in folder.iterdir()
-        if re.fullmatch(r"Session\d", path.name) and path.is_dir()
+        if re.fullmatch(r"Session\d+", path.name) and path.is_dir()
     )
     if not sessions:
         raise RecipeError(
@@ -78,10 +79,27 @@ def prepare_iemocap(
             "give the folder of the IEMOCAP full release."
         )
     rows = [turn for session in sessions for turn in read_session(session)]
+    if not rows:
+        raise RecipeError(
+            f"data_folder={data_folder} holds no evaluation files "
+            "(SessionK/dialog/EmoEvaluation/*.txt): give the folder of the "
+            "IEMOCAP full release."
+        )
     table = pd.DataFrame(rows)
-    table = write_corpus_table(table, corpus_csv, max_skipped, audio_index)
+    present = table["wav"].map(os.path.isfile)
+    if not present.any():
+        raise RecipeError(
+            f"none of the wav files is there, such as {table['wav'][0]}: "
+            "complete SessionK/sentences/wav."
+        )
+    if not present.all():
+        logger.warning(
+            f"{(~present).sum()} of {len(table)} turns have no wav file and "
+            f"are left out, first {table['wav'][~present].iloc[0]}."
+        )
+    table = table[present]
     logger.info(describe_counts(table))
-    return table
+    return write_corpus_table(table, corpus_csv, max_skipped, audio_index)
 
 
 def read_session(folder):
@@ -100,7 +118,7 @@ def read_session(folder):
     Raises
     ------
     RecipeError
-        If the evaluation files are missing, or one holds no turn.
+        If an evaluation file is malformed or holds no turn.
     """
     evaluation = folder / "dialog" / "EmoEvaluation"
     # not the sub-folders (single evaluators), not macOS's ._ files
@@ -110,9 +128,9 @@ def read_session(folder):
         if path.is_file() and not path.name.startswith(".")
     )
     if not files:
-        raise RecipeError(
-            f"{evaluation} holds no evaluation files (*.txt): "
-            f"{folder.name} is incomplete; complete or remove it."
+        logger.warning(
+            f"{evaluation} holds no evaluation files (*.txt): {folder.name} "
+            "is left out."
         )
     rows = []
     for path in files:

@@ -188,20 +188,21 @@ def test_two_runs_with_one_seed_are_the_same(tiny, adapter, tmp_path):
     assert outputs[0] == outputs[1]
 
 
-def test_a_killed_adapter_training_ends_as_if_it_had_not_been(
-    tiny, adapter, tmp_path
-):
+def test_a_killed_adapter_training_ends_as_if_it_had_not_been(tiny, tmp_path):
     arguments = ["train_adapter.py", "adapter", *tiny, *ADAPTER]
-    kill_after_epoch(1, tmp_path, *arguments)
-    call(*arguments, f"--output_folder={tmp_path}")
-    assert_equal_states(load_checkpoint(tmp_path), load_checkpoint(adapter))
-    history = (tmp_path / "history.json").read_bytes()
-    assert history == (adapter / "history.json").read_bytes()
+    arguments.append("--number_of_epochs=12")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    call(*arguments, f"--output_folder={whole}")
+    kill_after_epoch(2, killed, *arguments)
+    call(*arguments, f"--output_folder={killed}")
+    assert_equal_states(load_checkpoint(killed), load_checkpoint(whole))
+    history = (killed / "history.json").read_bytes()
+    assert history == (whole / "history.json").read_bytes()
 
 
 def test_a_training_killed_within_an_epoch_goes_on_there(tiny, tmp_path):
     arguments = ["train_classifier.py", "classifier", *tiny]
-    arguments += ["--number_of_epochs=4", "--batch_size=4"]
+    arguments += ["--number_of_epochs=8", "--batch_size=4"]
     arguments += ["--ckpt_interval_minutes=0", "--ckpt_interval_steps=3"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     call(*arguments, f"--output_folder={whole}")
@@ -322,11 +323,15 @@ def test_runs_with_other_settings_never_share_a_default_folder(
     monkeypatch.chdir(tmp_path)
     file = str(RECIPES / "IEMOCAP/wap_adapter/hparams/adapter.yaml")
     folders = set()
-    changes = ["--fold=2", "--seed=1", "--lr=0.5", "--encoder_layer=0"]
+    changes = ["--fold=2", "--seed=1", "--lr=0.5", "--precision=bf16"]
     for change in [[], *([c] for c in changes)]:
-        _, _, overrides = hparams.parse_arguments([file, *tiny[:-3], *change])
+        _, run_opts, overrides = hparams.parse_arguments(
+            [file, *tiny[:-3], *change]
+        )
         overrides["data_folder"] = "x"
-        _, overrides = hparams.load_recipe(file, overrides)
+        _, overrides, _ = hparams.load_recipe(
+            file, overrides, run_opts, "mask_ratio"
+        )
         folders.add(overrides["output_folder"])
     assert len(folders) == len(changes) + 1
 

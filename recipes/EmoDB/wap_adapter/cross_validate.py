@@ -12,5 +12,5 @@ from pathlib import Path
 if __name__ == "__main__":
     here = Path(__file__).resolve()
     folder = here.parents[2] / "IEMOCAP" / "wap_adapter"
-    sys.path[0] = str(folder)
+    sys.path[0:1] = [str(folder), str(here.parents[1])]
     runpy.run_path(str(folder / here.name), run_name="__main__")

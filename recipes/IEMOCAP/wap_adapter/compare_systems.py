@@ -11,7 +11,9 @@ interrupted.
 """
 
 import json
+import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from speechbrain.utils.distributed import if_main_process
@@ -20,7 +22,7 @@ from speechbrain_wap.data import SPLITS, list_classes, read_manifests
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.features import FeatureCache
 from speechbrain_wap.files import write_text
-from speechbrain_wap.hparams import load_recipe, run_script
+from speechbrain_wap.hparams import load_recipe, run_script, split_options
 from speechbrain_wap.probe import linear_probe
 from speechbrain_wap.report import SCORES, markdown_table, percent, sum_up
 
@@ -51,9 +53,14 @@ def probe_folds(command, folder):
         As in results.json, without confusion matrices.
     """
     stage = command["stages"]["classifier"]
-    hparams, _ = load_recipe(
-        stage["file"], {**stage["overrides"], "output_folder": str(folder)}
+    hparams, _, _ = load_recipe(
+        stage["file"],
+        {**stage["overrides"], "output_folder": str(folder)},
+        stage["run_opts"],
+        expected_key="sap_heads",
     )
+    with suppress(OSError):  # loading made it, each fold has its own
+        os.rmdir(hparams["save_folder"])
     cache = FeatureCache(
         hparams["cache_folder"],
         hparams["encoder"],
@@ -67,6 +74,12 @@ def probe_folds(command, folder):
             continue  # the probe draws no random numbers
         fold = Path(folder, f"seed{seed}", f"fold{run['fold']}", "classifier")
         splits = read_manifests({s: fold / f"{s}.json" for s in SPLITS})
+        splits = {
+            name: {
+                k: e for k, e in split.items() if cache.is_sound(e["digest"])
+            }
+            for name, split in splits.items()
+        }
         classes = list_classes(splits, hparams["classes"])
         scores = linear_probe(splits, cache, classes)
         kept = {"classes": classes, "confusion": None}
@@ -82,12 +95,17 @@ def main(arguments):
     arguments : list of str
         The command line.
     """
-    if any(a.startswith("--adapter_training") for a in arguments):
+    positional, options = split_options(arguments)
+    if any(key == "adapter_training" for key, _ in options):
         raise RecipeError(
             "--adapter_training cannot be set here: both are run."
         )
     command = cross_validate.parse_command(arguments)
-    kept = [a for a in arguments if not a.startswith("--output_folder")]
+    kept = positional + [
+        f"--{key}" if text is None else f"--{key}={text}"
+        for key, text in options
+        if key != "output_folder"
+    ]
     results = {}
     for name, (folder, training) in SYSTEMS.items():
         folder = Path(command["output_folder"], folder)

@@ -15,10 +15,12 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import yaml
 from speechbrain.utils.distributed import (
+    ddp_barrier,
     ddp_init_group,
     if_main_process,
     is_distributed_initialized,
@@ -26,9 +28,15 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.run_opts import RunOptions
 
-from speechbrain_wap.corpus import list_sessions, split_sessions
-from speechbrain_wap.data import prepare_table
+from speechbrain_wap.adapter_folder import MODEL_KEYS
+from speechbrain_wap.corpus import (
+    choose_classes,
+    label_utterances,
+    list_sessions,
+)
+from speechbrain_wap.data import prepare_table, split_labelled
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.features import FeatureCache
 from speechbrain_wap.hparams import (
     UNGUARDED_KEYS,
     default_output_folder,
@@ -49,12 +57,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import train_adapter  # noqa: E402
 import train_classifier  # noqa: E402
 
+# The outcome of such runs is no result.
+REFUSED_OPTIONS = ("debug", "debug_persistently", "test_only")
+STAGES = ("adapter", "classifier")
 OWN_KEYS = ("folds", "seeds", "adapter_training", "output_folder")
 # Set here for each run.
 SET_KEYS = {
     "fold": "use --folds",
     "seed": "use --seeds",
     "adapter_folder": "stage 1 is part of this script; use train_classifier.py",
+    "save_folder": "each run has its own",
+    "corpus_table": "it lies in the output folder",
+    "predictions_csv": "each run has its own",
+    "skipped_csv": "each run has its own",
     "output_folder": "use --output_folder without a stage",
     "skip_prep": "the corpus table is made once for all folds",
 }
@@ -93,8 +108,9 @@ def route_options(options, stages):
             own[key] = text
             continue
         bare = stage_key if stage in stages and stage_key else key
-        if bare in SET_KEYS:
-            raise RecipeError(f"--{key} cannot be set here: {SET_KEYS[bare]}.")
+        if bare in SET_KEYS or bare.endswith(("_file", "_log", "_annotation")):
+            reason = SET_KEYS.get(bare, "each run has its own")
+            raise RecipeError(f"--{key} cannot be set here: {reason}.")
         if stage in stages and stage_key:
             if stage_key not in stages[stage] and stage_key not in run_options:
                 raise unknown_key(key, [f"{stage}.{k}" for k in stages[stage]])
@@ -157,7 +173,7 @@ def parse_command(arguments):
             "give two hyperparameter files, hparams/adapter.yaml and "
             "hparams/classifier.yaml."
         )
-    files = dict(zip(("adapter", "classifier"), positional))
+    files = dict(zip(STAGES, positional))
     keys = {name: read_keys(file) for name, file in files.items()}
     own, routed = route_options(options, keys)
     adapter_training = yaml.safe_load(own.get("adapter_training", "True"))
@@ -168,12 +184,19 @@ def parse_command(arguments):
         )
     stages = {}
     for name, file in files.items():
+        refused = [k for k, _ in options if k in REFUSED_OPTIONS]
+        if refused:
+            raise RecipeError(
+                f"--{refused[0]} is for a single run: give it to "
+                "train_adapter.py or train_classifier.py."
+            )
         _, run_opts, overrides = parse_arguments([file, *routed[name]])
         stages[name] = {
             "file": file,
             "arguments": routed[name],
             "overrides": overrides,
-            "settings": read_settings(file, overrides),
+            "run_opts": run_opts,
+            "settings": read_settings(file, overrides, run_opts),
         }
     settings = {name: stage["settings"] for name, stage in stages.items()}
     output_folder = own.get("output_folder")
@@ -212,12 +235,17 @@ def prepare(command):
     sessions : list of str
         All sessions; fold k holds out the k-th.
     """
-    stage = command["stages"]["classifier"]
-    folder = command["output_folder"]
-    # fills in the output folder, builds the encoder: early errors are cheap
-    hparams, _ = load_recipe(
-        stage["file"], {**stage["overrides"], "output_folder": folder}
+    stage, folder = command["stages"]["classifier"], command["output_folder"]
+    if command["adapter_training"]:
+        refuse_different_models(command)
+    hparams, _, settings = load_recipe(
+        stage["file"],
+        {**stage["overrides"], "output_folder": folder},
+        stage["run_opts"],
+        expected_key="sap_heads",
     )
+    with suppress(OSError):  # loading made it, each fold has its own
+        os.rmdir(hparams["save_folder"])
     table = prepare_table(
         hparams["prepare_corpus"],
         hparams["data_folder"],
@@ -226,18 +254,36 @@ def prepare(command):
         hparams["max_skipped"],
         hparams["cache_folder"],
     )
+    overrides = stage["overrides"]
+    classes = choose_classes(
+        table,
+        hparams["classes"],
+        "corpus_csv" not in overrides or "classes" in overrides,
+    )
+    style = hparams["dialogue_style"]
     sessions = list_sessions(table)
-    folds = command["folds"] or list(range(1, len(sessions) + 1))
+    # A session without labels is no fold: it serves adapter training only.
+    labelled = set(label_utterances(table, classes, style)["session"])
+    folds = command["folds"] or [
+        fold
+        for fold, session in enumerate(sessions, start=1)
+        if session in labelled
+    ]
     for fold in folds:
-        split_sessions(sessions, fold, hparams["protocol"])
+        split_labelled(table, classes, style, fold, hparams["protocol"])
     content = table[["id", "digest", "speaker", "session", "emo"]].to_csv()
     # Finished folds are not run again, so nothing at all may have changed.
     guarded = {
         f"{name}.{key}": value
         for name, stage in command["stages"].items()
         for key, value in stage["settings"].items()
-        if key not in UNGUARDED_KEYS - {"number_of_epochs", "encoder_source"}
+        if key not in UNGUARDED_KEYS - {"number_of_epochs"}
     }
+    guarded["encoder_key"] = FeatureCache(
+        hparams["cache_folder"],
+        hparams["encoder"],
+        precision=hparams["feature_precision"],
+    ).key
     guarded["adapter_training"] = command["adapter_training"]
     guarded["corpus"] = hashlib.sha256(content.encode()).hexdigest()[:16]
     record_settings(folder, {**guarded, "number_of_epochs": 0})
@@ -264,7 +310,7 @@ def run_fold(command, fold, seed, folder):
         Content of the classifier's scores.json.
     """
     scores_file = Path(folder, "classifier", "scores.json")
-    if not scores_file.is_file():
+    if not run_on_main(scores_file.is_file):
         adapter = os.path.join(folder, "adapter")
         run = [f"--fold={fold}", f"--seed={seed}"]
         stages = command["stages"]
@@ -278,7 +324,28 @@ def run_fold(command, fold, seed, folder):
             [stages["classifier"]["file"], *stages["classifier"]["arguments"]]
             + [*run, f"--output_folder={os.path.join(folder, 'classifier')}"]
         )
-    return json.loads(scores_file.read_text("utf-8"))
+        ddp_barrier()  # the main process writes the scores
+    return run_on_main(lambda: json.loads(scores_file.read_text("utf-8")))
+
+
+def refuse_different_models(command):
+    """Makes sure that both stages mean the same model and the same folds.
+
+    Arguments
+    ---------
+    command : dict
+        What :func:`parse_command` gave.
+    """
+    settings = [command["stages"][s]["settings"] for s in STAGES]
+    keys = {*MODEL_KEYS, "encoder_source", "encoder_layer", "protocol"}
+    keys.add("feature_precision")
+    for key in sorted(keys):
+        adapter, classifier = (s.get(key) for s in settings)
+        if adapter != classifier:
+            raise RecipeError(
+                f"{key} is {adapter} for the adapter, but {classifier} for "
+                "the classifier: both stages need the same."
+            )
 
 
 def list_notes(command):
@@ -294,8 +361,9 @@ def list_notes(command):
     notes : list of str
     """
     settings = command["stages"]["classifier"]["settings"]
+    source = os.path.basename(os.path.normpath(settings["encoder_source"]))
     notes = [
-        f"Encoder {settings['encoder_source']}, layer "
+        f"Encoder {source}, layer "
         f"{settings['encoder_layer']}, frozen; "
         + (
             "with adapter training."
@@ -348,8 +416,9 @@ def summarise_settings(command, folds):
     }
     for name, stage in command["stages"].items():
         for key, value in stage["settings"].items():
-            plain = isinstance(value, (str, int, float, bool, type(None)))
-            if plain and not key.endswith(
+            text = json.dumps(value)
+            built = "!" in text or "<" in text  # of other keys
+            if not built and not key.endswith(
                 ("_folder", "_annotation", "_csv", "_table", "_file", "_log")
             ):
                 if key not in ("fold", "seed", "skip_prep"):

@@ -13,7 +13,6 @@ On several GPUs:
 """
 
 import speechbrain as sb
-import torch
 from speechbrain.utils.distributed import (
     ddp_init_group,
     is_distributed_initialized,
@@ -31,12 +30,10 @@ from speechbrain_wap.data import (
     prepare_adapter_data,
     read_manifests,
 )
-from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.features import FeatureCache
 from speechbrain_wap.hparams import (
     load_recipe,
     parse_arguments,
-    read_settings,
     record_settings,
     run_script,
 )
@@ -47,6 +44,11 @@ from speechbrain_wap.losses import (
     pseudo_label_loss,
 )
 from speechbrain_wap.masking import sample_utterance_masks
+from speechbrain_wap.training import (
+    refuse_nonfinite,
+    set_learning_rates,
+    training_progress,
+)
 
 logger = get_logger(__name__)
 
@@ -120,13 +122,12 @@ class AdapterBrain(sb.Brain):
 
     def progress(self):
         """Returns the share of the optimiser steps that are done, 0 to 1."""
-        return self.optimizer_step / max(self.num_steps - 1, 1)
+        return training_progress(self.optimizer_step, self.num_steps)
 
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rate of the coming step."""
         share = self.hparams.lr_schedule(self.progress())
-        for group in self.optimizer.param_groups:
-            group["lr"] = share * self.optimizer.defaults["lr"]
+        set_learning_rates([self.optimizer], share)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Moves the teacher, once per optimiser step (Eq. 2)."""
@@ -140,13 +141,8 @@ class AdapterBrain(sb.Brain):
         self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
     def check_loss_isfinite(self, loss):
-        """Stops at the first loss that is not finite, and says where."""
-        if not torch.isfinite(loss):
-            raise RecipeError(
-                f"the loss is {float(loss)} at optimiser step "
-                f"{self.optimizer_step + 1}: try a lower lr, or "
-                "--precision=fp32; the last checkpoint is kept."
-            )
+        """Stops at the first loss that is not finite."""
+        refuse_nonfinite(loss, self.optimizer_step)
 
     def on_stage_start(self, stage, epoch=None):
         """Starts the count of used attributes or the validation means."""
@@ -249,7 +245,9 @@ def main(arguments):
     hparams_file, run_opts, overrides = parse_arguments(arguments)
     if not is_distributed_initialized():
         ddp_init_group(run_opts)
-    hparams, overrides = load_recipe(hparams_file, overrides)
+    hparams, overrides, settings = load_recipe(
+        hparams_file, overrides, run_opts, expected_key="mask_ratio"
+    )
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
@@ -285,8 +283,7 @@ def main(arguments):
         precision=hparams["feature_precision"],
         device=run_opts.get("device") or sb.utils.distributed.infer_device(),
     )
-    settings = read_settings(hparams_file, overrides)
-    settings["encoder"] = cache.key
+    settings["encoder_key"] = cache.key
     settings["corpus"] = describe_data(splits)
     run_on_main(record_settings, args=[hparams["save_folder"], settings])
 
@@ -298,7 +295,7 @@ def main(arguments):
         write_adapter_record,
         args=[
             hparams["output_folder"],
-            {**settings, "encoder_source": hparams["encoder_source"]},
+            settings,
             splits["train"],
             hparams["adapter_data"],
         ],

@@ -42,13 +42,17 @@ from speechbrain_wap.files import write_atomically, write_text
 from speechbrain_wap.hparams import (
     load_recipe,
     parse_arguments,
-    read_settings,
     record_settings,
     run_script,
 )
 from speechbrain_wap.lengths import valid_frames
 from speechbrain_wap.masking import sample_utterance_masks
 from speechbrain_wap.metrics import emotion_scores
+from speechbrain_wap.training import (
+    refuse_nonfinite,
+    set_learning_rates,
+    training_progress,
+)
 
 logger = get_logger(__name__)
 
@@ -66,7 +70,7 @@ class EmotionBrain(sb.Brain):
             mask = self.augmentation_mask(batch, feats, lens)
         z = self.modules.adapter(feats, lens, mask)  # (B, T, D)
         pooled = self.modules.pooling(z, lens)  # (B, 2 H D)
-        return self.modules.classifier(pooled)
+        return self.modules["classifier"](pooled)
 
     def augmentation_mask(self, batch, feats, lens):
         """Masks embeddings of minority-class utterances (D11)."""
@@ -104,7 +108,7 @@ class EmotionBrain(sb.Brain):
 
     def progress(self):
         """Returns the share of the optimiser steps that are done, 0 to 1."""
-        return self.optimizer_step / max(self.num_steps - 1, 1)
+        return training_progress(self.optimizer_step, self.num_steps)
 
     def init_optimizers(self):
         """Makes one optimiser for the adapter and one for what is on top.
@@ -114,7 +118,7 @@ class EmotionBrain(sb.Brain):
         """
         top = [
             *self.modules.pooling.parameters(),
-            *self.modules.classifier.parameters(),
+            *self.modules["classifier"].parameters(),
         ]
         self.optimizer = self.opt_class(self.modules.adapter.parameters())
         self.optimizers_dict = {
@@ -127,18 +131,11 @@ class EmotionBrain(sb.Brain):
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rates of the coming step."""
         share = self.hparams.lr_schedule(self.progress())
-        for optimizer in self.optimizers_dict.values():
-            for group in optimizer.param_groups:
-                group["lr"] = share * optimizer.defaults["lr"]
+        set_learning_rates(self.optimizers_dict.values(), share)
 
     def check_loss_isfinite(self, loss):
-        """Stops at the first loss that is not finite, and says where."""
-        if not torch.isfinite(loss):
-            raise RecipeError(
-                f"the loss is {float(loss)} at optimiser step "
-                f"{self.optimizer_step + 1}: try a lower lr, or "
-                "--precision=fp32; the last checkpoint is kept."
-            )
+        """Stops at the first loss that is not finite."""
+        refuse_nonfinite(loss, self.optimizer_step)
 
     def on_stage_start(self, stage, epoch=None):
         """Empties the list of predictions."""
@@ -201,6 +198,8 @@ class EmotionBrain(sb.Brain):
         """Writes predictions.csv, then scores.json, which marks the end."""
         with write_atomically(self.hparams.predictions_csv) as temporary:
             table.to_csv(temporary, index=False)
+        if self.debug:
+            return  # scores.json says that a fold is finished
         confusion = pd.crosstab(table["label"], table["prediction"])
         confusion = confusion.reindex(
             index=self.classes, columns=self.classes, fill_value=0
@@ -271,12 +270,9 @@ def main(arguments):
     hparams_file, run_opts, overrides = parse_arguments(arguments)
     if not is_distributed_initialized():
         ddp_init_group(run_opts)
-    hparams, overrides = load_recipe(hparams_file, overrides)
-    if hparams["model_selection"] not in ("last", "best"):
-        raise RecipeError(
-            f"model_selection={hparams['model_selection']} is unknown: choose "
-            "last or best."
-        )
+    hparams, overrides, settings = load_recipe(
+        hparams_file, overrides, run_opts, expected_key="sap_heads"
+    )
     sb.create_experiment_directory(
         experiment_directory=hparams["output_folder"],
         hyperparams_to_save=hparams_file,
@@ -309,7 +305,9 @@ def main(arguments):
                 "manifests": manifests,
             },
         )
-    splits = read_manifests(manifests)
+    splits = read_manifests(
+        manifests, fields=("wav", "speaker", "session", "label")
+    )
     cache = FeatureCache(
         hparams["cache_folder"],
         hparams["encoder"],
@@ -320,9 +318,8 @@ def main(arguments):
         cache, splits, hparams["skipped_csv"], hparams["max_skipped"]
     )
     classes = list_classes(splits, hparams["classes"])
-    settings = read_settings(hparams_file, overrides)
-    settings["encoder"] = cache.key
-    settings["classes"] = classes
+    settings["encoder_key"] = cache.key
+    settings["class_names"] = classes
     settings["corpus"] = describe_data(splits, classes)
     if hparams["adapter_folder"]:
         settings["adapter"] = check_adapter(
@@ -364,6 +361,11 @@ def main(arguments):
         datasets["valid"],
         valid_loader_kwargs=hparams["valid_dataloader_options"],
     )
+    if brain.test_only and not hparams["checkpointer"].list_checkpoints():
+        raise RecipeError(
+            f"--test_only: {hparams['save_folder']} holds no checkpoint to "
+            "test; train first."
+        )
     # D9: the last epoch, unless the best on the validation set is asked for
     best = hparams["model_selection"] == "best"
     brain.evaluate(
