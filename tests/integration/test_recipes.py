@@ -262,6 +262,63 @@ def test_two_ranks_train_both_stages(tiny, tmp_path):
     assert not predictions["id"].duplicated().any()
 
 
+def test_the_other_readings_of_the_paper_go_through_both_stages(tiny, tmp_path):
+    common = [*tiny, "--protocol=held_out", "--max_frames=40"]
+    common += ["--long_utterances=cut", "--layer_weights=raw"]
+    common += ["--normalize_before=False", "--input_norm=False"]
+    common += ["--mlp_residual=True", "--number_of_epochs=1"]
+    folder = tmp_path / "adapter"
+    call(
+        *("train_adapter.py", "adapter", *common, "--num_attributes=8"),
+        *("--attribute_update=constant", "--similarity=distance"),
+        *("--temperature=10", "--target_norm=none", "--rec_reduction=sum"),
+        *("--rec_weight_shape=cosine", "--revive_after=null"),
+        f"--output_folder={folder}",
+    )
+    call(
+        *("train_classifier.py", "classifier", *common),
+        *("--adapter_branch=student", "--variance=printed"),
+        *("--augmentation=mask", "--dialogue_style=all", "--classes=all"),
+        "--model_selection=best",
+        f"--adapter_folder={folder}",
+        f"--output_folder={tmp_path / 'classifier'}",
+    )
+    (row,) = json.loads((folder / "history.json").read_text("utf-8"))
+    assert row["valid"]["loss"] > 0  # held_out leaves a session to validate on
+    scores = json.loads((tmp_path / "classifier/scores.json").read_text())
+    assert {"hap", "exc", "xxx"} < set(scores["classes"])
+    assert scores["session"] == "1"
+
+
+def test_a_transductive_adapter_says_so_in_the_report(tiny, tmp_path):
+    call(
+        *("cross_validate.py", "adapter", "classifier", *tiny, "--folds=1"),
+        *("--num_attributes=8", "--number_of_epochs=1", "--adapter_data=all"),
+        "--model_selection=best",
+        f"--output_folder={tmp_path}",
+    )
+    report = (tmp_path / "report.md").read_text("utf-8")
+    assert "Transductive" in report and "Optimistic" in report
+    record = json.loads(
+        (tmp_path / "seed1993/fold1/adapter/adapter.json").read_text()
+    )
+    assert len(record["speakers"]) == 10
+
+
+def test_debug_runs_leave_no_scores(tiny, tmp_path):
+    call(
+        *("train_classifier.py", "classifier", *tiny, *CLASSIFIER, "--debug"),
+        f"--output_folder={tmp_path}",
+    )
+    assert (tmp_path / "predictions.csv").is_file()
+    assert not (tmp_path / "scores.json").exists()
+    with pytest.raises(RecipeError, match="no checkpoint"):
+        call(
+            *("train_classifier.py", "classifier", *tiny, *CLASSIFIER),
+            *("--test_only", f"--output_folder={tmp_path}"),
+        )
+
+
 def test_a_weighted_sum_of_layers_goes_through_both_stages(tiny, tmp_path):
     # the front end has one layer; twice the same is still a sum of two
     layers = [*tiny, "--encoder_layer=[0, 0]", "--number_of_epochs=1"]
