@@ -136,7 +136,7 @@ def test_unreadable_audio_is_one_sentence_that_names_the_file(
     "name", ["with space.wav", "Äußerung №7 怒り.wav", "a,b#c=d 'e'.wav"]
 )
 def test_a_path_may_hold_any_character(tmp_path, make_wav, name):
-    path = make_wav(tmp_path / "Ordner mit Ä" / name)
+    path = make_wav(tmp_path / "Mappe mit Ä" / name)
     assert len(read_audio(path, 16000)) == 1600
     assert inspect_audio(path)[0] == pytest.approx(0.1)
 
