@@ -550,11 +550,18 @@ def record_settings(save_folder, settings):
 def run_script(main):
     """Runs a script's main function and says a user's mistake in a sentence.
 
+    ``--help`` prints what stands at the top of the script.
+
     Arguments
     ---------
     main : callable
         Takes the list of command line arguments.
     """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(main.__globals__["__doc__"])
+        print("Options are the YAML's keys and those of SpeechBrain:")
+        print(" ".join(f"--{key}" for key in RunOptions().keys()))
+        return
     try:
         main(sys.argv[1:])
     except RecipeError as error:
