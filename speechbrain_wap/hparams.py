@@ -53,7 +53,7 @@ GUARDED_RUN_OPTIONS = (
 LABELS = {
     "encoder_key": "the encoder (encoder_source, encoder_layer, "
     "feature_precision or their code)",
-    "corpus": "the corpus (data_folder or corpus_csv)",
+    "data": "the corpus (data_folder or corpus_csv)",
     "adapter": "the adapter (adapter_folder)",
     "class_names": "classes",
 }
@@ -215,6 +215,11 @@ def parse_arguments(arguments):
     keys = read_keys(positional[0])
     overrides, rest = {}, [positional[0]]
     for key, text in options:
+        if key == "nonfinite_patience":
+            raise RecipeError(
+                "--nonfinite_patience has no effect here: a loss that is not "
+                "finite stops the run."
+            )
         if key in keys:
             if text is None:
                 raise RecipeError(f"--{key} needs a value: --{key}=...")

@@ -267,7 +267,7 @@ def test_the_yaml_is_loaded_with_the_users_values(yaml_of, recipe, stage):
     assert network.projection.out_features == 8
     optimizer = hparams["opt_class"](network.parameters())
     assert optimizer.param_groups[0]["lr"] == 0.25
-    prepare = hparams["prepare_corpus"]
+    prepare = hparams["corpus"]["prepare_corpus"]
     assert prepare.__name__ == f"prepare_{recipe.lower()}"
 
 
@@ -415,7 +415,7 @@ def test_other_settings_are_refused_by_the_keys_name(
     assert (tmp_path / "settings.json").read_text() == before
 
 
-@pytest.mark.parametrize("key", ["encoder_key", "corpus", "class_names"])
+@pytest.mark.parametrize("key", ["encoder_key", "data", "class_names"])
 def test_what_the_script_adds_to_the_settings_is_guarded_too(
     yaml_of, settings_of, tmp_path, key
 ):

@@ -246,14 +246,7 @@ def prepare(command):
     )
     with suppress(OSError):  # loading made it, each fold has its own
         os.rmdir(hparams["save_folder"])
-    table = prepare_table(
-        hparams["prepare_corpus"],
-        hparams["data_folder"],
-        hparams["corpus_csv"],
-        hparams["corpus_table"],
-        hparams["max_skipped"],
-        hparams["cache_folder"],
-    )
+    table = prepare_table(**hparams["corpus"])
     overrides = stage["overrides"]
     classes = choose_classes(
         table,
@@ -285,7 +278,7 @@ def prepare(command):
         precision=hparams["feature_precision"],
     ).key
     guarded["adapter_training"] = command["adapter_training"]
-    guarded["corpus"] = hashlib.sha256(content.encode()).hexdigest()[:16]
+    guarded["data"] = hashlib.sha256(content.encode()).hexdigest()[:16]
     record_settings(folder, {**guarded, "number_of_epochs": 0})
     return folds, sessions
 

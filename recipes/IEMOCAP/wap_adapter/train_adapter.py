@@ -253,23 +253,12 @@ def main(arguments):
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
-    manifests = {
-        "train": hparams["train_annotation"],
-        "valid": hparams["valid_annotation"],
-        "test": hparams["test_annotation"],
-    }
+    manifests = hparams["manifests"]
     if not hparams["skip_prep"]:
         run_on_main(
             prepare_adapter_data,
             kwargs={
-                "corpus": {
-                    "prepare_corpus": hparams["prepare_corpus"],
-                    "data_folder": hparams["data_folder"],
-                    "corpus_csv": hparams["corpus_csv"],
-                    "corpus_table": hparams["corpus_table"],
-                    "max_skipped": hparams["max_skipped"],
-                    "cache_folder": hparams["cache_folder"],
-                },
+                "corpus": hparams["corpus"],
                 "fold": hparams["fold"],
                 "protocol": hparams["protocol"],
                 "adapter_data": hparams["adapter_data"],
@@ -284,7 +273,7 @@ def main(arguments):
         device=run_opts.get("device") or sb.utils.distributed.infer_device(),
     )
     settings["encoder_key"] = cache.key
-    settings["corpus"] = describe_data(splits)
+    settings["data"] = describe_data(splits)
     run_on_main(record_settings, args=[hparams["save_folder"], settings])
 
     del splits["test"]  # the held-out session is not even encoded

@@ -278,23 +278,12 @@ def main(arguments):
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
-    manifests = {
-        "train": hparams["train_annotation"],
-        "valid": hparams["valid_annotation"],
-        "test": hparams["test_annotation"],
-    }
+    manifests = hparams["manifests"]
     if not hparams["skip_prep"]:
         run_on_main(
             prepare_classifier_data,
             kwargs={
-                "corpus": {
-                    "prepare_corpus": hparams["prepare_corpus"],
-                    "data_folder": hparams["data_folder"],
-                    "corpus_csv": hparams["corpus_csv"],
-                    "corpus_table": hparams["corpus_table"],
-                    "max_skipped": hparams["max_skipped"],
-                    "cache_folder": hparams["cache_folder"],
-                },
+                "corpus": hparams["corpus"],
                 "fold": hparams["fold"],
                 "protocol": hparams["protocol"],
                 "classes": hparams["classes"],
@@ -320,7 +309,7 @@ def main(arguments):
     classes = list_classes(splits, hparams["classes"])
     settings["encoder_key"] = cache.key
     settings["class_names"] = classes
-    settings["corpus"] = describe_data(splits, classes)
+    settings["data"] = describe_data(splits, classes)
     if hparams["adapter_folder"]:
         settings["adapter"] = check_adapter(
             hparams["adapter_folder"], settings, splits
