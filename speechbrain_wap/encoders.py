@@ -62,9 +62,12 @@ def resolve_source(source):
                 patterns = CHECKPOINT_FILES[:2]
         except HFValidationError:
             raise
-        except Exception:
+        except Exception as unreachable:
             # Offline: the hub's local cache may hold it all the same.
-            return snapshot_download(source, local_files_only=True)
+            try:
+                return snapshot_download(source, local_files_only=True)
+            except Exception:
+                raise unreachable
         return snapshot_download(source, allow_patterns=patterns)
     except Exception as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
