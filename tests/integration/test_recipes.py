@@ -305,6 +305,25 @@ def test_a_transductive_adapter_says_so_in_the_report(tiny, tmp_path):
     assert len(record["speakers"]) == 10
 
 
+def test_systems_are_compared_in_one_table(tiny, tmp_path):
+    arguments = ["adapter", "classifier", *tiny, "--num_attributes=8"]
+    said = run_well(
+        *("compare_systems.py", *arguments, "--number_of_epochs=1"),
+        *("--folds=1,3", "--seeds=1,2", f"--output_folder={tmp_path}"),
+    )
+    results = json.loads((tmp_path / "comparison.json").read_text("utf-8"))
+    systems = ["linear probe", "without adapter training"]
+    assert list(results) == [*systems, "with adapter training"]
+    for name, result in results.items():
+        runs = [(r["seed"], r["fold"]) for r in result["runs"]]
+        seeds = (1,) if name == "linear probe" else (1, 2)
+        assert runs == [(s, f) for s in seeds for f in (1, 3)]
+        assert name in said
+    table = (tmp_path / "comparison.md").read_text("utf-8")
+    probe = 100 * results["linear probe"]["mean"]["UA"]
+    assert f"| linear probe             | 1     | {probe:.1f}" in table
+
+
 def test_debug_runs_leave_no_scores(tiny, tmp_path):
     call(
         *("train_classifier.py", "classifier", *tiny, *CLASSIFIER, "--debug"),
