@@ -10,7 +10,11 @@ import shutil
 
 import torch
 from speechbrain.utils import checkpoints as sb_checkpoints
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import (
+    ddp_barrier,
+    if_main_process,
+    run_on_main,
+)
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import write_text
@@ -57,7 +61,21 @@ class Checkpointer(sb_checkpoints.Checkpointer):
                 f"({reason}): the last one is kept; make room and run the "
                 "same command again."
             )
+        ddp_barrier()  # before another rank looks for the newest one
         return checkpoint
+
+    def delete_checkpoints(self, **kwargs):
+        """Deletes all checkpoints but the most important ones.
+
+        The main process alone decides: ranks that list the folder at other
+        moments would wait for different numbers of deletions.
+
+        Arguments
+        ---------
+        **kwargs : dict
+            As SpeechBrain's.
+        """
+        run_on_main(super().delete_checkpoints, kwargs=kwargs)
 
 
 @sb_checkpoints.register_checkpoint_hooks

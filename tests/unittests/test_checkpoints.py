@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import time
+from datetime import timedelta
 
 import pytest
 import torch
@@ -269,3 +271,38 @@ def test_an_interruption_changes_neither_means_nor_rows(
     rows = [{"epoch": 1, "loss": 9.0}, {"epoch": 2, **expected}]
     assert resumed.rows == rows
     assert json.loads((tmp_path / "whole.json").read_text()) == rows
+
+
+# Several processes
+
+
+def save_twice(rank, folder):
+    """Saves two checkpoints as one of two ranks; rank 0 shows them late."""
+    torch.distributed.init_process_group(
+        "gloo",
+        f"file://{folder}/store",
+        rank=rank,
+        world_size=2,
+        # ranks that disagree wait for each other: fail, do not hang
+        timeout=timedelta(seconds=20),
+    )
+    # as torchrun does, which SpeechBrain asks
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    replace = os.replace
+
+    def replace_late(*paths):
+        time.sleep(0.5)
+        replace(*paths)
+
+    os.replace = replace_late
+    model = nn.Linear(1, 1)
+    checkpointer = Checkpointer(f"{folder}/save", {"model": model})
+    for epoch in (1, 2):
+        checkpointer.save_and_keep_only(meta={"epoch": epoch})
+    kept = [c.meta["epoch"] for c in checkpointer.list_checkpoints()]
+    assert kept == [2]
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_that_list_checkpoints_at_other_moments_do_not_deadlock(tmp_path):
+    torch.multiprocessing.spawn(save_twice, (str(tmp_path),), nprocs=2)
