@@ -41,6 +41,7 @@ setup(
         "pandas>=2.0",
         "safetensors>=0.4.3",
         "scikit-learn>=1.4",
+        "threadpoolctl>=3.0",
         "matplotlib>=3.8",
     ],
     extras_require={"test": ["pytest>=8"]},

@@ -19,7 +19,8 @@ RECORD = "adapter.json"
 # What both stages must agree on (shapes alone would not show nhead), and the
 # keys that set it.
 MODEL_KEYS = {
-    "encoder_key": "encoder_source, encoder_layer or feature_precision",
+    "encoder_key": "encoder_source, encoder_layer, encoder_context or "
+    "feature_precision",
     "d_model": "d_model",
     "num_layers": "num_layers",
     "nhead": "nhead",

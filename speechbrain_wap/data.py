@@ -240,8 +240,10 @@ def read_manifests(manifests, fields=("wav", "speaker")):
                     f"manifest {path}: utterance {key} lacks "
                     f"{', '.join(sorted(missing))}."
                 )
-            if "digest" not in entry:  # a manifest that others made
-                entry["digest"] = inspect_audio(entry["wav"])[1]
+            if not {"digest", "duration"} <= entry.keys():
+                # a manifest that others made
+                duration, digest = inspect_audio(entry["wav"])
+                entry.update(duration=duration, digest=digest)
     if not splits["train"]:
         raise RecipeError(f"manifest {manifests['train']} is empty.")
     check_speakers(splits)
@@ -268,8 +270,8 @@ def extract_features(cache, splits, skipped_csv, max_skipped):
         Without what could not be encoded.
     """
     entries = {k: e for split in splits.values() for k, e in split.items()}
-    wavs = {entry["digest"]: entry["wav"] for entry in entries.values()}
-    failures = cache.extract(wavs)
+    by_digest = {entry["digest"]: entry for entry in entries.values()}
+    failures = cache.extract(by_digest)
     reasons = {
         key: failures[entry["digest"]]
         for key, entry in entries.items()

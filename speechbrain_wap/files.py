@@ -1,10 +1,20 @@
 """Writing files so that they are there whole or not at all."""
 
+import errno
 import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from speechbrain.utils.logger import get_logger
+
 from speechbrain_wap.errors import RecipeError
+
+try:
+    import fcntl
+except ImportError:  # Windows: work may be done twice, but is never harmed
+    fcntl = None
+
+logger = get_logger(__name__)
 
 
 @contextmanager
@@ -61,3 +71,83 @@ def write_text(path, text):
     """
     with write_atomically(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
+
+
+class Claims:
+    """Claims on pieces of work among processes, in one lock file.
+
+    A claim is a lock on one byte of the file, which the system releases when
+    its process ends, however it ends. A process must not open the file twice.
+
+    Arguments
+    ---------
+    path : str
+        The lock file, made if need be; it stays empty.
+
+    Example
+    -------
+    >>> claims = Claims(Path(getfixture("tmpdir")) / "lock")
+    >>> with claims.claim(7) as is_mine:
+    ...     is_mine
+    True
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        self.file = None
+        self.is_supported = fcntl is not None
+
+    def __getstate__(self):
+        """Leaves the open file behind when sent to another process."""
+        return {**self.__dict__, "file": None}
+
+    @contextmanager
+    def claim(self, number=None):
+        """Tries to claim a piece of work, without waiting.
+
+        Arguments
+        ---------
+        number : int, optional
+            Which one, 0 to 2^62; all of them if not given.
+
+        Yields
+        ------
+        is_mine : bool
+            False where another process has it.
+
+        Raises
+        ------
+        RecipeError
+            If the lock file cannot be made.
+        """
+        span = (0, 0) if number is None else (1, number)
+        is_mine = self._lock(*span)
+        try:
+            yield is_mine
+        finally:
+            if is_mine and self.is_supported:
+                fcntl.lockf(self.file, fcntl.LOCK_UN, *span)
+
+    def _lock(self, length, start):
+        """Locks bytes; tells whether they were free."""
+        if not self.is_supported:
+            return True
+        if self.file is None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.file = open(self.path, "ab")
+            except OSError as error:
+                raise RecipeError(
+                    f"{self.path} cannot be written: {error.strerror}."
+                )
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            logger.warning(
+                f"{self.path} cannot be locked ({error.strerror}): processes "
+                "at the same features may do some work twice."
+            )
+            self.is_supported = False
+        return True

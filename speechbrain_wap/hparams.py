@@ -15,7 +15,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import YAMLError
 from speechbrain.utils.run_opts import RunOptions
 
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import RecipeError, say_mistakes
 from speechbrain_wap.files import write_text
 
 # Keys that say where things lie or how a run is watched, not what it computes.
@@ -28,6 +28,7 @@ UNGUARDED_KEYS = {
     "adapter_folder",  # guarded by the adapter's own settings instead
     "skip_prep",
     "max_skipped",
+    "feature_workers",
     "num_workers",
     "ckpt_interval_minutes",
     "number_of_epochs",  # may grow
@@ -38,6 +39,7 @@ UNGUARDED_KEYS = {
 UNNAMED_KEYS = {
     "skip_prep",
     "max_skipped",
+    "feature_workers",
     "num_workers",
     "ckpt_interval_minutes",
 }
@@ -52,7 +54,7 @@ GUARDED_RUN_OPTIONS = (
 # How errors call what is not a key by itself.
 LABELS = {
     "encoder_key": "the encoder (encoder_source, encoder_layer, "
-    "feature_precision or their code)",
+    "encoder_context, feature_precision or their code)",
     "data": "the corpus (data_folder or corpus_csv)",
     "adapter": "the adapter (adapter_folder)",
     "class_names": "classes",
@@ -273,8 +275,10 @@ def _plain(node):
         return {"!": node.tag.value, **plain} if node.tag.value else plain
     if isinstance(node, (CommentedSeq, list)):
         return [_plain(value) for value in node]
-    if isinstance(node, (bool, int, float)) or node is None:
+    if isinstance(node, bool) or node is None:
         return node
+    if isinstance(node, (int, float)):  # 0 is a type of its own to ruamel
+        return int(node) if isinstance(node, int) else float(node)
     return str(node)
 
 
@@ -376,6 +380,12 @@ def check_values(settings, expected_key, hparams_file):
             raise RecipeError(
                 f"{key}={value} must be a whole number of at least {least}."
             )
+    workers = settings.get("feature_workers")
+    if workers is not None and (type(workers) is not int or workers < 0):
+        raise RecipeError(
+            f"feature_workers={workers} must be a whole number of at least 0, "
+            "or null for one per core."
+        )
     for key in ("mask_ratio", "augment_mask_ratio", "max_skipped"):
         value = settings.get(key, 0.0)
         if not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
@@ -388,6 +398,7 @@ def check_values(settings, expected_key, hparams_file):
         "adapter_data": ("train", "all"),
         "long_utterances": ("error", "cut"),
         "dialogue_style": ("improvised", "scripted", "all"),
+        "encoder_context": ("full", "clip"),
     }
     for key, allowed in choices.items():
         if key in settings and settings[key] not in allowed:
@@ -567,7 +578,5 @@ def run_script(main):
         print("Options are the YAML's keys and those of SpeechBrain:")
         print(" ".join(f"--{key}" for key in RunOptions().keys()))
         return
-    try:
+    with say_mistakes():
         main(sys.argv[1:])
-    except RecipeError as error:
-        sys.exit(f"error: {error}")

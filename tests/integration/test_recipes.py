@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -248,6 +249,7 @@ def test_two_ranks_train_both_stages(tiny, tmp_path):
         *("train_adapter.py", "adapter", *tiny, *ADAPTER, *ranks),
         f"--output_folder={tmp_path / 'adapter'}",
         f"--cache_folder={tmp_path / 'cache'}",  # extraction is shared, too
+        "--feature_workers=2",
         launcher=launcher,
     )
     run_well(
@@ -356,6 +358,83 @@ def test_a_weighted_sum_of_layers_goes_through_both_stages(tiny, tmp_path):
     assert (tmp_path / "classifier" / "predictions.csv").is_file()
 
 
+def read_entries(cache_folder):
+    """Reads the files of all entries of the one cache in a folder."""
+    (folder,) = (
+        path.parent for path in Path(cache_folder).glob("*/cache.json")
+    )
+    entries = folder.glob("*/*.safetensors")
+    return {path.name: path.read_bytes() for path in entries}
+
+
+def test_features_are_the_same_whoever_made_them(tiny, tmp_path):
+    """Workers, ranks, and two runs at one cache at the same time."""
+    arguments = ["train_adapter.py", "adapter", *tiny, *ADAPTER]
+    arguments.append("--number_of_epochs=1")
+    caches = [tmp_path / name for name in ("alone", "ranks", "both")]
+    call(
+        *(*arguments, "--feature_workers=0", f"--cache_folder={caches[0]}"),
+        f"--output_folder={tmp_path / 'run0'}",
+    )
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
+    launcher += [f"--master_port={20000 + time.time_ns() % 20000}"]
+    run_well(
+        *(*arguments, "--feature_workers=2", f"--cache_folder={caches[1]}"),
+        *("--device=cpu", "--distributed_backend=gloo"),
+        f"--output_folder={tmp_path / 'run1'}",
+        launcher=launcher,
+    )
+    typed = [*arguments, "--feature_workers=2", f"--cache_folder={caches[2]}"]
+    processes = [
+        subprocess.Popen(
+            **command(*typed, f"--output_folder={tmp_path / f'run{number}'}"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for number in (2, 3)
+    ]
+    assert [process.wait(300) for process in processes] == [0, 0]
+    alone, ranks, both = map(read_entries, caches)
+    assert len(alone) > 50
+    assert ranks == alone
+    assert both == alone
+    # nor does it matter to what is learned who made them
+    states = [load_checkpoint(tmp_path / f"run{n}") for n in (0, 2, 3)]
+    assert_equal_states(states[0], states[1])
+    assert_equal_states(states[0], states[2])
+
+
+def test_an_own_module_can_take_the_encoders_place(tiny, tmp_path):
+    recipe = tmp_path / "my_recipe"
+    (recipe / "hparams").mkdir(parents=True)
+    (recipe / "my_encoder.py").write_text(
+        "import torch\n"
+        "class Blocks(torch.nn.Module):\n"
+        "    def __init__(self, size):\n"
+        "        super().__init__()\n"
+        "        self.size = size\n"
+        "    def forward(self, wavs, lens):\n"
+        "        return wavs.unfold(1, self.size, self.size)\n"
+    )
+    theirs = RECIPES / "IEMOCAP" / "wap_adapter"
+    shutil.copy(theirs / "iemocap_prepare.py", recipe)
+    text = (theirs / "hparams" / "classifier.yaml").read_text("utf-8")
+    text, count = re.subn(
+        "encoder: !new:.*SpeechEncoder\n(    .*\n)+",
+        "encoder: !new:my_encoder.Blocks\n    size: 400\n",
+        text,
+    )
+    assert count == 1
+    (recipe / "hparams" / "own.yaml").write_text(text, "utf-8")
+    script = load_script("train_classifier.py")
+    script.main(
+        [str(recipe / "hparams" / "own.yaml"), *tiny, *CLASSIFIER]
+        + [f"--output_folder={tmp_path / 'out'}"]
+    )
+    weights = load_checkpoint(tmp_path / "out")["adapter"]
+    assert weights["input_mean"].shape == (400,)
+
+
 def test_an_own_corpus_brings_its_own_classes(corpus, cache, tmp_path):
     turns = sorted(corpus.glob("Session[123]/sentences/wav/*/Ses*.wav"))
     labels = {}
@@ -425,6 +504,9 @@ BAD_INPUT = {
     "unknown style": (["--dialogue_style=sung"], "dialogue_style=sung"),
     "unknown encoder": (["--encoder_source=no/such"], "no/such"),
     "unknown layer": (["--encoder_layer=7"], "encoder_layer=7"),
+    "unknown context": (["--encoder_context=half"], "encoder_context=half"),
+    "unknown precision": (["--feature_precision=int8"], "precision=int8"),
+    "workers": (["--feature_workers=-1"], "feature_workers=-1"),
     "no adapter": (["--adapter_folder=nowhere"], "nowhere"),
     "unknown protocol": (["--protocol=other"], "protocol=other"),
     "long utterance": (["--max_frames=10"], "max_frames=10"),

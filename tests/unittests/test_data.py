@@ -280,7 +280,8 @@ def test_the_digest_of_the_data_is_of_what_they_are_and_not_of_the_place(
 
 @pytest.fixture
 def cache(tmp_path):
-    return FeatureCache(tmp_path / "cache", SpeechEncoder("fbank"), "float32")
+    encoder = SpeechEncoder("fbank")
+    return FeatureCache(tmp_path / "cache", encoder, "float32", num_workers=0)
 
 
 @pytest.fixture
@@ -341,11 +342,16 @@ def test_the_list_of_failures_goes_when_they_are_mended(
     assert not csv.exists()
 
 
-def test_manifests_that_others_made_need_no_digest(splits, tmp_path):
+@pytest.mark.parametrize(
+    "absent", [{"digest"}, {"duration"}, {"digest", "duration"}]
+)
+def test_manifests_that_others_made_need_neither_digest_nor_duration(
+    splits, cache, tmp_path, absent
+):
     files = {name: tmp_path / f"{name}.json" for name in splits}
     for name, split in splits.items():
         kept = {
-            key: {k: v for k, v in entry.items() if k != "digest"}
+            key: {k: v for k, v in entry.items() if k not in absent}
             for key, entry in split.items()
         }
         files[name].write_text(json.dumps(kept), "utf-8")
@@ -353,6 +359,20 @@ def test_manifests_that_others_made_need_no_digest(splits, tmp_path):
     for name, split in splits.items():
         for key, entry in split.items():
             assert read[name][key]["digest"] == entry["digest"]
+            assert read[name][key]["duration"] == pytest.approx(0.1)
+    kept = extract_features(cache, read, tmp_path / "skipped.csv", 0.0)
+    assert kept == read
+
+
+def test_audio_of_a_manifest_that_cannot_be_read_is_named(splits, tmp_path):
+    files = {name: tmp_path / f"{name}.json" for name in splits}
+    entry = next(iter(splits["test"].values()))
+    del entry["duration"]
+    entry["wav"] = str(tmp_path / "nowhere.wav")
+    for name, split in splits.items():
+        files[name].write_text(json.dumps(split), "utf-8")
+    with pytest.raises(RecipeError, match="nowhere.wav cannot be opened"):
+        read_manifests(files)
 
 
 def test_the_same_audio_under_two_ids_is_encoded_once_and_kept_twice(
@@ -384,7 +404,7 @@ def test_frames_are_measured_over_all_frames_of_the_given_utterances(
 
 def test_the_deviation_is_right_where_the_mean_dwarfs_it(cache):
     frames = torch.tensor([[1000.0], [1000.1], [1000.2]])
-    cache.write("a" * 32, frames)
+    cache.write("a" * 32, frames, duration=0.06)
     _, std = measure_features(cache, {"u": {"digest": "a" * 32}})
     assert float(std) == pytest.approx(0.0816, rel=0.01)
 

@@ -1,18 +1,26 @@
 """The frozen encoder: features are the utterance's own, and the model's."""
 
+import importlib.util
 import json
+import math
 import shutil
+import sys
 from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
+from speechbrain.dataio import audio_io
+from torch.nn import functional as F
 
+from speechbrain_wap import encoders
 from speechbrain_wap.audio import read_audio
 from speechbrain_wap.encoders import (
     SpeechEncoder,
     count_encoder_layers,
+    count_values_per_second,
     get_encoder_dim,
     get_identity,
 )
@@ -29,19 +37,41 @@ KINDS = {
         "do_normalize": False,
     },
     "hubert-ctc": {"family": "hubert", "stable": True, "head": "ForCTC"},
+    "hubert-strides": {
+        "family": "hubert",
+        "config": {
+            "conv_dim": (16,) * 5,
+            "conv_kernel": (10, 5, 4, 3, 3),
+            "conv_stride": (5, 4, 4, 3, 2),
+        },
+    },
     "wav2vec2": {"family": "wav2vec2", "do_normalize": False},
     "wav2vec2-stable": {"family": "wav2vec2", "stable": True},
     "wav2vec2-pretrained": {"family": "wav2vec2", "head": "ForPreTraining"},
+    "wavlm": {"family": "wavlm", "do_normalize": False},
+    "wavlm-stable": {"family": "wavlm", "stable": True},
+    "data2vec": {"family": "data2vec"},
+    "w2v-bert": {"family": "w2v-bert"},
+    "w2v-bert-rotary": {
+        "family": "w2v-bert",
+        "config": {"position_embeddings_type": "rotary"},
+    },
     "whisper": {"family": "whisper"},
+    "whisper-2s": {"family": "whisper", "seconds": 2},
 }
+NUM_LAYERS = 3
 WITHOUT_MODEL = ["fbank", *KINDS]
+FAMILIES = ["hubert", "wav2vec2", "wavlm", "data2vec", "w2v-bert", "whisper"]
 
 
 @pytest.fixture(scope="module")
 def sources(make_checkpoint, tmp_path_factory):
     """The source of an encoder of each kind."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    made = {n: make_checkpoint(folder / n, **k) for n, k in KINDS.items()}
+    made = {
+        name: make_checkpoint(folder / name, num_layers=NUM_LAYERS, **kind)
+        for name, kind in KINDS.items()
+    }
     return {"fbank": "fbank", **made}
 
 
@@ -68,7 +98,7 @@ def run_hugging_face(folder, signal):
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
     model.eval()
-    whisper = hasattr(model, "decoder")
+    family = model.config.model_type
     states = []
 
     def keep(hidden):
@@ -86,33 +116,67 @@ def run_hugging_face(folder, signal):
         )
     inputs = extractor(signal.numpy(), sampling_rate=16000, return_tensors="pt")
     with torch.no_grad():
-        output = (model.encoder if whisper else model)(**inputs)
+        output = (model.encoder if family == "whisper" else model)(**inputs)
     states = [*states, output.last_hidden_state]
-    frames = -(-len(signal) // 320) if whisper else None
-    return [state[0, :frames] for state in states]
+    num_frames = {
+        "whisper": math.ceil(len(signal) / 320),
+        # pairs of mel frames: half a pair is padding to the model
+        "wav2vec2-bert": ((len(signal) - 400) // 160 + 1) // 2,
+    }.get(family)
+    return [state[0, :num_frames] for state in states]
+
+
+@torch.no_grad()
+def run_whisper_on_the_clip(folder, signal):
+    """The states of all layers where nothing beyond the clip is seen."""
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    model = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
+    encoder = model.eval().encoder
+    num_frames = math.ceil(len(signal) / 320)
+    inputs = extractor(signal.numpy(), sampling_rate=16000, return_tensors="pt")
+    hidden = inputs["input_features"][:, :, : 2 * num_frames]
+    hidden = F.gelu(encoder.conv1(hidden))
+    hidden = F.gelu(encoder.conv2(hidden)).transpose(1, 2)
+    hidden = hidden + encoder.embed_positions.weight[:num_frames]
+    states = [hidden]
+    for layer in encoder.layers:
+        states.append(layer(states[-1], None))
+    return [
+        state[0] for state in [*states[:-1], encoder.layer_norm(states[-1])]
+    ]
 
 
 def relative_error(mine, theirs):
     return float((mine - theirs).norm() / theirs.norm())
 
 
-@pytest.mark.parametrize("loudness", [1.0, 0.001])
+def assert_close(mine, theirs, label):
+    """Compares features in their shape and within 1e-4 of their size."""
+    assert mine.shape == theirs.shape, label
+    assert mine.dtype == torch.float32
+    assert relative_error(mine, theirs) < 1e-4, label
+
+
+# 58, 59 and 3 mel frames at 100 per second: w2v-BERT takes them in pairs
+@pytest.mark.parametrize(
+    "seconds, loudness", [(0.6, 1.0), (0.61, 0.001), (0.05, 0.001)]
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_are_those_of_hugging_face_on_the_utterance_alone(
-    sources, signal, kind, loudness
+    sources, signal, kind, seconds, loudness
 ):
-    speech = loudness * signal(0.6) + 0.1 * loudness
+    speech = loudness * signal(seconds) + 0.1 * loudness
     *states, output = run_hugging_face(sources[kind], speech)
-    expected = {"last": output, 0: states[0], 1: states[1], 2: output}
-    for layer, theirs in expected.items():
+    states[-1] = output
+    for layer, theirs in [*enumerate(states), ("last", output)]:
         encoder = SpeechEncoder(sources[kind], layer)
-        mine = encode(encoder, speech, signal(1.0, seed=1))[0][: len(theirs)]
-        assert mine.shape == theirs.shape
-        assert mine.dtype == torch.float32
-        assert relative_error(mine, theirs) < 1e-4, layer
+        mine = encode(encoder, speech, signal(1.0, seed=1))[0]
+        assert_close(mine[: len(theirs)], theirs, layer)
+        assert not mine[len(theirs) :].any()
     # the layers are worth telling apart
-    assert relative_error(states[0], states[1]) > 0.01
-    assert relative_error(states[1], output) > 0.01
+    assert len(states) == NUM_LAYERS + 1
+    for below, above in zip(states, states[1:]):
+        assert relative_error(below, above) > 0.01
 
 
 def test_fbank_features_are_mel_energies_on_a_fixed_logarithmic_scale(signal):
@@ -128,11 +192,14 @@ def test_fbank_features_are_mel_energies_on_a_fixed_logarithmic_scale(signal):
     assert 5 < low < high < 75
 
 
-@pytest.mark.parametrize("kind", WITHOUT_MODEL)
+@pytest.mark.parametrize(
+    "kind, context",
+    [*((kind, "full") for kind in WITHOUT_MODEL), ("whisper", "clip")],
+)
 def test_features_do_not_depend_on_the_batch_nor_on_train_mode(
-    sources, signal, kind
+    sources, signal, kind, context
 ):
-    encoder = SpeechEncoder(sources[kind])
+    encoder = SpeechEncoder(sources[kind], "weighted", context)
     speech = [
         signal(seconds, seed=seed)
         for seed, seconds in enumerate((0.31, 1.0, 0.77))
@@ -168,7 +235,7 @@ def test_features_carry_no_gradient_and_no_parameter_asks_for_one(
     assert bool(sum(p.numel() for p in encoder.parameters())) == has_weights
 
 
-@pytest.mark.parametrize("family", ["hubert", "wav2vec2", "whisper"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_half_precision_checkpoint_equals_its_float32_upcast(
     make_checkpoint, tmp_path, signal, family, dtype
@@ -204,56 +271,222 @@ def test_weights_in_a_bin_file_are_read_and_identified(
     assert get_identity(encoder) != before
 
 
-@pytest.mark.parametrize(
-    "num_samples, num_frames",
-    [(1, 1), (320, 1), (321, 2), (32000, 100), (32001, 101), (32320, 101)],
-)
-def test_whisper_gives_50_frames_per_second_and_counts_a_partial_last_one(
-    sources, num_samples, num_frames
-):
-    feats = encode(SpeechEncoder(sources["whisper"]), torch.rand(num_samples))
-    assert feats.shape == (1, num_frames, 16)
+# How many frames so many samples give; the least is the fewest that give any
+CONVOLUTIONS = {400: 1, 719: 1, 720: 2, 16000: 49, 32000: 99}
+FRAMES = {
+    "fbank": {400: 2, 639: 2, 640: 3, 32000: 101},
+    "hubert": CONVOLUTIONS,
+    "hubert-strides": {730: 1, 1209: 1, 1210: 2, 32000: 66},
+    "wav2vec2-stable": CONVOLUTIONS,
+    "wavlm": CONVOLUTIONS,
+    "data2vec": CONVOLUTIONS,
+    "w2v-bert": {560: 1, 879: 1, 880: 2, 1039: 2, 1199: 2, 1200: 3, 32000: 99},
+    "whisper": {1: 1, 320: 1, 321: 2, 32000: 100, 32001: 101, 32320: 101},
+    "whisper-2s": {1: 1, 32000: 100, 32001: 101, 32320: 101, 64001: 201},
+}
 
 
-def test_whisper_encodes_speech_beyond_30_seconds_window_by_window(
-    sources, signal
-):
-    encoder = SpeechEncoder(sources["whisper"])
-    speech = torch.cat([signal(30.0), signal(1.01, seed=1)])
-    feats = encode(encoder, speech)[0]
-    assert len(feats) == 1500 + 51
-    assert torch.equal(feats[:1500], encode(encoder, speech[:480000])[0])
-    assert torch.equal(feats[1500:], encode(encoder, speech[480000:])[0])
-
-
-@pytest.mark.parametrize("kind", ["hubert", "wav2vec2-stable"])
-def test_convolutions_give_a_frame_from_400_samples_on(sources, kind):
+@pytest.mark.parametrize("kind", FRAMES)
+def test_each_family_gives_the_frames_that_the_samples_fill(sources, kind):
     encoder = SpeechEncoder(sources[kind])
-    assert encode(encoder, torch.rand(400)).shape[1] == 1
-    assert encode(encoder, torch.rand(719)).shape[1] == 1
-    assert encode(encoder, torch.rand(720)).shape[1] == 2
+    for num_samples, num_frames in FRAMES[kind].items():
+        feats = encode(encoder, torch.rand(num_samples))
+        assert feats.shape == (1, num_frames, encoder.output_size), num_samples
+        assert torch.isfinite(feats).all()
 
 
-@pytest.mark.parametrize("kind", ["fbank", "hubert", "wav2vec2-stable"])
+@pytest.mark.parametrize("kind", sorted({*FRAMES} - {"whisper", "whisper-2s"}))
 def test_an_utterance_too_short_for_a_frame_is_refused_with_the_numbers(
     sources, kind
 ):
     encoder = SpeechEncoder(sources[kind])
-    with pytest.raises(RecipeError, match="399 samples .* needs 400"):
-        encode(encoder, torch.rand(399))
+    fewest = min(FRAMES[kind])
+    numbers = f"{fewest - 1} samples .* needs {fewest}"
+    with pytest.raises(RecipeError, match=numbers):
+        encode(encoder, torch.rand(fewest - 1))
     with pytest.raises(RecipeError, match="100 samples"):
         encode(encoder, torch.rand(16000), torch.rand(100))
 
 
-@pytest.mark.parametrize("kind", ["hubert", "hubert-stable", "whisper"])
+@pytest.mark.parametrize("layers, num_layers", [("last", 1), ([2, 0], 2)])
+@pytest.mark.parametrize("kind", FRAMES)
+def test_the_values_per_second_are_foretold_by_the_config(
+    sources, kind, layers, num_layers
+):
+    if kind == "fbank":
+        layers, num_layers = "last", 1
+    encoder = SpeechEncoder(sources[kind], layers)
+    frame_rate = 16000 / 480 if kind == "hubert-strides" else 50.0
+    dim = 80 if kind == "fbank" else 16
+    assert encoder.frame_rate == frame_rate
+    assert count_values_per_second(encoder) == frame_rate * num_layers * dim
+    assert not list(encoder.parameters())
+    feats = encode(encoder, torch.rand(64000))
+    assert abs(feats.shape[1] - 4 * frame_rate) < 2
+    assert feats[0, 0].numel() == num_layers * dim
+
+
+def write_json(path, **changes):
+    """Changes entries of a JSON file, which need not exist."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, **changes}))
+
+
+@pytest.mark.parametrize("kind", ["hubert", "w2v-bert"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preprocessor_config.json": 8000},
+        {"processor_config.json": 8000},
+        {"preprocessor_config.json": 48000, "processor_config.json": 8000},
+    ],
+    ids=lambda changes: "+".join(changes),
+)
+def test_the_sample_rate_is_the_one_that_transformers_reads(
+    sources, tmp_path, kind, changes
+):
+    folder = shutil.copytree(sources[kind], tmp_path / kind)
+    extractor = json.loads((folder / "preprocessor_config.json").read_text())
+    for name, rate in changes.items():
+        extractor["sampling_rate"] = rate
+        nested = name == "processor_config.json"
+        content = {"feature_extractor": extractor} if nested else extractor
+        write_json(folder / name, **content)
+    theirs = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    encoder = SpeechEncoder(str(folder))
+    assert encoder.sample_rate == theirs.sampling_rate == 8000
+    assert encoder.frame_rate == 25.0
+
+
+@pytest.mark.parametrize(
+    "num_samples", [1, 1601, 32000, 479840, 479999, 480000]
+)
+@pytest.mark.parametrize("context", ["full", "clip"])
+def test_whisper_sees_30_seconds_in_full_and_nothing_but_the_clip_in_clip(
+    sources, signal, num_samples, context
+):
+    speech = signal(num_samples / 16000)
+    encoder = SpeechEncoder(sources["whisper"], "weighted", context)
+    mine = encode(encoder, speech)[0].transpose(0, 1)
+    if context == "full":
+        *theirs, output = run_hugging_face(sources["whisper"], speech)
+        theirs[-1] = output
+    else:
+        theirs = run_whisper_on_the_clip(sources["whisper"], speech)
+    assert len(mine) == len(theirs)
+    for layer, (my_state, their_state) in enumerate(zip(mine, theirs)):
+        assert_close(my_state, their_state, layer)
+
+
+def test_the_context_changes_what_whisper_makes_of_a_clip_but_not_of_a_window(
+    sources, signal
+):
+    full, clip = (
+        SpeechEncoder(sources["whisper-2s"], "weighted", context)
+        for context in ("full", "clip")
+    )
+    ends = [encode(encoder, signal(0.6))[0, -1] for encoder in (full, clip)]
+    for in_full, in_clip in zip(*ends):
+        assert relative_error(in_full, in_clip) > 0.01
+    window = signal(2.0)
+    assert torch.equal(encode(full, window), encode(clip, window))
+
+
+@pytest.mark.parametrize("kind", ["fbank", *FAMILIES[:-1]])
+def test_the_context_changes_nothing_for_the_other_families(
+    sources, signal, kind
+):
+    full, clip = (
+        SpeechEncoder(sources[kind], context=context)
+        for context in ("full", "clip")
+    )
+    assert torch.equal(encode(full, signal(0.5)), encode(clip, signal(0.5)))
+    assert get_identity(full) == get_identity(clip)
+
+
+@pytest.mark.parametrize("kind", ["fbank", "hubert", "whisper"])
+def test_an_unknown_context_is_refused_by_name(sources, kind):
+    with pytest.raises(RecipeError, match="context=half .* full or clip"):
+        SpeechEncoder(sources[kind], context="half")
+
+
+@pytest.mark.parametrize("context", ["full", "clip"])
+@pytest.mark.parametrize("kind, seconds", [("whisper", 30), ("whisper-2s", 2)])
+def test_whisper_encodes_speech_beyond_its_window_window_by_window(
+    sources, signal, kind, seconds, context
+):
+    encoder = SpeechEncoder(sources[kind], context=context)
+    speech = torch.cat([signal(seconds), signal(1.01, seed=1)])
+    feats = encode(encoder, speech)[0]
+    num_frames, num_samples = 50 * seconds, 16000 * seconds
+    assert len(feats) == num_frames + 51
+    first, second = speech[:num_samples], speech[num_samples:]
+    assert torch.equal(feats[:num_frames], encode(encoder, first)[0])
+    assert torch.equal(feats[num_frames:], encode(encoder, second)[0])
+
+
+@pytest.mark.parametrize(
+    "layers, highest",
+    [(0, 0), (1, 1), ([2, 0], 2), ("last", 3), ("weighted", 3)],
+)
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_layers_beyond_the_highest_chosen_one_are_neither_kept_nor_run(
+    sources, signal, kind, layers, highest
+):
+    encoder = SpeechEncoder(sources[kind], layers)
+    encoder.load("cpu")
+    run = []
+    kept = [
+        module
+        for module in encoder.modules()
+        if type(module).__name__.endswith("Attention")
+    ]
+    for module in kept:
+        module.register_forward_hook(lambda *args: run.append(args[0]))
+    encode(encoder, signal(0.3))
+    assert run == kept
+    # the input of the first layer is caught at its door
+    assert highest <= len(kept) <= max(highest, 1)
+
+
+@pytest.mark.parametrize("context, num_frames", [("full", 1500), ("clip", 25)])
+def test_whisper_does_not_compute_the_padding_where_it_is_of_no_use(
+    sources, signal, monkeypatch, context, num_frames
+):
+    encoder = SpeechEncoder(sources["whisper"], "last", context)
+    encoder.load("cpu")
+    frames, samples = [], []
+    wrapper = encoder.front_end.wrapper
+    for layer in wrapper.model.encoder.layers:
+        layer.fc1.register_forward_hook(
+            lambda module, args, output: frames.append(output.shape[1])
+        )
+    compute = wrapper.log_mel_spectrogram
+
+    def log_mel_spectrogram(audio):
+        samples.append(audio.shape[-1])
+        return compute(audio)
+
+    monkeypatch.setattr(wrapper, "log_mel_spectrogram", log_mel_spectrogram)
+    encode(encoder, signal(0.5))
+    assert frames == [num_frames, num_frames, 25]
+    assert sum(samples) < 0.6 * 16000
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES, "hubert-stable"])
 def test_several_layers_are_the_single_layers_side_by_side(
     sources, signal, kind
 ):
     single = [
         encode(SpeechEncoder(sources[kind], layer), signal(0.5))[0]
-        for layer in (0, 1, "last")
+        for layer in (0, 1, 2, "last")
     ]
-    for layers, expected in (("weighted", single), ([2, 0], single[::-2])):
+    for layers, expected in (
+        ("weighted", single),
+        ([2, 0], [single[2], single[0]]),
+        ([3, 1], [single[3], single[1]]),
+        ([1, 2], single[1:3]),
+    ):
         encoder = SpeechEncoder(sources[kind], layers)
         (feats,) = encode(encoder, signal(0.5))
         assert torch.equal(feats, torch.stack(expected, dim=1))
@@ -262,7 +495,7 @@ def test_several_layers_are_the_single_layers_side_by_side(
 
 
 @pytest.mark.parametrize(
-    "layer", [-1, 3, "first", "2", 1.5, None, True, [], [0, 3]]
+    "layer", [-1, 4, "first", "2", 1.5, None, True, [], [0, 4]]
 )
 def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(
     sources, layer
@@ -270,13 +503,58 @@ def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(
     with pytest.raises(RecipeError) as error:
         SpeechEncoder(sources["hubert"], layer)
     assert f"encoder_layer={layer}" in str(error.value)
-    assert "'last', 0 to 2" in str(error.value)
+    assert "'last', 0 to 3" in str(error.value)
 
 
 def test_a_checkpoint_of_another_family_is_refused_by_name(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "wavlm"}')
-    with pytest.raises(RecipeError, match="'wavlm'.*hubert.*fbank"):
+    (tmp_path / "config.json").write_text('{"model_type": "sew"}')
+    with pytest.raises(RecipeError, match="'sew'.*hubert.*wavlm.*fbank"):
         SpeechEncoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["hubert", "wavlm", "data2vec", "w2v-bert"])
+def test_a_checkpoint_with_an_adapter_on_top_is_refused(
+    sources, tmp_path, kind
+):
+    folder = shutil.copytree(sources[kind], tmp_path / kind)
+    write_json(folder / "config.json", add_adapter=True)
+    with pytest.raises(RecipeError, match="add_adapter") as error:
+        SpeechEncoder(str(folder))
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_config_may_leave_out_what_transformers_has_a_default_for(
+    sources, tmp_path, signal, kind
+):
+    folder = shutil.copytree(sources[kind], tmp_path / kind)
+    config = json.loads((folder / "config.json").read_text())
+    defaults = transformers.AutoConfig.for_model(config["model_type"])
+    defaults = json.loads(json.dumps(defaults.to_dict()))
+    short = {
+        key: value
+        for key, value in config.items()
+        if key == "model_type" or defaults.get(key, "none") != value
+    }
+    assert len(short) < len(config) / 2
+    assert not {"conv_stride", "conv_kernel", "max_source_positions"} & {*short}
+    (folder / "config.json").write_text(json.dumps(short))
+    expected = encode(SpeechEncoder(sources[kind], 1), signal(0.5))
+    encoder = SpeechEncoder(str(folder), 1)
+    assert torch.equal(encode(encoder, signal(0.5)), expected)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_config_of_a_family_alone_stands_for_its_usual_model(
+    sources, tmp_path, kind
+):
+    config = json.loads(Path(sources[kind], "config.json").read_text())
+    usual = transformers.AutoConfig.for_model(config["model_type"])
+    write_json(tmp_path / "config.json", model_type=config["model_type"])
+    encoder = SpeechEncoder(str(tmp_path), "weighted")
+    assert count_encoder_layers(encoder) == usual.num_hidden_layers + 1
+    assert get_encoder_dim(encoder) == usual.hidden_size
+    assert encoder.frame_rate == 50.0
 
 
 def test_a_folder_without_config_is_no_checkpoint(tmp_path):
@@ -297,6 +575,20 @@ def spoil(name, size):
     return change
 
 
+def alter_config(**changes):
+    return lambda folder: write_json(folder / "config.json", **changes)
+
+
+def drop_weights_of_a_layer(folder):
+    path = folder / "model.safetensors"
+    weights = {
+        name: tensor
+        for name, tensor in load_file(path).items()
+        if "encoder.layers.1." not in name
+    }
+    save_file(weights, path, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -308,19 +600,53 @@ def spoil(name, size):
         pytest.param(
             spoil("preprocessor_config.json", 50), id="cut preprocessor"
         ),
+        pytest.param(drop_weights_of_a_layer, id="weights of a layer absent"),
+        pytest.param(
+            alter_config(intermediate_size=64, encoder_ffn_dim=64),
+            id="weights of another shape",
+        ),
+        pytest.param(
+            alter_config(intermediate_size="64", encoder_ffn_dim="64"),
+            id="text for a number in the config",
+        ),
     ],
 )
+@pytest.mark.parametrize("kind", ["hubert", "w2v-bert", "whisper"])
 def test_an_incomplete_checkpoint_is_refused_by_its_folder(
-    sources, tmp_path, signal, change
+    sources, tmp_path, signal, kind, change
 ):
     folder = tmp_path / "encoder"
-    shutil.copytree(sources["hubert"], folder)
+    shutil.copytree(sources[kind], folder)
     change(folder)
     with pytest.raises(RecipeError) as error:
         encoder = SpeechEncoder(str(folder))
         get_identity(encoder)  # for the cache's key
         encode(encoder, signal(0.3))
     assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["hubert", "wav2vec2-stable", "wavlm"])
+def test_weights_under_the_names_of_older_versions_are_all_read(
+    sources, tmp_path, signal, kind
+):
+    """Most public checkpoints keep their weight norm as weight_g, weight_v."""
+    folder = shutil.copytree(sources[kind], tmp_path / "old")
+    path = folder / "model.safetensors"
+    names = {"original0": "weight_g", "original1": "weight_v"}
+    weights, renamed = {}, 0
+    for name, tensor in load_file(path).items():
+        stem, _, last = name.rpartition(".")
+        if last in names:
+            stem = stem.removesuffix(".parametrizations.weight")
+            name, renamed = f"{stem}.{names[last]}", renamed + 1
+        weights[name] = tensor
+    assert renamed == 2
+    save_file(weights, path, metadata={"format": "pt"})
+    old, new = (
+        encode(SpeechEncoder(str(source)), signal(0.5))
+        for source in (folder, sources[kind])
+    )
+    assert torch.equal(old, new)
 
 
 @pytest.mark.parametrize(
@@ -398,19 +724,152 @@ def test_the_dimension_of_an_own_module_is_found_by_running_it():
     assert get_encoder_dim(named) == 7
 
 
-def test_weights_are_not_loaded_before_an_utterance_is_encoded(sources):
-    encoder = SpeechEncoder(sources["hubert"])
+def test_the_values_per_second_of_an_own_module_are_found_by_running_it():
+    module = Blocks()
+    assert count_values_per_second(module) == 50 * 320
+    module.sample_rate = 8000
+    assert count_values_per_second(module) == 25 * 320
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_weights_are_loaded_once_and_not_before_they_are_needed(
+    sources, signal, kind
+):
+    encoder = SpeechEncoder(sources[kind])
     assert get_encoder_dim(encoder) == 16
     get_identity(encoder)
     assert not list(encoder.parameters())
+    encoder.load("cpu")
+    loaded = list(encoder.parameters())
+    assert loaded
+    assert not any(parameter.requires_grad for parameter in loaded)
+    wrapper = encoder.front_end.wrapper
+    assert not any(module.training for module in wrapper.modules())
+    feats = encode(encoder, signal(0.3))
+    encoder.load("cpu")
+    assert all(map(lambda a, b: a is b, encoder.parameters(), loaded))
+    assert torch.equal(feats, encode(encoder, signal(0.3)))
 
 
-def test_identity_is_plain_and_stays_after_loading(sources, signal):
-    for kind in WITHOUT_MODEL:
-        encoder = SpeechEncoder(sources[kind])
-        before = json.dumps(get_identity(encoder), sort_keys=True)
-        encode(encoder, signal(0.3))
-        assert json.dumps(get_identity(encoder), sort_keys=True) == before
+@pytest.mark.parametrize("kind", WITHOUT_MODEL)
+def test_identity_is_plain_and_stays_after_loading(sources, kind):
+    encoder = SpeechEncoder(sources[kind])
+    before = json.dumps(get_identity(encoder), sort_keys=True)
+    encoder.load("cpu")
+    assert json.dumps(get_identity(encoder), sort_keys=True) == before
+
+
+def test_identity_tells_the_contexts_of_whisper_apart(sources):
+    full, clip = (
+        get_identity(SpeechEncoder(sources["whisper"], context=context))
+        for context in ("full", "clip")
+    )
+    assert {key for key in full if full[key] != clip[key]} == {"context"}
+    assert get_identity(SpeechEncoder(sources["whisper"])) == full
+
+
+def test_identity_changes_with_the_version_of_the_features(
+    sources, monkeypatch
+):
+    made = [SpeechEncoder(sources[kind]) for kind in WITHOUT_MODEL]
+    before = [get_identity(encoder) for encoder in [*made, Blocks()]]
+    monkeypatch.setattr(encoders, "FEATURES_VERSION", -1)
+    after = [get_identity(encoder) for encoder in [*made, Blocks()]]
+    for old, new in zip(before, after):
+        assert {key for key in old if old[key] != new[key]} == {"version"}
+
+
+OWN_MODULE = """
+import torch
+
+class Own(torch.nn.Module):
+    {}
+    def forward(self, wavs, lens):
+        return {} * wavs.unfold(1, 320, 320)
+"""
+
+
+@pytest.mark.parametrize("head", ["", "identity = lambda self: {'name': 1}"])
+def test_identity_changes_with_the_code_of_an_own_module(
+    tmp_path, monkeypatch, head
+):
+    path = tmp_path / "own_module.py"
+
+    def identify(factor):
+        path.write_text(OWN_MODULE.format(head, factor))
+        spec = importlib.util.spec_from_file_location("own_module", path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "own_module", module)
+        spec.loader.exec_module(module)
+        return get_identity(module.Own())
+
+    assert identify(1) == identify(1)
+    assert identify(1) != identify(2)
+
+
+def fill_with_sines_(folder):
+    """Gives a checkpoint weights that no random generator has a say in."""
+    model = transformers.AutoModel.from_pretrained(folder)
+    start = 0
+    for _, parameter in sorted(model.named_parameters()):
+        index = torch.arange(start, start + parameter.numel()).double()
+        with torch.no_grad():
+            parameter.copy_(0.5 * torch.sin(index).view_as(parameter))
+        start += parameter.numel()
+    model.save_pretrained(folder)
+
+
+def save_fixed_speech(path):
+    """Quiet stereo at 22.05 kHz that no random generator has a say in."""
+    index = torch.arange(22050).double()
+    times = index / 22050
+    left = torch.sin(2 * torch.pi * (200 + 1500 * times) * times)
+    right = torch.sin(2 * torch.pi * 130 * times) * torch.sin(9 * times)
+    noise = (43758.5453 * torch.sin(12.9898 * index)).frac()
+    stereo = torch.stack([0.01 * left + 0.002 * noise, 0.005 * right])
+    audio_io.save(path, stereo.float(), 22050)
+
+
+# By version of the features: their mean, their deviation, and entries from the
+# first to the last. What stands here for a version is never changed.
+GOLDEN = {
+    2: {
+        "audio": "-1.309e-05 0.003795 0.0002551 -0.005277 0.005164 0.004004",
+        "fbank": "-1.403 0.519 -0.7891 -1.614 -1.461 -1.883",
+        "hubert": "-0.05801 0.5463 0.07221 0.4804 0.1423 -0.1639",
+        "w2v-bert": "-0.4091 8.575 -18.99 -19.45 0.06584 -0.1506",
+        "whisper": "-0.005337 1.46 0.05091 4.909 0.2718 3.618",
+        "whisper clip": "-0.004901 1.47 0.05091 4.927 0.2718 3.646",
+    }
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN[max(GOLDEN)])
+def test_a_change_of_what_is_computed_raises_the_version(
+    make_checkpoint, tmp_path, name
+):
+    family, context = f"{name} full".split()[:2]
+    save_fixed_speech(tmp_path / "stereo.wav")
+    values = read_audio(tmp_path / "stereo.wav", 16000)
+    if family != "audio":
+        source = family
+        if family in FAMILIES:
+            source = make_checkpoint(tmp_path / family, family)
+            fill_with_sines_(source)
+        values = encode(SpeechEncoder(source, "weighted", context), values)
+    flat = values.flatten()
+    entries = flat[[len(flat) * k // 4 + k for k in range(4)]]
+    numbers = [flat.mean().item(), flat.std().item(), *entries.tolist()]
+    version = encoders.FEATURES_VERSION
+    golden = GOLDEN.get(version, {}).get(name, "")
+    expected = [float(number) for number in golden.split()]
+    assert numbers == pytest.approx(
+        expected, rel=1e-3, abs=1e-3 * numbers[1]
+    ), (
+        f"{name} is not what FEATURES_VERSION {version} stands for: raise it, "
+        "so that features in caches are not taken over, and write to GOLDEN: "
+        f'"{name}": "{" ".join(f"{number:.4g}" for number in numbers)}"'
+    )
 
 
 def test_real_whisper_gives_100_frames_of_384_for_2_seconds(shared, signal):

@@ -11,6 +11,7 @@ from speechbrain.utils.run_opts import RunOptions
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.hparams import (
     LABELS,
+    check_values,
     default_output_folder,
     load_recipe,
     parse_arguments,
@@ -66,6 +67,13 @@ def yaml_of(repository, monkeypatch, tmp_path):
         return str(folder / f"{stage}.yaml")
 
     return find
+
+
+def test_zero_is_a_whole_number(yaml_of):
+    overrides = {"seed": 0, "feature_workers": 0, "data_folder": "x"}
+    settings = read_settings(yaml_of(), overrides)
+    check_values(settings, "mask_ratio", yaml_of())
+    assert type(settings["seed"]) is int
 
 
 # The command line ------------------------------------------------------------

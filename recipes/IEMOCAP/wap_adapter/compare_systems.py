@@ -20,7 +20,6 @@ from speechbrain.utils.distributed import if_main_process
 
 from speechbrain_wap.data import SPLITS, list_classes, read_manifests
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.features import FeatureCache
 from speechbrain_wap.files import write_text
 from speechbrain_wap.hparams import load_recipe, run_script, split_options
 from speechbrain_wap.probe import linear_probe
@@ -61,11 +60,7 @@ def probe_folds(command, folder):
     )
     with suppress(OSError):  # loading made it, each fold has its own
         os.rmdir(hparams["save_folder"])
-    cache = FeatureCache(
-        hparams["cache_folder"],
-        hparams["encoder"],
-        precision=hparams["feature_precision"],
-    )
+    cache = hparams["feature_cache"]
     finished = json.loads(Path(folder, "results.json").read_text("utf-8"))
     seed = finished["runs"][0]["seed"]
     runs = []

@@ -36,7 +36,6 @@ from speechbrain_wap.corpus import (
 )
 from speechbrain_wap.data import prepare_table, split_labelled
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.features import FeatureCache
 from speechbrain_wap.hparams import (
     UNGUARDED_KEYS,
     default_output_folder,
@@ -272,11 +271,7 @@ def prepare(command):
         for key, value in stage["settings"].items()
         if key not in UNGUARDED_KEYS - {"number_of_epochs"}
     }
-    guarded["encoder_key"] = FeatureCache(
-        hparams["cache_folder"],
-        hparams["encoder"],
-        precision=hparams["feature_precision"],
-    ).key
+    guarded["encoder_key"] = hparams["feature_cache"].key
     guarded["adapter_training"] = command["adapter_training"]
     guarded["data"] = hashlib.sha256(content.encode()).hexdigest()[:16]
     record_settings(folder, {**guarded, "number_of_epochs": 0})

@@ -15,6 +15,7 @@ On several GPUs:
 import speechbrain as sb
 from speechbrain.utils.distributed import (
     ddp_init_group,
+    infer_device,
     is_distributed_initialized,
     run_on_main,
 )
@@ -30,7 +31,6 @@ from speechbrain_wap.data import (
     prepare_adapter_data,
     read_manifests,
 )
-from speechbrain_wap.features import FeatureCache
 from speechbrain_wap.hparams import (
     load_recipe,
     parse_arguments,
@@ -266,12 +266,8 @@ def main(arguments):
             },
         )
     splits = read_manifests(manifests)
-    cache = FeatureCache(
-        hparams["cache_folder"],
-        hparams["encoder"],
-        precision=hparams["feature_precision"],
-        device=run_opts.get("device") or sb.utils.distributed.infer_device(),
-    )
+    cache = hparams["feature_cache"]
+    cache.device = run_opts.get("device") or infer_device()
     settings["encoder_key"] = cache.key
     settings["data"] = describe_data(splits)
     run_on_main(record_settings, args=[hparams["save_folder"], settings])

@@ -20,6 +20,7 @@ from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.distributed import (
     ddp_init_group,
     if_main_process,
+    infer_device,
     is_distributed_initialized,
     run_on_main,
 )
@@ -37,7 +38,6 @@ from speechbrain_wap.data import (
     read_manifests,
 )
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.features import FeatureCache
 from speechbrain_wap.files import write_atomically, write_text
 from speechbrain_wap.hparams import (
     load_recipe,
@@ -297,12 +297,8 @@ def main(arguments):
     splits = read_manifests(
         manifests, fields=("wav", "speaker", "session", "label")
     )
-    cache = FeatureCache(
-        hparams["cache_folder"],
-        hparams["encoder"],
-        precision=hparams["feature_precision"],
-        device=run_opts.get("device") or sb.utils.distributed.infer_device(),
-    )
+    cache = hparams["feature_cache"]
+    cache.device = run_opts.get("device") or infer_device()
     splits = extract_features(
         cache, splits, hparams["skipped_csv"], hparams["max_skipped"]
     )
