@@ -121,13 +121,16 @@ def describe_cache(folder):
     name = encoder.get("source") or encoder.get("class", "?")
     if encoder.get("context") == "clip":
         name += " (clip)"
+    layers = encoder.get("layers", "-")
+    if isinstance(layers, list):
+        layers = ",".join(map(str, layers))
     entries = list(folder.glob("*/*.safetensors"))
     with ThreadPoolExecutor() as pool:
         durations = list(pool.map(read_duration, entries))
     return {
         "key": folder.name,
         "encoder": name,
-        "layers": ",".join(map(str, encoder.get("layers", ["-"]))),
+        "layers": str(layers),
         "precision": description.get("precision", "?"),
         "utterances": len(entries),
         "hours": sum(d for d in durations if d is not None) / 3600,

@@ -51,7 +51,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from speechbrain_wap.audio import read_audio
-from speechbrain_wap.encoders import count_values_per_second, get_identity
+from speechbrain_wap.encoders import (
+    SpeechEncoder,
+    count_values_per_second,
+    get_identity,
+)
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import Claims, write_atomically
 
@@ -508,8 +512,9 @@ class FeatureCache:
         shown = f"about {format_bytes(size)}" if rate else "of unknown size"
         names = [Path(entries[digest]["wav"]).name for digest in missing[:3]]
         more = ", ..." if len(missing) > len(names) else ""
-        layers = getattr(self.encoder, "layers", None)
-        layers = f", encoder layers {layers}" if layers else ""
+        layers = ""
+        if isinstance(self.encoder, SpeechEncoder):
+            layers = f", encoder layers {self.encoder.layers}"
         logger.info(
             f"Extracting features of {len(missing)} of {len(entries)} "
             f"utterances ({', '.join(names)}{more}): {seconds / 3600:.2f} h of "
@@ -611,7 +616,7 @@ class FeatureCache:
         if not digests:
             return failures
         self.encoder.to(self.device).eval()
-        if hasattr(self.encoder, "load"):
+        if isinstance(self.encoder, SpeechEncoder):
             self.encoder.load(self.device)  # before the workers fork
         num_workers = count_workers(self.num_workers, self.device, len(digests))
         jobs = _Jobs(self, [(d, entries[d]["wav"]) for d in digests])

@@ -132,6 +132,13 @@ def test_caches_are_told_apart(folder, make_cache):
     ]
 
 
+@pytest.mark.parametrize("layers", [12, "last", None])
+def test_own_modules_may_call_their_layers_what_they_like(make_cache, layers):
+    cache = make_cache(source="own", layers=layers)
+    (row,) = read_table(inspect_caches(cache.cache_folder))
+    assert row["layers"] == str(layers)
+
+
 def test_what_an_extraction_made_is_listed(folder, make_wav, tmp_path):
     wav = make_wav(tmp_path / "a.wav", seconds=36.0)
     cache = FeatureCache(folder, SpeechEncoder("fbank"))
@@ -483,6 +490,27 @@ def test_what_may_not_be_removed_is_one_sentence(
     keys = [cache.key] if choice == "cache" else []
     with pytest.raises(RecipeError, match="Permission denied"):
         prune_caches(cache.cache_folder, keys)
+
+
+def test_nobody_can_begin_to_write_what_is_being_removed(
+    folder, four, start, monkeypatch
+):
+    claimed = []
+
+    def claim(lock):
+        with Claims(lock).claim(7) as is_mine:
+            sys.exit(is_mine)
+
+    def watch(path):
+        for other in four.values():
+            process = start(claim, other / ".lock")
+            process.join()
+            claimed.append(process.exitcode)
+
+    monkeypatch.setattr(shutil, "rmtree", watch)
+    chosen = list(four)[:1]
+    prune_caches(folder, chosen)
+    assert claimed == [0, 1, 1, 1]
 
 
 def test_a_removed_cache_can_be_made_again(make_cache):

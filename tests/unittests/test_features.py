@@ -498,6 +498,14 @@ def test_what_is_cached_needs_no_encoder(make_cache, entries, monkeypatch):
     assert make_cache().extract({}) == {}
 
 
+def test_an_own_modules_load_is_its_own_affair(make_cache, entries):
+    class Loading(Blocks):
+        def load(self, path, strict):
+            raise FileNotFoundError(path)
+
+    assert make_cache(Loading()).extract(entries) == {}
+
+
 # Processes -----------------------------------------------------------------
 
 
@@ -1005,6 +1013,17 @@ def test_the_size_that_is_said_is_what_is_written(
     assert str(cache.folder) in said.rest
     layers = getattr(cache.encoder, "layers", None)
     assert (f"layers {layers}" in said.rest) == (layers is not None)
+
+
+def test_an_own_modules_parts_are_not_taken_for_layers(
+    make_cache, entries, caplog
+):
+    caplog.set_level(logging.INFO)
+    encoder = Blocks()
+    encoder.layers = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+    make_cache(encoder).extract(entries)
+    assert "encoder layers" not in caplog.text
+    assert "Linear" not in caplog.text
 
 
 def test_number_hours_and_first_names_of_what_is_missing_are_said(

@@ -85,7 +85,9 @@ class Holder:
 
     def __init__(self, claims, number, is_mine=True):
         self.connection, there = fork.Pipe()
-        self.process = fork.Process(target=self.hold, args=[claims, number])
+        self.process = fork.Process(
+            target=self.hold, args=[claims, number], daemon=True
+        )
         self.there = there
         self.process.start()
         there.close()
