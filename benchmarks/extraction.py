@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedData
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
@@ -40,6 +39,7 @@ from speechbrain_wap.data import (
 from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.features import FeatureCache, format_bytes
 from speechbrain_wap.hparams import load_recipe, parse_arguments
+from speechbrain_wap.ranks import make_train_loader
 from speechbrain_wap.report import markdown_table
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes/EmoDB/wap_adapter"
@@ -195,8 +195,8 @@ def compare_epochs(options, folder):
             hparams["checkpointer"],
         )
         brain.has_validation = False
-        loader = brain.make_dataloader(
-            dataset, Stage.TRAIN, **hparams["dataloader_options"]
+        loader = make_train_loader(
+            brain, dataset, hparams["seed"], **hparams["dataloader_options"]
         )
         brain.num_steps = len(loader)
         brain.fit([1], loader, progressbar=False)

@@ -18,6 +18,7 @@ from speechbrain.utils.distributed import (
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import write_text
+from speechbrain_wap.ranks import average_over_ranks
 
 METAFILE = sb_checkpoints.METAFNAME
 
@@ -102,7 +103,7 @@ class RandomState:
 class EpochStatistics:
     """Recoverable: running means of an epoch, and a row for each one past.
 
-    In distributed training the means are those of the main process's share.
+    In distributed training the means are those of all ranks together.
 
     Being part of the checkpoint, the rows have neither gaps nor repetitions
     after an interruption.
@@ -128,31 +129,37 @@ class EpochStatistics:
         self.sums = {}
         self.count = 0
 
-    def add(self, values):
+    def add(self, values, share=1.0):
         """Takes the values of a step.
 
         Arguments
         ---------
         values : dict
             Numbers or scalar tensors by name, the same names every time.
+        share : float
+            Weight of this rank's values, on average 1 over the ranks; values
+            of weight 0 may be NaN.
         """
         self.count += 1
         for name, value in values.items():
             # stays a tensor: turning it into a number here would wait for it
             value = value.detach() if torch.is_tensor(value) else value
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            weighted = share * value if share else 0.0
+            self.sums[name] = self.sums.get(name, 0.0) + weighted
 
     def means(self):
-        """Averages the epoch's steps so far.
+        """Averages the epoch's steps so far, over all ranks.
 
         Returns
         -------
         means : dict
         """
-        return {
-            name: float(total) / max(self.count, 1)
-            for name, total in self.sums.items()
-        }
+        means = torch.tensor(
+            [float(total) for total in self.sums.values()],
+            dtype=torch.float64,
+        ) / max(self.count, 1)
+        means = average_over_ranks(means)
+        return dict(zip(self.sums, means.tolist()))
 
     def end_epoch(self, row):
         """Writes the epoch's row and starts the next epoch.

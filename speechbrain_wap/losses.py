@@ -22,7 +22,8 @@ def masked_reconstruction_loss(student, teacher, mask, reduction="sum"):
     Returns
     -------
     rec_loss : torch.Tensor
-        A scalar, averaged over the masked frames; in float32.
+        A scalar, averaged over the masked frames, 0 where there are none; in
+        float32.
 
     Raises
     ------
@@ -45,7 +46,7 @@ def masked_reconstruction_loss(student, teacher, mask, reduction="sum"):
     per_frame = difference.square().sum(dim=-1)  # (N,)
     if reduction == "mean":
         per_frame = per_frame / student.shape[-1]
-    return per_frame.mean()
+    return per_frame.mean() if len(per_frame) else per_frame.sum()
 
 
 def pseudo_label_loss(logits, codes):
@@ -62,7 +63,8 @@ def pseudo_label_loss(logits, codes):
     Returns
     -------
     pce_loss : torch.Tensor
-        A scalar, averaged over the frames; in float32.
+        A scalar, averaged over the frames, 0 where there are none; in
+        float32.
 
     Example
     -------
@@ -71,7 +73,8 @@ def pseudo_label_loss(logits, codes):
     >>> round(float(loss), 4)
     1.3863
     """
-    return F.cross_entropy(logits.float(), codes)
+    reduction = "mean" if len(codes) else "sum"
+    return F.cross_entropy(logits.float(), codes, reduction=reduction)
 
 
 def adapter_loss(rec_loss, pce_loss, rec_weight):

@@ -44,6 +44,11 @@ from speechbrain_wap.losses import (
     pseudo_label_loss,
 )
 from speechbrain_wap.masking import sample_utterance_masks
+from speechbrain_wap.ranks import (
+    make_train_loader,
+    repeats_last,
+    share_of_batch,
+)
 from speechbrain_wap.training import (
     refuse_nonfinite,
     set_learning_rates,
@@ -76,6 +81,11 @@ class AdapterBrain(sb.Brain):
             self.hparams.seed,
             epoch,
         ).to(self.device)  # (B, T)
+        if training and repeats_last(
+            self.step, self.num_utterances, self.hparams.batch_size
+        ):
+            valid[-1] = False
+        mask &= valid
 
         z_student = self.modules.student(feats, lens, mask)  # (B, T, D)
         z_teacher = self.modules.teacher(feats, lens).float()
@@ -109,6 +119,9 @@ class AdapterBrain(sb.Brain):
         else:
             statistics = self.valid_statistics
         agreement = (logits.argmax(dim=-1) == masked_codes).float().mean()
+        share = 1.0
+        if stage == sb.Stage.TRAIN:
+            share = share_of_batch(len(masked_codes))
         statistics.add(
             {
                 "loss": loss,
@@ -116,9 +129,10 @@ class AdapterBrain(sb.Brain):
                 "pce_loss": pce_loss,
                 "agreement": agreement,
                 "teacher_spread": spread,
-            }
+            },
+            share,
         )
-        return loss
+        return share * loss
 
     def progress(self):
         """Returns the share of the optimiser steps that are done, 0 to 1."""
@@ -301,8 +315,11 @@ def main(arguments):
         checkpointer=hparams["checkpointer"],
     )
     brain.has_validation = datasets["valid"] is not None
-    train_loader = brain.make_dataloader(
-        datasets["train"], sb.Stage.TRAIN, **hparams["dataloader_options"]
+    train_loader = make_train_loader(
+        brain,
+        datasets["train"],
+        seed=hparams["seed"],
+        **hparams["dataloader_options"],
     )
     brain.num_steps = hparams["number_of_epochs"] * (
         len(train_loader) // brain.grad_accumulation_factor

@@ -48,6 +48,11 @@ from speechbrain_wap.hparams import (
 from speechbrain_wap.lengths import valid_frames
 from speechbrain_wap.masking import sample_utterance_masks
 from speechbrain_wap.metrics import emotion_scores
+from speechbrain_wap.ranks import (
+    make_train_loader,
+    repeats_last,
+    share_of_batch,
+)
 from speechbrain_wap.training import (
     refuse_nonfinite,
     set_learning_rates,
@@ -97,14 +102,29 @@ class EmotionBrain(sb.Brain):
     def compute_objectives(self, predictions, batch, stage):
         """Computes the cross entropy and keeps predictions to be scored."""
         targets = batch.target.to(self.device)
-        loss = self.hparams.compute_cost(predictions.float(), targets)
         if stage == sb.Stage.TRAIN:
-            self.hparams.statistics.add({"loss": loss})
-        else:
-            probabilities = predictions.float().softmax(dim=-1).cpu().tolist()
-            self.predicted.update(zip(batch.id, probabilities))
-            self.loss_sum += float(loss) * len(batch.id)
+            return self.train_objectives(predictions, targets)
+        loss = self.hparams.compute_cost(predictions.float(), targets)
+        probabilities = predictions.float().softmax(dim=-1).cpu().tolist()
+        self.predicted.update(zip(batch.id, probabilities))
+        self.loss_sum += float(loss) * len(batch.id)
         return loss
+
+    def train_objectives(self, predictions, targets):
+        """Computes the loss of which the ranks' mean is the batch's."""
+        count = len(targets)
+        if repeats_last(
+            self.step, self.num_utterances, self.hparams.batch_size
+        ):
+            count -= 1
+        loss = predictions[:count].float().sum()  # 0 where there is nothing
+        if count:
+            loss = self.hparams.compute_cost(
+                predictions[:count].float(), targets[:count]
+            )
+        share = share_of_batch(count)
+        self.hparams.statistics.add({"loss": loss}, share)
+        return share * loss
 
     def progress(self):
         """Returns the share of the optimiser steps that are done, 0 to 1."""
@@ -334,8 +354,11 @@ def main(arguments):
         checkpointer=hparams["checkpointer"],
     )
     brain.splits, brain.classes = splits, classes
-    train_loader = brain.make_dataloader(
-        datasets["train"], sb.Stage.TRAIN, **hparams["dataloader_options"]
+    train_loader = make_train_loader(
+        brain,
+        datasets["train"],
+        seed=hparams["seed"],
+        **hparams["dataloader_options"],
     )
     brain.num_steps = hparams["number_of_epochs"] * (
         len(train_loader) // brain.grad_accumulation_factor
