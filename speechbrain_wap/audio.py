@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 
 import torch
 import torchaudio
@@ -36,6 +37,7 @@ def load_audio(source, name):
         signal, sample_rate = audio_io.load(source, dtype=torch.float32)
     except (RuntimeError, OSError) as error:
         reason = str(error.__cause__ or error).strip().rstrip(".")
+        reason = re.sub("^Error opening .*?: ", "", reason)
         raise RecipeError(f"{name} cannot be read as audio: {reason}.")
     if signal.shape[-1] == 0:
         raise RecipeError(f"{name} holds no samples.")
@@ -73,6 +75,31 @@ def read_audio(path, sample_rate):
     return signal
 
 
+def refuse_cut_wav(content, path):
+    """Refuses a wav file that has lost its end, which decoders do not tell.
+
+    Arguments
+    ---------
+    content : bytes
+        The file's.
+    path : str
+        What the error calls it.
+
+    Raises
+    ------
+    RecipeError
+        If the file is shorter than its header says.
+    """
+    if content[:4] != b"RIFF":
+        return
+    declared = int.from_bytes(content[4:8], "little") + 8
+    # streams do not know their size; some programs are out by a few bytes
+    if declared < 0xFFFFFF00 and declared > len(content) + 64:
+        raise RecipeError(
+            f"{path} is cut: it has {len(content)} of {declared} bytes."
+        )
+
+
 def inspect_audio(path):
     """Decodes a file once, for its duration and the digest of its bytes.
 
@@ -101,6 +128,7 @@ def inspect_audio(path):
             content = file.read()
     except OSError as error:
         raise RecipeError(f"{path} cannot be opened: {error.strerror}.")
+    refuse_cut_wav(content, path)
     signal, sample_rate = load_audio(io.BytesIO(content), str(path))
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     return signal.shape[-1] / sample_rate, digest

@@ -14,11 +14,14 @@ Remove whole caches, by key or by how long they have not been used:
 > python -m speechbrain_wap.features prune results/feature_cache \
       --unused_days=30
 
-With --dry_run, prune only says what it would remove.
+With --dry_run, prune only says what it would remove. A cache that a run is
+filling is refused; a run that trains from a cache that is removed ends with an
+error.
 """
 
 import argparse
 import json
+import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +35,8 @@ from speechbrain_wap.report import markdown_table
 
 # A temporary file that nobody has written to for so long is left over.
 LEFT_OVER_SECONDS = 3600
+# What a cache's folder is called while it is removed
+REMOVED = ".removed-"
 
 
 def list_caches(cache_folder):
@@ -45,7 +50,7 @@ def list_caches(cache_folder):
     Returns
     -------
     folders : list of pathlib.Path
-        Each holds a cache.json.
+        Each holds a cache.json, or has lost it but for its name.
 
     Raises
     ------
@@ -55,7 +60,12 @@ def list_caches(cache_folder):
     cache_folder = Path(cache_folder)
     if not cache_folder.is_dir():
         raise RecipeError(f"{cache_folder} is no folder: give a cache_folder.")
-    return sorted(path.parent for path in cache_folder.glob("*/cache.json"))
+    return sorted(
+        path
+        for path in cache_folder.iterdir()
+        if (path / "cache.json").is_file()
+        or (path.is_dir() and re.fullmatch("[0-9a-f]{16}", path.name))
+    )
 
 
 def get_size_and_time(path):
@@ -118,7 +128,7 @@ def describe_cache(folder):
         encoder = dict(description.get("encoder", {}))
     except (OSError, ValueError, TypeError, AttributeError):
         description, encoder = {}, {}
-    name = encoder.get("source") or encoder.get("class", "?")
+    name = description.get("name") or encoder.get("class", "?")
     if encoder.get("context") == "clip":
         name += " (clip)"
     layers = encoder.get("layers", "-")
@@ -225,6 +235,11 @@ def prune_caches(cache_folder, keys=(), unused_days=None, dry_run=False):
         for path in left_over
         if now - get_size_and_time(path)[1] > LEFT_OVER_SECONDS
     ]
+    for path in Path(cache_folder).glob(f"{REMOVED}*"):
+        lines.append(show_removal(dry_run, path, "half removed before"))
+        if not dry_run:
+            with tell_refusals(path):
+                shutil.rmtree(path)
     damaged = [p for folder in folders.values() for p in find_damage(folder)]
     for path in left_over + damaged:
         size, _ = get_size_and_time(path)
@@ -304,9 +319,10 @@ def remove_caches(folders, keys, unused_days, dry_run):
         if not dry_run:
             for folder in chosen:
                 with tell_refusals(folder):
-                    # first what makes it a cache, lest half of one is listed
-                    (folder / "cache.json").unlink()
-                    shutil.rmtree(folder)
+                    # lest half of a cache is taken for one
+                    removed = folder.with_name(f"{REMOVED}{folder.name}")
+                    folder.rename(removed)
+                    shutil.rmtree(removed)
     return "\n".join(lines or ["nothing to remove"])
 
 
@@ -325,7 +341,12 @@ def main(arguments):
     )
     commands = parser.add_subparsers(dest="command", required=True)
     inspect, prune = (
-        commands.add_parser(name, allow_abbrev=False)
+        commands.add_parser(
+            name,
+            allow_abbrev=False,
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         for name in ("inspect", "prune")
     )
     inspect.add_argument("cache_folder")

@@ -161,7 +161,10 @@ def inspect_files(wavs, audio_index=None):
     if audio_index is not None and any(
         known.get(wav) != entry for wav, entry in fresh.items()
     ):
-        write_text(audio_index, json.dumps({**known, **fresh}))
+        try:
+            write_text(audio_index, json.dumps({**known, **fresh}))
+        except RecipeError as error:  # it only saves time
+            logger.warning(f"{error} The next run decodes all files again.")
     return [(None, f) if isinstance(f, str) else tuple(f[2:]) for f in found]
 
 
@@ -221,7 +224,9 @@ def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
     return table
 
 
-def record_skipped(skipped_csv, reasons, num_utterances, max_skipped):
+def record_skipped(
+    skipped_csv, reasons, num_utterances, max_skipped, write=True
+):
     """Lists what had to be left out, and stops where that is too much.
 
     Arguments
@@ -234,6 +239,8 @@ def record_skipped(skipped_csv, reasons, num_utterances, max_skipped):
         Number of utterances that were tried.
     max_skipped : float
         Share of them that may fail, 0 to 1.
+    write : bool
+        False on all ranks but one, which only join in the decision.
 
     Raises
     ------
@@ -241,13 +248,15 @@ def record_skipped(skipped_csv, reasons, num_utterances, max_skipped):
         If more failed.
     """
     if not reasons:
-        Path(skipped_csv).unlink(missing_ok=True)
+        if write:
+            Path(skipped_csv).unlink(missing_ok=True)
         return
     listing = pd.DataFrame(
         {"id": list(reasons), "reason": list(reasons.values())}
     )
-    with write_atomically(skipped_csv) as temporary:
-        listing.to_csv(temporary, index=False)
+    if write:
+        with write_atomically(skipped_csv) as temporary:
+            listing.to_csv(temporary, index=False)
     first = next(iter(reasons))
     summary = (
         f"{len(reasons)} of {num_utterances} utterances cannot be used, first "

@@ -277,8 +277,13 @@ def extract_features(cache, splits, skipped_csv, max_skipped):
         for key, entry in entries.items()
         if entry["digest"] in failures
     }
-    if if_main_process():
-        record_skipped(skipped_csv, reasons, len(entries), max_skipped)
+    record_skipped(
+        skipped_csv,
+        reasons,
+        len(entries),
+        max_skipped,
+        write=if_main_process(),
+    )
     return {
         name: {k: e for k, e in split.items() if k not in reasons}
         for name, split in splits.items()

@@ -51,6 +51,10 @@ class SpeechEncoder(nn.Module):
 
     def __init__(self, source, layer="last", context="full"):
         super().__init__()
+        if source is None:
+            raise RecipeError(
+                "encoder_source is null: give a hub id, a folder or fbank."
+            )
         self.source = source
         self.front_end = make_front_end(str(source), context)
         num_layers = self.front_end.num_layers
@@ -69,9 +73,16 @@ class SpeechEncoder(nn.Module):
                 f"encoder_layer={layer} does not exist: {source} has 'last', "
                 f"0 to {num_layers}, a list of these, and 'weighted'."
             )
+        if len(set(self.layers)) < len(self.layers):
+            raise RecipeError(f"encoder_layer={layer} names a layer twice.")
         self.sample_rate = self.front_end.sample_rate
         self.output_size = self.front_end.output_size
         self.frame_rate = self.front_end.frame_rate
+
+    @property
+    def name(self):
+        """What people call the encoder; no part of its identity."""
+        return os.path.basename(os.path.realpath(str(self.source)))
 
     def identity(self):
         """Returns what the features depend on, for the cache's key.
@@ -81,7 +92,6 @@ class SpeechEncoder(nn.Module):
         identity : dict
         """
         return {
-            "source": os.path.basename(os.path.normpath(str(self.source))),
             "layers": self.layers,
             "sample_rate": self.sample_rate,
             **self.front_end.identity(),

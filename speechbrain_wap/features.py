@@ -11,10 +11,10 @@ preprocessing, the sample rate, the storage precision, the version of the
 code and the minor versions of the libraries that compute features. The
 digest is that of the audio file's bytes (xx its first two digits). An entry
 holds one tensor "feats", shape [T, D] or, for several layers, [T, L, D], and
-in its metadata, under "entry", the duration of the audio in seconds and the
-CRC-32 of both, as JSON. Entries are written beside their place and renamed,
-so that a half-written one is never read; the same features make the same
-file, byte for byte.
+in its metadata, under "entry", JSON with its name (key and digest), the
+duration of the audio in seconds and the CRC-32 of frames and duration.
+Entries are written beside their place and renamed, so that a half-written one
+is never read; the same features make the same file, byte for byte.
 
 ``python -m speechbrain_wap.features inspect <cache_folder>`` lists the caches
 of a folder, ``... prune`` removes some.
@@ -53,6 +53,7 @@ from tqdm import tqdm
 from speechbrain_wap.audio import read_audio
 from speechbrain_wap.encoders import (
     SpeechEncoder,
+    count_encoder_layers,
     count_values_per_second,
     get_identity,
 )
@@ -145,11 +146,13 @@ def count_workers(num_workers, device, num_utterances):
     return min(num_workers, num_utterances // 2)
 
 
-def describe_entry(feats, duration):
+def describe_entry(name, feats, duration):
     """Writes an entry's metadata.
 
     Arguments
     ---------
+    name : str
+        The cache's key and the audio's digest.
     feats : torch.Tensor
         The frames as they are stored.
     duration : float
@@ -158,16 +161,16 @@ def describe_entry(feats, duration):
     Returns
     -------
     text : str
-        JSON; a change of either makes another text.
+        JSON; a change of any of them makes another text.
 
     Example
     -------
-    >>> describe_entry(torch.zeros(1, 2), 0.02)
-    '{"duration": 0.02, "crc32": 2931569239}'
+    >>> describe_entry("ab/12", torch.zeros(1, 2), 0.02)
+    '{"name": "ab/12", "duration": 0.02, "crc32": 2931569239}'
     """
     frames = feats.contiguous().view(torch.uint8).numpy()
     checksum = zlib.crc32(repr(duration).encode(), zlib.crc32(frames))
-    return json.dumps({"duration": duration, "crc32": checksum})
+    return json.dumps({"name": name, "duration": duration, "crc32": checksum})
 
 
 def read_duration(path):
@@ -205,9 +208,10 @@ def is_sound_entry(path):
     duration = read_duration(path)
     if duration is None:
         return False
+    name = f"{path.parent.parent.name}/{path.stem}"
     try:
         with safe_open(path, framework="pt") as entry:
-            text = describe_entry(entry.get_tensor("feats"), duration)
+            text = describe_entry(name, entry.get_tensor("feats"), duration)
             return entry.metadata()["entry"] == text
     except (OSError, SafetensorError):
         return False
@@ -331,7 +335,8 @@ class FeatureCache:
                 f"{self.precision}: set "
                 "feature_precision: float32."
             )
-        metadata = {"entry": describe_entry(stored, float(duration))}
+        name = f"{self.key}/{digest}"
+        metadata = {"entry": describe_entry(name, stored, float(duration))}
         with write_atomically(self.path(digest)) as temporary:
             try:
                 save_file({"feats": stored}, temporary, metadata)
@@ -449,7 +454,8 @@ class FeatureCache:
                 raise
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise RecipeError(f"the encoder fails: {reason}")
-        if feats.dim() not in (3, 4) or len(feats) != 1 or not feats.numel():
+        several = count_encoder_layers(self.encoder) > 1
+        if feats.dim() != 3 + several or len(feats) != 1 or not feats.numel():
             raise RecipeError(
                 f"the encoder gave a tensor of shape {list(feats.shape)}, not "
                 "[1, T, D]."
@@ -535,7 +541,9 @@ class FeatureCache:
         if not path.exists():
             with write_atomically(path) as temporary:
                 with open(temporary, "w", encoding="utf-8") as file:
-                    json.dump(self.description, file, indent=2, default=str)
+                    name = getattr(self.encoder, "name", None)
+                    record = {"name": name, **self.description}
+                    json.dump(record, file, indent=2, default=str)
         with suppress(OSError):  # of somebody else, or read-only
             os.utime(path)
 
@@ -599,8 +607,8 @@ class FeatureCache:
                 yield index, status, reason
         if busy:
             logger.info(
-                f"Another process is at {len(busy)} of these utterances: "
-                "waiting for it."
+                f"Another process was at {len(busy)} of these utterances: "
+                "waiting for what it has not finished."
             )
         while busy:
             time.sleep(POLL_SECONDS)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 
 from speechbrain_wap.errors import RecipeError
 
@@ -37,30 +38,64 @@ def resolve_source(source):
             )
         return str(source)
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
+    # What is there once is used from then on: it needs no network, and a
+    # second run has the same weights.
+    with suppress(Exception):
+        folder = snapshot_download(source, local_files_only=True)
+        if is_complete(folder):
+            return folder
     patterns = CHECKPOINT_FILES
     try:
-        try:
-            files = HfApi().list_repo_files(source)
-            if any(name.endswith(".safetensors") for name in files):
-                patterns = CHECKPOINT_FILES[:2]
-        except HFValidationError:
-            raise
-        except Exception as unreachable:
-            # Offline: the hub's local cache may hold it all the same.
-            try:
-                return snapshot_download(source, local_files_only=True)
-            except Exception:
-                raise unreachable
-        return snapshot_download(source, allow_patterns=patterns)
+        files = HfApi().list_repo_files(source)
+        if any(name.endswith(".safetensors") for name in files):
+            patterns = CHECKPOINT_FILES[:2]
+        folder = snapshot_download(source, allow_patterns=patterns)
+        if not is_complete(folder):
+            raise FileNotFoundError("it holds no config.json or no weights")
+        return folder
     except Exception as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise RecipeError(
             f"encoder_source={source} is no folder, and neither the hub nor "
-            f"its local cache gives it ({reason}): check the name and the "
-            "network, or download it and give the folder."
+            f"its local cache gives it ({reason.rstrip('.')}): check the name "
+            "and the network, or download it and give the folder."
         )
+
+
+def list_weights(folder):
+    """Lists the files of a checkpoint that hold weights.
+
+    Arguments
+    ---------
+    folder : str
+        A checkpoint's folder.
+
+    Returns
+    -------
+    names : list of str
+        .safetensors files, or .bin files where there are none.
+    """
+    names = sorted(os.listdir(folder))
+    return [n for n in names if n.endswith(".safetensors")] or [
+        n for n in names if n.endswith(".bin")
+    ]
+
+
+def is_complete(folder):
+    """Tells whether a folder holds a config and weights.
+
+    Arguments
+    ---------
+    folder : str
+        A checkpoint's folder.
+
+    Returns
+    -------
+    complete : bool
+    """
+    config = os.path.join(folder, "config.json")
+    return os.path.isfile(config) and bool(list_weights(folder))
 
 
 def read_json(folder, name):
@@ -108,10 +143,7 @@ def weights_digest(folder):
     digest : str
         Hexadecimal; the same weights have the same digest anywhere.
     """
-    names = sorted(os.listdir(folder))
-    weights = [n for n in names if n.endswith(".safetensors")] or [
-        n for n in names if n.endswith(".bin")
-    ]
+    weights = list_weights(folder)
     if not weights:
         raise RecipeError(
             f"encoder_source={folder} holds no weights: a .safetensors or "

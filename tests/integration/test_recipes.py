@@ -407,9 +407,12 @@ def test_debug_runs_leave_no_scores(tiny, tmp_path):
         )
 
 
-def test_a_weighted_sum_of_layers_goes_through_both_stages(tiny, tmp_path):
-    # the front end has one layer; twice the same is still a sum of two
-    layers = [*tiny, "--encoder_layer=[0, 0]", "--number_of_epochs=1"]
+def test_a_weighted_sum_of_layers_goes_through_both_stages(
+    tiny, make_checkpoint, tmp_path
+):
+    source = make_checkpoint(tmp_path / "wavlm", "wavlm")
+    layers = [*tiny, f"--encoder_source={source}", "--encoder_layer=weighted"]
+    layers.append("--number_of_epochs=1")
     folder = tmp_path / "adapter"
     call(
         *("train_adapter.py", "adapter", *layers, "--num_attributes=8"),
@@ -421,7 +424,8 @@ def test_a_weighted_sum_of_layers_goes_through_both_stages(tiny, tmp_path):
         f"--output_folder={tmp_path / 'classifier'}",
     )
     learned = load_checkpoint(folder)["student"]["encoder_layer_weights"]
-    assert learned.shape == (2,)
+    assert learned.shape == (3,)
+    assert learned.unique().numel() == 3
     assert (tmp_path / "classifier" / "predictions.csv").is_file()
 
 

@@ -174,3 +174,40 @@ def test_the_same_samples_in_other_bytes_have_another_digest(tmp_path):
     read = [read_audio(path, 16000) for path in paths]
     assert torch.equal(*read)
     assert len({inspect_audio(path)[1] for path in paths}) == 2
+
+
+def rewrite_size(path, size):
+    content = bytearray(path.read_bytes())
+    content[4:8] = size.to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+def test_a_wav_that_has_lost_its_end_is_refused_with_the_numbers(
+    make_wav, tmp_path
+):
+    path = make_wav(tmp_path / "a.wav", seconds=0.5)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(RecipeError) as error:
+        inspect_audio(path)
+    expected = f"{path} is cut: it has {len(content) // 2} of {len(content)}"
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 20])
+def test_a_wav_whose_header_does_not_know_its_size_is_read(
+    make_wav, tmp_path, size
+):
+    """As programs write it that do not know the end when they begin."""
+    path = make_wav(tmp_path / "a.wav", seconds=0.5)
+    rewrite_size(path, size)
+    assert inspect_audio(path)[0] == pytest.approx(0.5)
+
+
+def test_the_reason_is_of_the_file_and_the_same_every_time(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_text("no audio")
+    with pytest.raises(RecipeError) as error:
+        inspect_audio(path)
+    assert str(path) in str(error.value)
+    assert "BytesIO" not in str(error.value)

@@ -535,6 +535,30 @@ def test_half_a_removal_leaves_nothing_that_passes_for_a_cache(
     assert read_table(inspect_caches(cache.cache_folder)) == []
 
 
+def test_a_cache_that_has_lost_its_description_is_not_forgotten(make_cache):
+    cache = make_cache()
+    (cache.folder / "cache.json").unlink()
+    (row,) = read_table(inspect_caches(cache.cache_folder))
+    assert (row["key"], row["encoder"]) == (cache.key, "?")
+    prune_caches(cache.cache_folder, [cache.key])
+    assert not cache.folder.exists()
+
+
+def test_half_a_removal_is_ended_by_the_next(make_cache, monkeypatch):
+    cache = make_cache()
+    with monkeypatch.context() as patch:
+
+        def refuse(folder):
+            raise PermissionError(13, "Permission denied")
+
+        patch.setattr(shutil, "rmtree", refuse)
+        with pytest.raises(RecipeError, match="Permission denied"):
+            prune_caches(cache.cache_folder, [cache.key])
+    assert list(Path(cache.cache_folder).iterdir()) != []
+    prune_caches(cache.cache_folder)
+    assert list(Path(cache.cache_folder).iterdir()) == []
+
+
 # The command ---------------------------------------------------------------
 
 

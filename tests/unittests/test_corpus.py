@@ -311,6 +311,28 @@ def test_a_damaged_index_costs_time_only(table, tmp_path, decoded, content):
     assert len(set(table["wav"]) & json.loads(index.read_text()).keys()) == 8
 
 
+def test_an_index_that_cannot_be_written_costs_time_only(
+    table, tmp_path, caplog
+):
+    """A cache that others filled may be read-only."""
+    (tmp_path / "file").write_text("")
+    index = tmp_path / "file" / "index.json"
+    written = write_corpus_table(table, tmp_path / "c.csv", audio_index=index)
+    assert len(written) == 8
+    assert "index.json cannot be written" in caplog.text
+
+
+def test_all_ranks_join_in_the_decision_and_one_writes(tmp_path):
+    csv = tmp_path / "skipped.csv"
+    with pytest.raises(RecipeError, match="1 of 3 .* a: silent"):
+        corpus.record_skipped(csv, {"a": "silent"}, 3, 0.1, write=False)
+    corpus.record_skipped(csv, {"a": "silent"}, 3, 0.5, write=False)
+    assert not csv.exists()
+    corpus.record_skipped(csv, {"a": "silent"}, 3, 0.5)
+    corpus.record_skipped(csv, {}, 3, 0.5, write=False)
+    assert csv.exists()
+
+
 def test_two_corpora_share_an_index(table, tmp_path, decoded):
     index = tmp_path / "index.json"
     for part in (table[:4], table[4:], table):

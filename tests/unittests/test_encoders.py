@@ -674,6 +674,46 @@ def test_a_checkpoint_in_the_hubs_cache_is_found_without_network(
     )
 
 
+def test_a_checkpoint_in_the_hubs_cache_asks_for_no_network(
+    offline, sources, monkeypatch
+):
+    """Else each start without network would wait for it to time out."""
+
+    def ask(self, source):
+        raise AssertionError("the network is asked")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", ask)
+    repository = offline / "models--someone--hubert"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123abc")
+    shutil.copytree(sources["hubert"], repository / "snapshots" / "0123abc")
+    SpeechEncoder("someone/hubert")
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
+def test_half_a_checkpoint_in_the_hubs_cache_is_no_checkpoint(
+    offline, sources, lost
+):
+    repository = offline / "models--someone--hubert"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123abc")
+    snapshot = repository / "snapshots" / "0123abc"
+    shutil.copytree(sources["hubert"], snapshot)
+    (snapshot / lost).unlink()
+    with pytest.raises(RecipeError, match="encoder_source=someone/hubert"):
+        SpeechEncoder("someone/hubert")
+
+
+def test_no_source_at_all_is_refused():
+    with pytest.raises(RecipeError, match="encoder_source is null"):
+        SpeechEncoder(None)
+
+
+def test_a_layer_named_twice_is_refused(sources):
+    with pytest.raises(RecipeError, match=r"encoder_layer=\[1, 1\]"):
+        SpeechEncoder(sources["hubert"], [1, 1])
+
+
 @pytest.mark.parametrize(
     "files, downloaded",
     [

@@ -254,6 +254,29 @@ def test_damaged_entries_are_named_by_missing_and_not_by_is_sound(
         assert str(cache.path(digest)) not in caplog.text
 
 
+def test_the_entry_of_another_utterance_or_cache_is_unsound(make_cache):
+    cache, other = make_cache(Blocks()), make_cache(Blocks(2.0))
+    for digest in (DIGEST, "cd" * 16):
+        cache.write(digest, torch.randn(3, 4), 0.1)
+    shutil.copyfile(cache.path(DIGEST), cache.path("cd" * 16))
+    assert cache.missing([DIGEST, "cd" * 16]) == ["cd" * 16]
+    other.path(DIGEST).parent.mkdir(parents=True)
+    shutil.copyfile(cache.path(DIGEST), other.path(DIGEST))
+    assert other.missing([DIGEST]) == [DIGEST]
+
+
+def test_layers_of_an_own_module_are_refused(make_cache, entries):
+    """Nothing would average them."""
+
+    class Layers(Blocks):
+        def forward(self, wavs, lens):
+            return super().forward(wavs, lens)[:, :, None].repeat(1, 1, 3, 1)
+
+    failures = make_cache(Layers()).extract(entries)
+    assert failures.keys() == entries.keys()
+    assert "not [1, T, D]" in next(iter(failures.values()))
+
+
 @pytest.mark.parametrize(
     "content", [b"garbage " * 40, b"", json.dumps({"feats": [1]}).encode()]
 )
@@ -1100,7 +1123,7 @@ def key(encoder, precision="float16", folder="cache"):
 
 
 def test_the_key_is_the_same_wherever_the_checkpoint_lies(hubert, tmp_path):
-    copy = shutil.copytree(hubert, tmp_path / "elsewhere" / "hubert")
+    copy = shutil.copytree(hubert, tmp_path / "elsewhere" / "my hubert")
     assert key(SpeechEncoder(str(copy))) == key(SpeechEncoder(hubert))
     assert key(SpeechEncoder(f"{copy}/")) == key(SpeechEncoder(hubert))
     assert key(SpeechEncoder(hubert), folder="x") == key(SpeechEncoder(hubert))
