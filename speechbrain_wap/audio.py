@@ -128,7 +128,7 @@ def inspect_audio(path):
             content = file.read()
     except OSError as error:
         raise RecipeError(f"{path} cannot be opened: {error.strerror}.")
-    refuse_cut_wav(content, path)
     signal, sample_rate = load_audio(io.BytesIO(content), str(path))
+    refuse_cut_wav(content, path)
     digest = hashlib.blake2b(content, digest_size=16).hexdigest()
     return signal.shape[-1] / sample_rate, digest

@@ -50,7 +50,7 @@ def list_caches(cache_folder):
     Returns
     -------
     folders : list of pathlib.Path
-        Each holds a cache.json, or has lost it but for its name.
+        Each is called by its key.
 
     Raises
     ------
@@ -63,8 +63,7 @@ def list_caches(cache_folder):
     return sorted(
         path
         for path in cache_folder.iterdir()
-        if (path / "cache.json").is_file()
-        or (path.is_dir() and re.fullmatch("[0-9a-f]{16}", path.name))
+        if path.is_dir() and re.fullmatch("[0-9a-f]{16}", path.name)
     )
 
 

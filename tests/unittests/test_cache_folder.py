@@ -1,5 +1,6 @@
 """The command that lists and removes caches: nothing of use is ever lost."""
 
+import json
 import multiprocessing
 import os
 import re
@@ -47,6 +48,10 @@ def make_cache(folder):
             digest = f"{number:02x}" * 16
             cache.write(digest, torch.randn(5, 80), duration * HOUR)
         cache._record_use()
+        if description:
+            record = json.loads((cache.folder / "cache.json").read_text())
+            record["name"] = description.get("source")
+            (cache.folder / "cache.json").write_text(json.dumps(record))
         return cache
 
     return make
@@ -487,15 +492,16 @@ def test_what_may_not_be_removed_is_one_sentence(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr(Path, "rename", refuse)
     keys = [cache.key] if choice == "cache" else []
     with pytest.raises(RecipeError, match="Permission denied"):
         prune_caches(cache.cache_folder, keys)
 
 
-def test_nobody_can_begin_to_write_what_is_being_removed(
+def test_a_cache_can_be_begun_anew_while_the_old_one_is_being_removed(
     folder, four, start, monkeypatch
 ):
-    claimed = []
+    claimed, remove = [], shutil.rmtree
 
     def claim(lock):
         with Claims(lock).claim(7) as is_mine:
@@ -506,11 +512,13 @@ def test_nobody_can_begin_to_write_what_is_being_removed(
             process = start(claim, other / ".lock")
             process.join()
             claimed.append(process.exitcode)
+        remove(path)
 
     monkeypatch.setattr(shutil, "rmtree", watch)
     chosen = list(four)[:1]
     prune_caches(folder, chosen)
-    assert claimed == [0, 1, 1, 1]
+    assert claimed == [1, 1, 1, 1]
+    assert list_files(four[chosen[0]]) == [four[chosen[0]] / ".lock"]
 
 
 def test_a_removed_cache_can_be_made_again(make_cache):

@@ -475,7 +475,7 @@ def test_the_cache_says_what_its_key_stands_for(make_cache, entries):
     cache = make_cache(SpeechEncoder("fbank"))
     cache.extract(entries)
     recorded = json.loads((cache.folder / "cache.json").read_text("utf-8"))
-    assert recorded == cache.description
+    assert recorded == {"name": "fbank", **cache.description}
     assert recorded["precision"] == "float16"
     assert recorded["encoder"]["family"] == "fbank"
 
