@@ -194,6 +194,16 @@ def test_a_wav_that_has_lost_its_end_is_refused_with_the_numbers(
     assert expected in str(error.value)
 
 
+def test_a_wav_that_has_lost_little_is_named_and_used(
+    make_wav, tmp_path, caplog
+):
+    path = make_wav(tmp_path / "a.wav", seconds=0.5)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(0.95 * len(content))])
+    assert inspect_audio(path)[0] == pytest.approx(0.475, abs=0.005)
+    assert f"{path} is cut" in caplog.text
+
+
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 20])
 def test_a_wav_whose_header_does_not_know_its_size_is_read(
     make_wav, tmp_path, size
