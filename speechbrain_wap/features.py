@@ -491,9 +491,9 @@ class FeatureCache:
         if is_distributed_initialized():
             rank = get_rank()
             world_size = torch.distributed.get_world_size()
+        if missing:
+            self._announce(missing, entries)
         if if_main_process():
-            if missing:
-                self._announce(missing, entries)
             self._record_use()
         # Shared by the digest, not by the place in `missing`, which another
         # rank may see at another time.
@@ -521,11 +521,13 @@ class FeatureCache:
         layers = ""
         if isinstance(self.encoder, SpeechEncoder):
             layers = f", encoder layers {self.encoder.layers}"
-        logger.info(
-            f"Extracting features of {len(missing)} of {len(entries)} "
-            f"utterances ({', '.join(names)}{more}): {seconds / 3600:.2f} h of "
-            f"speech, {shown} in {self.folder}{layers}."
-        )
+        if if_main_process():
+            logger.info(
+                f"Extracting features of {len(missing)} of {len(entries)} "
+                f"utterances ({', '.join(names)}{more}): {seconds / 3600:.2f} "
+                f"h of speech, {shown} in {self.folder}{layers}."
+            )
+        # refused by all ranks: one alone would leave the others waiting
         existing = next(p for p in self.folder.absolute().parents if p.exists())
         free = shutil.disk_usage(existing).free
         if size > free:
@@ -623,7 +625,7 @@ class FeatureCache:
         failures = {}
         if not digests:
             return failures
-        self.encoder.to(self.device).eval()
+        self.encoder.to(self.device)
         if isinstance(self.encoder, SpeechEncoder):
             self.encoder.load(self.device)  # before the workers fork
         num_workers = count_workers(self.num_workers, self.device, len(digests))

@@ -117,11 +117,11 @@ class EmotionBrain(sb.Brain):
             self.step, self.num_utterances, self.hparams.batch_size
         ):
             count -= 1
-        loss = predictions[:count].float().sum()  # 0 where there is nothing
+        predictions, targets = predictions[:count].float(), targets[:count]
         if count:
-            loss = self.hparams.compute_cost(
-                predictions[:count].float(), targets[:count]
-            )
+            loss = self.hparams.compute_cost(predictions, targets)
+        else:
+            loss = predictions.sum()  # 0, and still a part of the graph
         share = share_of_batch(count)
         self.hparams.statistics.add({"loss": loss}, share)
         return share * loss
