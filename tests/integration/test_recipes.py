@@ -242,8 +242,8 @@ def test_an_unfinished_adapter_is_refused(tiny, tmp_path):
 
 
 def test_two_ranks_train_both_stages(tiny, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
-    launcher += [f"--master_port={20000 + time.time_ns() % 20000}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone"]
+    launcher.append("--nproc_per_node=2")
     ranks = ["--device=cpu", "--distributed_backend=gloo"]
     run_well(
         *("train_adapter.py", "adapter", *tiny, *ADAPTER, *ranks),
@@ -289,8 +289,8 @@ def test_two_ranks_learn_what_one_does(tiny, adapter, tmp_path):
     options = [*tiny, f"--corpus_csv={tmp_path / 'odd.csv'}", "--dropout=0.0"]
     options += ["--fold=1", "--number_of_epochs=2", "--device=cpu"]
     options.append("--revive_after=3")
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
-    launcher += [f"--master_port={20000 + time.time_ns() % 20000}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone"]
+    launcher.append("--nproc_per_node=2")
     both = {"launcher": launcher}
     folders = {}
     for ranks, kwargs in ((1, {}), (2, both)):
@@ -447,8 +447,8 @@ def test_features_are_the_same_whoever_made_them(tiny, tmp_path):
         *(*arguments, "--feature_workers=0", f"--cache_folder={caches[0]}"),
         f"--output_folder={tmp_path / 'run0'}",
     )
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node=2"]
-    launcher += [f"--master_port={20000 + time.time_ns() % 20000}"]
+    launcher = ["-m", "torch.distributed.run", "--standalone"]
+    launcher.append("--nproc_per_node=2")
     run_well(
         *(*arguments, "--feature_workers=2", f"--cache_folder={caches[1]}"),
         *("--device=cpu", "--distributed_backend=gloo"),
