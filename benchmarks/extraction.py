@@ -39,7 +39,6 @@ from speechbrain_wap.data import (
 from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.features import FeatureCache, format_bytes
 from speechbrain_wap.hparams import load_recipe, parse_arguments
-from speechbrain_wap.ranks import make_train_loader
 from speechbrain_wap.report import markdown_table
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes/EmoDB/wap_adapter"
@@ -195,10 +194,9 @@ def compare_epochs(options, folder):
             hparams["checkpointer"],
         )
         brain.has_validation = False
-        loader = make_train_loader(
-            brain, dataset, hparams["seed"], **hparams["dataloader_options"]
+        loader = brain.make_train_loader(
+            dataset, hparams["seed"], **hparams["dataloader_options"]
         )
-        brain.num_steps = len(loader)
         brain.fit([1], loader, progressbar=False)
 
     ratio = time_ratio(

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import torch
+from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.checkpoints import Checkpointer
@@ -163,8 +164,8 @@ def check_adapter(adapter_folder, settings, splits):
     return identity
 
 
-def load_branch(adapter_folder, branch, adapter):
-    """Starts stage 2 from what stage 1 learned (Sec. II-C, D13).
+def read_branch(adapter_folder, branch):
+    """Reads what a finished adapter training has learned.
 
     Arguments
     ---------
@@ -172,19 +173,17 @@ def load_branch(adapter_folder, branch, adapter):
         Output folder of an adapter training.
     branch : str
         "teacher" or "student".
-    adapter : torch.nn.Module
-        The WAP-Transformer that takes the weights.
+
+    Returns
+    -------
+    state : dict
+        Weights of the WAP-Transformer.
 
     Raises
     ------
     RecipeError
-        If the branch is unknown, there is no checkpoint, the training is not
-        finished, or the weights do not fit.
+        If there is no checkpoint, or the training is not finished.
     """
-    if branch not in ("teacher", "student"):
-        raise RecipeError(
-            f"adapter_branch={branch} is unknown: choose teacher or student."
-        )
     folder = os.path.join(adapter_folder, "save")
     checkpoint = None
     if os.path.isdir(folder):
@@ -207,6 +206,32 @@ def load_branch(adapter_folder, branch, adapter):
     )
     if branch == "teacher":
         state = {k.removeprefix("model."): v for k, v in state.items()}
+    return state
+
+
+def load_branch(adapter_folder, branch, adapter):
+    """Starts stage 2 from what stage 1 learned (Sec. II-C, D13).
+
+    Arguments
+    ---------
+    adapter_folder : str
+        Output folder of an adapter training.
+    branch : str
+        "teacher" or "student".
+    adapter : torch.nn.Module
+        The WAP-Transformer that takes the weights.
+
+    Raises
+    ------
+    RecipeError
+        If the branch is unknown, the weights do not fit, or see
+        :func:`read_branch`.
+    """
+    if branch not in ("teacher", "student"):
+        raise RecipeError(
+            f"adapter_branch={branch} is unknown: choose teacher or student."
+        )
+    state = run_on_main(read_branch, args=[adapter_folder, branch])
     try:
         adapter.load_state_dict(state)
     except RuntimeError as error:

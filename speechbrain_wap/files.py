@@ -5,6 +5,7 @@ import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.errors import RecipeError
@@ -147,7 +148,34 @@ class Claims:
                 return False
             logger.warning(
                 f"{self.path} cannot be locked ({error.strerror}): processes "
-                "at the same features may do some work twice."
+                "at the same work may do some of it twice."
             )
             self.is_supported = False
         return True
+
+
+@contextmanager
+def only_process(folder):
+    """Refuses to work in an output folder that another process works in.
+
+    Arguments
+    ---------
+    folder : str
+        The output folder; it gets a lock file, which the system frees when
+        its process ends, however it ends. Of several ranks, the main one asks.
+
+    Raises
+    ------
+    RecipeError
+        If another process is at work there, or nothing can be written.
+    """
+    if not if_main_process():
+        yield
+        return
+    with Claims(Path(folder) / ".lock").claim() as is_mine:
+        if not is_mine:
+            raise RecipeError(
+                f"another process is at work in {folder}: wait for its end, "
+                "or choose another output_folder."
+            )
+        yield

@@ -116,6 +116,7 @@ class LocalAttributes(nn.Module):
         self.initialised = False
         self.num_updates = 0
         self.num_revived = 0
+        self.collected = None
         self.register_buffer("codebook", torch.zeros(num_attributes, dim))
         # frames that each attribute has had, the divisor of "count"
         self.register_buffer("counts", torch.zeros(num_attributes))
@@ -205,19 +206,38 @@ class LocalAttributes(nn.Module):
             )
 
     @torch.no_grad()
+    def collect(self, z, codes):
+        """Takes frames for the next update, where a step has several batches.
+
+        Arguments
+        ---------
+        z : torch.Tensor
+            The teacher's valid frames of a batch, shape [N, D].
+        codes : torch.Tensor
+            What ``assign`` gave for them, shape [N].
+        """
+        chosen = torch.bincount(codes, minlength=self.num_attributes).float()
+        sums = torch.zeros_like(self.codebook).index_add_(0, codes, z.float())
+        if self.collected is not None:
+            chosen += self.collected[0]
+            sums += self.collected[1]
+        self.collected = chosen, sums
+
+    @torch.no_grad()
     def update(self, z, codes):
         """Moves the attributes towards the frames that chose them (Eq. 3, 5).
 
         Arguments
         ---------
         z : torch.Tensor
-            The teacher's valid frames of the batch, shape [N, D].
+            The teacher's valid frames of the batch, shape [N, D]; those that
+            were collected before count, too.
         codes : torch.Tensor
             What ``assign`` gave for them, shape [N].
         """
-        z = z.float()
-        chosen = torch.bincount(codes, minlength=self.num_attributes).float()
-        sums = torch.zeros_like(self.codebook).index_add_(0, codes, z)
+        self.collect(z, codes)
+        chosen, sums = self.collected
+        self.collected = None
         if is_distributed_initialized():
             torch.distributed.all_reduce(chosen)
             torch.distributed.all_reduce(sums)
@@ -242,7 +262,7 @@ class LocalAttributes(nn.Module):
         dead = self.idle >= self.revive_after
         num_dead = int(dead.sum())
         if num_dead > 0:
-            frames = gather_frames(z)
+            frames = gather_frames(z.float())
             self.codebook[dead] = self._choose(frames, num_dead)
             self.counts[dead] = 0.0
             self.idle[dead] = 0

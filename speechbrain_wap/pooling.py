@@ -43,8 +43,11 @@ class StatisticalAttentivePooling(nn.Module):
             )
         self.variance = variance
         self.output_size = 2 * num_heads * input_size
-        # 1x1 convolution over time: the same linear map for every frame
-        self.attention = nn.Conv1d(input_size, num_heads, kernel_size=1)
+        # 1x1 convolution over time: the same linear map for every frame. The
+        # softmax would not see a bias.
+        self.attention = nn.Conv1d(
+            input_size, num_heads, kernel_size=1, bias=False
+        )
 
     def attention_map(self, z, lens):
         """Computes A, the weight of each frame for each head (Eq. 7).
@@ -62,9 +65,10 @@ class StatisticalAttentivePooling(nn.Module):
             Shape [B, H, T]; sums to one over the valid frames, zero elsewhere.
         """
         _, valid = valid_frames(lens, z.shape[1])
-        scores = self.attention(z.transpose(1, 2)).float()  # (B, H, T)
-        scores = scores.masked_fill(~valid[:, None, :], float("-inf"))
-        return scores.softmax(dim=-1)
+        with torch.autocast(z.device.type, enabled=False):
+            scores = self.attention(z.float().transpose(1, 2))  # (B, H, T)
+            scores = scores.masked_fill(~valid[:, None, :], float("-inf"))
+            return scores.softmax(dim=-1)
 
     def forward(self, z, lens):
         """Pools the valid frames of each utterance (Eq. 7).
@@ -79,12 +83,18 @@ class StatisticalAttentivePooling(nn.Module):
         Returns
         -------
         pooled : torch.Tensor
-            Shape [B, 2 * H * D]: means of all heads, then their variances.
+            Shape [B, 2 * H * D], float32: means of all heads, then their
+            variances.
         """
+        with torch.autocast(z.device.type, enabled=False):
+            return self._pool(z.float(), lens)
+
+    def _pool(self, z, lens):
+        """Pools in float32: half precision has no digits for a variance."""
         weights = self.attention_map(z, lens)
         _, valid = valid_frames(lens, z.shape[1])
         padding = ~valid[:, :, None]
-        z = z.float().masked_fill(padding, 0.0)
+        z = z.masked_fill(padding, 0.0)
         mean = weights @ z  # (B, H, D)
         if self.variance == "weighted":
             # The variance does not see a shift, float32 does: without the

@@ -1,12 +1,11 @@
 """Several ranks train together as one would.
 
 Gradients are averaged over the ranks, each with a mean over its own share of
-the batch; here are the order and the weights with which that equals the mean
-over the whole batch on one rank.
+the batch; here is the order with which these shares make up the batch that one
+rank would have. The weights are in brain.py.
 """
 
 import torch
-from speechbrain import Stage
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
 from speechbrain.utils.distributed import get_rank, is_distributed_initialized
 
@@ -26,6 +25,22 @@ def count_ranks():
     if not is_distributed_initialized():
         return 1
     return torch.distributed.get_world_size()
+
+
+def own_rank():
+    """Tells which of the processes that train together this one is.
+
+    Returns
+    -------
+    rank : int
+        From 0.
+
+    Example
+    -------
+    >>> own_rank()
+    0
+    """
+    return get_rank() if is_distributed_initialized() else 0
 
 
 class BatchOrderSampler(ReproducibleRandomSampler):
@@ -74,73 +89,6 @@ class BatchOrderSampler(ReproducibleRandomSampler):
                 yield blocks[rank][slot]
 
 
-def make_train_loader(brain, dataset, seed, batch_size, **options):
-    """Makes a training loader whose batches are the same for any ranks.
-
-    Arguments
-    ---------
-    brain : speechbrain.Brain
-        Gets the sampler, which it tells the epoch, and num_utterances.
-    dataset : speechbrain.dataio.dataset.DynamicItemDataset
-        The training data.
-    seed : int
-        Of the order.
-    batch_size : int
-        Of one rank.
-    **options : dict
-        Further options of the loader.
-
-    Returns
-    -------
-    loader : speechbrain.dataio.dataloader.SaveableDataLoader
-    """
-    brain.num_utterances = len(dataset)
-    brain.train_sampler = BatchOrderSampler(
-        dataset, batch_size, count_ranks(), seed=seed
-    )
-    return brain.make_dataloader(
-        dataset,
-        Stage.TRAIN,
-        sampler=brain.train_sampler,
-        batch_size=batch_size,
-        **options,
-    )
-
-
-def repeats_last(step, num_utterances, batch_size):
-    """Tells whether a rank's batch ends with an utterance of another rank.
-
-    SpeechBrain repeats utterances at the end of an epoch, so that all ranks
-    have as many; they must not count twice.
-
-    Arguments
-    ---------
-    step : int
-        Number of the batch in the epoch, from 1.
-    num_utterances : int
-        Size of the training data.
-    batch_size : int
-        Of one rank.
-
-    Returns
-    -------
-    repeats : bool
-        True at an epoch's last batch on some ranks, where the number of
-        utterances is no multiple of that of the ranks.
-
-    Example
-    -------
-    >>> repeats_last(step=3, num_utterances=5, batch_size=2)
-    False
-    """
-    world_size = count_ranks()
-    if world_size == 1:
-        return False
-    num_steps = -(-num_utterances // (world_size * batch_size))
-    surplus = num_utterances % world_size
-    return step == num_steps and 0 < surplus <= get_rank()
-
-
 def average_over_ranks(values):
     """Averages numbers over the ranks.
 
@@ -164,25 +112,21 @@ def average_over_ranks(values):
     return total.cpu() / world_size
 
 
-def share_of_batch(count):
-    """Weights a rank's mean so that the ranks' average is the batch's mean.
+def gather_over_ranks(value):
+    """Collects what each rank has.
 
     Arguments
     ---------
-    count : int
-        How many items this rank's mean is over; may be 0.
+    value : object
+        Whatever can be pickled; it goes to other ranks of this run only.
 
     Returns
     -------
-    share : float
-        count / the ranks' mean count
-
-    Example
-    -------
-    >>> share_of_batch(7)
-    1.0
+    values : list
+        In the order of the ranks, the same on all of them.
     """
-    if count_ranks() == 1:
-        return 1.0
-    mean = average_over_ranks(torch.tensor(float(count)))
-    return count / max(float(mean), 1e-6)
+    values = [value]
+    if count_ranks() > 1:
+        values = [None] * count_ranks()
+        torch.distributed.all_gather_object(values, value)
+    return values

@@ -136,6 +136,7 @@ class WAPTransformer(nn.Module):
             # No dropout inside attention: on CPUs torch has no fused kernel
             # with it, and the whole map of weights would be stored.
             layer.self_attn.dropout = 0.0
+            layer.self_attn.in_proj_bias.register_hook(_without_keys)
 
     def set_input_statistics(self, mean, std):
         """Fixes the statistics by which frames are standardised.
@@ -227,3 +228,14 @@ class WAPTransformer(nn.Module):
         if self.mlp_residual:
             aggregated = z + aggregated
         return aggregated.masked_fill(padding[:, :, None], 0.0)
+
+
+def _without_keys(gradient):
+    """Leaves the keys' bias where it starts, at zero.
+
+    The softmax does not see it: its gradient is nothing but rounding, which
+    Adam would blow up to whole steps.
+    """
+    gradient = gradient.clone()
+    gradient.view(3, -1)[1] = 0.0
+    return gradient

@@ -22,12 +22,8 @@ def make_pool(variance="weighted"):
 def naive_weights(pool, z):
     """Softmax over time of a linear map of each frame: A, [n][H]."""
     maps = pool.attention.weight.detach().double()[:, :, 0]  # (H, D)
-    bias = pool.attention.bias.detach().double()
     scores = [
-        [
-            float(sum(maps[h, d] * frame[d] for d in range(D)) + bias[h])
-            for h in range(H)
-        ]
+        [float(sum(maps[h, d] * frame[d] for d in range(D))) for h in range(H)]
         for frame in z
     ]
     norms = [sum(math.exp(row[h]) for row in scores) for h in range(H)]
@@ -147,7 +143,6 @@ def test_means_come_first_and_then_variances_each_head_by_head():
     pool = make_pool()
     with torch.no_grad():
         pool.attention.weight.zero_()
-        pool.attention.bias.zero_()
         # head 1 looks at the frame with the largest first dimension
         pool.attention.weight[1, 0] = 1000.0
     z = torch.zeros(1, 4, D)

@@ -23,6 +23,7 @@ from speechbrain.utils.logger import get_logger
 from torch.nn import functional as F
 
 from speechbrain_wap.adapter_folder import write_adapter_record
+from speechbrain_wap.brain import RecipeBrain
 from speechbrain_wap.data import (
     describe_data,
     extract_features,
@@ -31,6 +32,7 @@ from speechbrain_wap.data import (
     prepare_adapter_data,
     read_manifests,
 )
+from speechbrain_wap.files import only_process
 from speechbrain_wap.hparams import (
     load_recipe,
     parse_arguments,
@@ -44,16 +46,6 @@ from speechbrain_wap.losses import (
     pseudo_label_loss,
 )
 from speechbrain_wap.masking import sample_utterance_masks
-from speechbrain_wap.ranks import (
-    make_train_loader,
-    repeats_last,
-    share_of_batch,
-)
-from speechbrain_wap.training import (
-    refuse_nonfinite,
-    set_learning_rates,
-    training_progress,
-)
 
 logger = get_logger(__name__)
 
@@ -62,7 +54,7 @@ logger = get_logger(__name__)
 COLLAPSED_SPREAD = 0.05
 
 
-class AdapterBrain(sb.Brain):
+class AdapterBrain(RecipeBrain):
     """Trains the student by mask prediction and self-distillation."""
 
     def compute_forward(self, batch, stage):
@@ -81,9 +73,7 @@ class AdapterBrain(sb.Brain):
             self.hparams.seed,
             epoch,
         ).to(self.device)  # (B, T)
-        if training and repeats_last(
-            self.step, self.num_utterances, self.hparams.batch_size
-        ):
+        if training and self.repeats_last():
             valid[-1] = False
         mask &= valid
 
@@ -112,16 +102,16 @@ class AdapterBrain(sb.Brain):
         rec_weight = self.hparams.rec_weight_schedule(self.progress())
         loss = adapter_loss(rec_loss, pce_loss, rec_weight)
 
+        count = len(masked_codes)
         if stage == sb.Stage.TRAIN:
             # after the losses, which used the attributes as they were
-            attributes.update(frames, codes)  # Eq. 5
+            self.update_attributes(frames, codes)
             statistics = self.hparams.statistics
+            share, weight = self.weigh_batch(count)
         else:
             statistics = self.valid_statistics
+            share, weight = count, 1.0
         agreement = (logits.argmax(dim=-1) == masked_codes).float().mean()
-        share = 1.0
-        if stage == sb.Stage.TRAIN:
-            share = share_of_batch(len(masked_codes))
         statistics.add(
             {
                 "loss": loss,
@@ -132,20 +122,19 @@ class AdapterBrain(sb.Brain):
             },
             share,
         )
-        return share * loss
+        return weight * loss
 
-    def progress(self):
-        """Returns the share of the optimiser steps that are done, 0 to 1."""
-        return training_progress(self.optimizer_step, self.num_steps)
-
-    def on_fit_batch_start(self, batch, should_step):
-        """Sets the learning rate of the coming step."""
-        share = self.hparams.lr_schedule(self.progress())
-        set_learning_rates([self.optimizer], share)
+    def update_attributes(self, frames, codes):
+        """Moves the local attributes, once per optimiser step (Eq. 5)."""
+        attributes = self.modules.local_attributes
+        if self.should_step:
+            attributes.update(frames, codes)
+        else:
+            attributes.collect(frames, codes)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Moves the teacher, once per optimiser step (Eq. 2)."""
-        if should_step:
+        if self.has_stepped:
             self.modules.teacher.update(self.modules.student)
 
     def init_optimizers(self):
@@ -154,12 +143,9 @@ class AdapterBrain(sb.Brain):
         self.optimizers_dict = {"optimizer": self.optimizer}
         self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
-    def check_loss_isfinite(self, loss):
-        """Stops at the first loss that is not finite."""
-        refuse_nonfinite(loss, self.optimizer_step)
-
     def on_stage_start(self, stage, epoch=None):
         """Starts the count of used attributes or the validation means."""
+        super().on_stage_start(stage, epoch)
         if stage == sb.Stage.TRAIN:
             if self.step == 0:
                 self.modules.local_attributes.reset_usage()
@@ -197,7 +183,9 @@ class AdapterBrain(sb.Brain):
             {**row, "train": self.train_stats, "valid": valid_stats}
         )
         self.step = 0  # the checkpoint is of the epoch's end
-        self.checkpointer.save_and_keep_only(meta={"epoch": epoch})
+        self.checkpointer.save_and_keep_only(
+            meta={"epoch": epoch}, num_to_keep=2
+        )
 
 
 def teacher_spread(frames):
@@ -262,11 +250,27 @@ def main(arguments):
     hparams, overrides, settings = load_recipe(
         hparams_file, overrides, run_opts, expected_key="mask_ratio"
     )
-    sb.create_experiment_directory(
-        experiment_directory=hparams["output_folder"],
-        hyperparams_to_save=hparams_file,
-        overrides=overrides,
-    )
+    with only_process(hparams["output_folder"]):
+        sb.create_experiment_directory(
+            experiment_directory=hparams["output_folder"],
+            hyperparams_to_save=hparams_file,
+            overrides=overrides,
+        )
+        train(hparams, settings, run_opts)
+
+
+def train(hparams, settings, run_opts):
+    """Prepares one fold and trains its adapter.
+
+    Arguments
+    ---------
+    hparams : dict
+        What HyperPyYAML built.
+    settings : dict
+        Plain values, for the settings guard.
+    run_opts : speechbrain.utils.run_opts.RunOptions
+        SpeechBrain's own options.
+    """
     manifests = hparams["manifests"]
     if not hparams["skip_prep"]:
         run_on_main(
@@ -279,7 +283,8 @@ def main(arguments):
                 "manifests": manifests,
             },
         )
-    splits = read_manifests(manifests)
+    # read by one rank: nodes may have disks of their own
+    splits = run_on_main(read_manifests, args=[manifests])
     cache = hparams["feature_cache"]
     cache.device = run_opts.get("device") or infer_device()
     settings["encoder_key"] = cache.key
@@ -315,14 +320,10 @@ def main(arguments):
         checkpointer=hparams["checkpointer"],
     )
     brain.has_validation = datasets["valid"] is not None
-    train_loader = make_train_loader(
-        brain,
+    train_loader = brain.make_train_loader(
         datasets["train"],
         seed=hparams["seed"],
         **hparams["dataloader_options"],
-    )
-    brain.num_steps = hparams["number_of_epochs"] * (
-        len(train_loader) // brain.grad_accumulation_factor
     )
     brain.fit(
         brain.hparams.epoch_counter,

@@ -28,6 +28,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.adapter_folder import check_adapter, load_branch
 from speechbrain_wap.augmentation import augment_minorities, is_masked
+from speechbrain_wap.brain import RecipeBrain
 from speechbrain_wap.data import (
     describe_data,
     extract_features,
@@ -38,7 +39,7 @@ from speechbrain_wap.data import (
     read_manifests,
 )
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import write_atomically, write_text
+from speechbrain_wap.files import only_process, write_atomically, write_text
 from speechbrain_wap.hparams import (
     load_recipe,
     parse_arguments,
@@ -48,21 +49,12 @@ from speechbrain_wap.hparams import (
 from speechbrain_wap.lengths import valid_frames
 from speechbrain_wap.masking import sample_utterance_masks
 from speechbrain_wap.metrics import emotion_scores
-from speechbrain_wap.ranks import (
-    make_train_loader,
-    repeats_last,
-    share_of_batch,
-)
-from speechbrain_wap.training import (
-    refuse_nonfinite,
-    set_learning_rates,
-    training_progress,
-)
+from speechbrain_wap.ranks import gather_over_ranks
 
 logger = get_logger(__name__)
 
 
-class EmotionBrain(sb.Brain):
+class EmotionBrain(RecipeBrain):
     """Fine-tunes adapter, pooling and classifier by cross entropy."""
 
     def compute_forward(self, batch, stage):
@@ -112,30 +104,18 @@ class EmotionBrain(sb.Brain):
 
     def train_objectives(self, predictions, targets):
         """Computes the loss of which the ranks' mean is the batch's."""
-        count = len(targets)
-        if repeats_last(
-            self.step, self.num_utterances, self.hparams.batch_size
-        ):
-            count -= 1
+        count = len(targets) - self.repeats_last()
         predictions, targets = predictions[:count].float(), targets[:count]
         if count:
             loss = self.hparams.compute_cost(predictions, targets)
         else:
             loss = predictions.sum()  # 0, and still a part of the graph
-        share = share_of_batch(count)
+        share, weight = self.weigh_batch(count)
         self.hparams.statistics.add({"loss": loss}, share)
-        return share * loss
-
-    def progress(self):
-        """Returns the share of the optimiser steps that are done, 0 to 1."""
-        return training_progress(self.optimizer_step, self.num_steps)
+        return weight * loss
 
     def init_optimizers(self):
-        """Makes one optimiser for the adapter and one for what is on top.
-
-        SpeechBrain clips the gradients of an optimiser's first group only, so
-        that two learning rates take two optimisers.
-        """
+        """Makes one optimiser for the adapter and one for what is on top."""
         top = [
             *self.modules.pooling.parameters(),
             *self.modules["classifier"].parameters(),
@@ -148,17 +128,9 @@ class EmotionBrain(sb.Brain):
         for name, optimizer in self.optimizers_dict.items():
             self.checkpointer.add_recoverable(name, optimizer)
 
-    def on_fit_batch_start(self, batch, should_step):
-        """Sets the learning rates of the coming step."""
-        share = self.hparams.lr_schedule(self.progress())
-        set_learning_rates(self.optimizers_dict.values(), share)
-
-    def check_loss_isfinite(self, loss):
-        """Stops at the first loss that is not finite."""
-        refuse_nonfinite(loss, self.optimizer_step)
-
     def on_stage_start(self, stage, epoch=None):
         """Empties the list of predictions."""
+        super().on_stage_start(stage, epoch)
         if stage != sb.Stage.TRAIN:
             self.predicted, self.loss_sum = {}, 0.0
 
@@ -167,6 +139,7 @@ class EmotionBrain(sb.Brain):
         if stage == sb.Stage.TRAIN:
             self.train_stats = self.hparams.statistics.means()
             return
+        self.gather_predictions()
         split = "valid" if stage == sb.Stage.VALID else "test"
         table = self.prediction_table(self.splits[split])
         scores = emotion_scores(
@@ -184,6 +157,7 @@ class EmotionBrain(sb.Brain):
             best = self.hparams.model_selection == "best"
             self.checkpointer.save_and_keep_only(
                 meta={"epoch": epoch, "UA": scores["UA"]},
+                num_to_keep=2,
                 max_keys=["UA"] if best else [],
             )
         else:
@@ -193,6 +167,12 @@ class EmotionBrain(sb.Brain):
             )
             if if_main_process():
                 self.write_results(table, scores)
+
+    def gather_predictions(self):
+        """Joins the ranks' shares of the predictions."""
+        shares = gather_over_ranks((self.predicted, self.loss_sum))
+        self.predicted = {k: v for share, _ in shares for k, v in share.items()}
+        self.loss_sum = sum(loss for _, loss in shares)
 
     def prediction_table(self, split):
         """Tabulates the predictions in the order of the manifest."""
@@ -293,11 +273,29 @@ def main(arguments):
     hparams, overrides, settings = load_recipe(
         hparams_file, overrides, run_opts, expected_key="sap_heads"
     )
-    sb.create_experiment_directory(
-        experiment_directory=hparams["output_folder"],
-        hyperparams_to_save=hparams_file,
-        overrides=overrides,
-    )
+    with only_process(hparams["output_folder"]):
+        sb.create_experiment_directory(
+            experiment_directory=hparams["output_folder"],
+            hyperparams_to_save=hparams_file,
+            overrides=overrides,
+        )
+        train(hparams, overrides, settings, run_opts)
+
+
+def train(hparams, overrides, settings, run_opts):
+    """Prepares, trains and tests one fold.
+
+    Arguments
+    ---------
+    hparams : dict
+        What HyperPyYAML built.
+    overrides : dict
+        The user's values.
+    settings : dict
+        Plain values, for the settings guard.
+    run_opts : speechbrain.utils.run_opts.RunOptions
+        SpeechBrain's own options.
+    """
     manifests = hparams["manifests"]
     if not hparams["skip_prep"]:
         run_on_main(
@@ -314,8 +312,11 @@ def main(arguments):
                 "manifests": manifests,
             },
         )
-    splits = read_manifests(
-        manifests, fields=("wav", "speaker", "session", "label")
+    # read by one rank: nodes may have disks of their own
+    splits = run_on_main(
+        read_manifests,
+        args=[manifests],
+        kwargs={"fields": ("wav", "speaker", "session", "label")},
     )
     cache = hparams["feature_cache"]
     cache.device = run_opts.get("device") or infer_device()
@@ -327,8 +328,8 @@ def main(arguments):
     settings["class_names"] = classes
     settings["data"] = describe_data(splits, classes)
     if hparams["adapter_folder"]:
-        settings["adapter"] = check_adapter(
-            hparams["adapter_folder"], settings, splits
+        settings["adapter"] = run_on_main(
+            check_adapter, args=[hparams["adapter_folder"], settings, splits]
         )
     run_on_main(record_settings, args=[hparams["save_folder"], settings])
     datasets = dataio_prep(hparams, splits, cache, classes)
@@ -354,14 +355,10 @@ def main(arguments):
         checkpointer=hparams["checkpointer"],
     )
     brain.splits, brain.classes = splits, classes
-    train_loader = make_train_loader(
-        brain,
+    train_loader = brain.make_train_loader(
         datasets["train"],
         seed=hparams["seed"],
         **hparams["dataloader_options"],
-    )
-    brain.num_steps = hparams["number_of_epochs"] * (
-        len(train_loader) // brain.grad_accumulation_factor
     )
     brain.fit(
         brain.hparams.epoch_counter,
