@@ -98,6 +98,11 @@ class RecipeBrain(sb.Brain):
             torch.manual_seed(self.hparams.seed + 1_000_003 * own_rank())
         super().on_fit_start()
 
+    def _compile(self):
+        """Compiles for any lengths: else each new one would take minutes."""
+        self.compile_using_dynamic_shape_tracing = True
+        super()._compile()
+
     def _wrap_distributed(self):
         """Wraps what is trained, and makes all else the same on all ranks."""
         super()._wrap_distributed()
@@ -224,17 +229,14 @@ class RecipeBrain(sb.Brain):
         self.on_fit_batch_end(batch, outputs, loss, should_step)
         return loss.detach().cpu()
 
-    def on_fit_batch_start(self, batch, should_step):
-        """Sets the learning rates of the coming step.
+    def set_learning_rates(self, share):
+        """Sets each optimiser to a share of the rate it was made with.
 
         Arguments
         ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            The batch.
-        should_step : bool
-            Whether it is the last one of an optimiser step.
+        share : float
+            0 to 1.
         """
-        share = self.hparams.lr_schedule(self.progress())
         for optimizer in self.optimizers_dict.values():
             for group in optimizer.param_groups:
                 group["lr"] = share * optimizer.defaults["lr"]

@@ -213,7 +213,7 @@ def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
     record_skipped(
         Path(corpus_csv).with_name("skipped.csv"),
         dict(zip(table["id"][unreadable], table["digest"][unreadable])),
-        len(table),
+        table["id"].tolist(),
         max_skipped,
     )
     table = table[~unreadable]
@@ -225,7 +225,7 @@ def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
 
 
 def record_skipped(
-    skipped_csv, reasons, num_utterances, max_skipped, write=True
+    skipped_csv, reasons, ids, max_skipped, append=False, write=True
 ):
     """Lists what had to be left out, and stops where that is too much.
 
@@ -235,10 +235,12 @@ def record_skipped(
         The file to write; it is removed where there is nothing to list.
     reasons : dict
         Reason by utterance id.
-    num_utterances : int
-        Number of utterances that were tried.
+    ids : list of str
+        All utterances that were tried.
     max_skipped : float
         Share of them that may fail, 0 to 1.
+    append : bool
+        Whether what the file says of other utterances stays.
     write : bool
         False on all ranks but one, which only join in the decision.
 
@@ -247,27 +249,36 @@ def record_skipped(
     RecipeError
         If more failed.
     """
-    if not reasons:
-        if write:
-            Path(skipped_csv).unlink(missing_ok=True)
-        return
-    listing = pd.DataFrame(
-        {"id": list(reasons), "reason": list(reasons.values())}
-    )
     if write:
-        with write_atomically(skipped_csv) as temporary:
-            listing.to_csv(temporary, index=False)
+        listed = dict(reasons)
+        if append and Path(skipped_csv).is_file():
+            before = _read_csv(skipped_csv, ["id", "reason"], "delete it.")
+            others = before[~before["id"].isin(set(ids))]
+            listed = {**dict(zip(others["id"], others["reason"])), **reasons}
+        _write_skipped(skipped_csv, listed)
+    if not reasons:
+        return
     first = next(iter(reasons))
     summary = (
-        f"{len(reasons)} of {num_utterances} utterances cannot be used, first "
+        f"{len(reasons)} of {len(ids)} utterances cannot be used, first "
         f"{first}: {reasons[first]} All are listed in {skipped_csv}"
     )
-    if len(reasons) > max_skipped * num_utterances:
+    if len(reasons) > max_skipped * len(ids):
         raise RecipeError(
             f"{summary}. Mend or remove them, or allow more with "
             f"max_skipped (now {max_skipped})."
         )
     logger.warning(f"{summary}; they are left out.")
+
+
+def _write_skipped(skipped_csv, reasons):
+    """Writes the list, or removes it where there is nothing to list."""
+    if not reasons:
+        Path(skipped_csv).unlink(missing_ok=True)
+        return
+    listing = pd.DataFrame(reasons.items(), columns=["id", "reason"])
+    with write_atomically(skipped_csv) as temporary:
+        listing.to_csv(temporary, index=False)
 
 
 def read_corpus_table(corpus_csv):

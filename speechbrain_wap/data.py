@@ -6,6 +6,7 @@ corpus -> corpus table -> manifests of a fold -> cached features -> datasets
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 from speechbrain.dataio.dataset import DynamicItemDataset
@@ -228,7 +229,9 @@ def read_manifests(manifests, fields=("wav", "speaker")):
         path = manifests[name]
         try:
             splits[name] = json.loads(Path(path).read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            if not all(isinstance(e, dict) for e in splits[name].values()):
+                raise ValueError("it must map ids to entries")
+        except (OSError, ValueError, AttributeError) as error:
             raise RecipeError(
                 f"manifest {path} cannot be read ({error}): run without "
                 "--skip_prep to make it."
@@ -240,8 +243,9 @@ def read_manifests(manifests, fields=("wav", "speaker")):
                     f"manifest {path}: utterance {key} lacks "
                     f"{', '.join(sorted(missing))}."
                 )
-            if not {"digest", "duration"} <= entry.keys():
-                # a manifest that others made
+            # a manifest that others made; the digest names a file
+            digest = str(entry.get("digest"))
+            if "duration" not in entry or not re.fullmatch("[0-9a-f]+", digest):
                 duration, digest = inspect_audio(entry["wav"])
                 entry.update(duration=duration, digest=digest)
     if not splits["train"]:
@@ -280,8 +284,9 @@ def extract_features(cache, splits, skipped_csv, max_skipped):
     record_skipped(
         skipped_csv,
         reasons,
-        len(entries),
+        list(entries),
         max_skipped,
+        append=True,  # to what preparation could not read
         write=if_main_process(),
     )
     return {

@@ -1,7 +1,22 @@
 """The one exception that a user of the recipes is meant to read."""
 
+import errno
 import sys
 from contextlib import contextmanager
+
+# Errors of the system that are about a place, not about the code
+PLACES = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EEXIST,
+    errno.EFBIG,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 class RecipeError(ValueError):
@@ -21,6 +36,9 @@ class RecipeError(ValueError):
 def say_mistakes():
     """Ends the program at a user's mistake, with a sentence on it.
 
+    Also where a place cannot be written or read that no other error speaks
+    of, and where the user interrupts.
+
     Example
     -------
     >>> with say_mistakes():
@@ -33,3 +51,12 @@ def say_mistakes():
         yield
     except RecipeError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.filename is None or error.errno not in PLACES:
+            raise
+        sys.exit(
+            f"error: {error.filename}: {error.strerror}. Mend that, or choose "
+            "another folder, and run the same command again."
+        )
+    except KeyboardInterrupt:
+        sys.exit("interrupted: run the same command again to go on.")

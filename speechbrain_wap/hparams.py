@@ -8,15 +8,21 @@ import sys
 from pathlib import Path
 
 import speechbrain as sb
+import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from hyperpyyaml.core import recursive_update
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import YAMLError
+from speechbrain.utils.distributed import if_main_process, infer_device
+from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.errors import RecipeError, say_mistakes
 from speechbrain_wap.files import write_text
+from speechbrain_wap.ranks import count_ranks
+
+logger = get_logger(__name__)
 
 # Keys that say where things lie or how a run is watched, not what it computes.
 UNGUARDED_KEYS = {
@@ -51,6 +57,18 @@ GUARDED_RUN_OPTIONS = (
     "max_grad_norm",
     "optimizer_step_limit",
 )
+# Run options of SpeechBrain that could only mislead here, and why.
+REFUSED_RUN_OPTIONS = {
+    "nonfinite_patience": "a loss that is not finite stops the run",
+    "skip_nonfinite_grads": "a loss that is not finite stops the run",
+    "jit": "TorchScript cannot read the adapter; --compile can",
+    "jit_module_keys": "TorchScript cannot read the adapter; --compile can",
+    "data_parallel_backend": "start several ranks with torchrun instead",
+    "data_parallel_count": "start several ranks with torchrun instead",
+    "remove_vector_weight_decay": "set weight_decay in the YAML's opt_class",
+    "auto_mix_prec": "write --precision=fp16",
+    "bfloat16_mix_prec": "write --precision=bf16",
+}
 # How errors call what is not a key by itself.
 LABELS = {
     "encoder_key": "the encoder (encoder_source, encoder_layer, "
@@ -217,10 +235,9 @@ def parse_arguments(arguments):
     keys = read_keys(positional[0])
     overrides, rest = {}, [positional[0]]
     for key, text in options:
-        if key == "nonfinite_patience":
+        if key in REFUSED_RUN_OPTIONS:
             raise RecipeError(
-                "--nonfinite_patience has no effect here: a loss that is not "
-                "finite stops the run."
+                f"--{key} has no effect here: {REFUSED_RUN_OPTIONS[key]}."
             )
         if key in keys:
             if text is None:
@@ -236,9 +253,43 @@ def parse_arguments(arguments):
             "write --key=value."
         )
     hparams_file, run_opts, _ = sb.parse_arguments(rest)
+    check_run_options(run_opts)
+    if run_opts["ckpt_interval_steps"] > 0 and "ckpt_interval_minutes" in keys:
+        overrides.setdefault("ckpt_interval_minutes", 0)  # one or the other
     if overrides.get("corpus_csv") and "data_folder" in keys:
         overrides.setdefault("data_folder", "")
     return hparams_file, run_opts, overrides
+
+
+def check_run_options(run_opts):
+    """Refuses options of SpeechBrain that this machine has no use for.
+
+    Arguments
+    ---------
+    run_opts : speechbrain.utils.run_opts.RunOptions
+        SpeechBrain's own options.
+
+    Raises
+    ------
+    RecipeError
+        If the device is not there, or cannot compute in fp16.
+    """
+    device = run_opts["device"] or infer_device()
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        raise RecipeError(f"--device={device} cannot be used: {reason}.")
+    for option in ("precision", "eval_precision"):
+        if run_opts[option] == "fp16" and torch.device(device).type == "cpu":
+            raise RecipeError(
+                f"--{option}=fp16 needs a GPU: use --{option}=bf16 on a CPU."
+            )
+    factor = run_opts["grad_accumulation_factor"]
+    if factor < 1:
+        raise RecipeError(
+            f"--grad_accumulation_factor={factor} must be at least 1."
+        )
 
 
 def drop_replaced_entries(hparams_file, overrides):
@@ -519,6 +570,18 @@ def refuse_changes(save_folder, settings):
     changed = [
         key for key in sorted(guarded) if before.get(key) != guarded[key]
     ]
+    ranks, now = recorded.get("num_ranks", 1), count_ranks()
+    if ranks != now:
+        # another share of the same batch is the same training
+        changed = [key for key in changed if not key.endswith("batch_size")]
+        for key in (k for k in guarded if k.endswith("batch_size")):
+            whole, now_whole = ranks * before[key], now * guarded[key]
+            if whole != now_whole and if_main_process():
+                logger.warning(
+                    f"{save_folder} holds a run of {ranks} ranks, now there "
+                    f"are {now}: the batch of all ranks is {now_whole}, not "
+                    f"{whole}, unless you set {key} so that it stays."
+                )
     # where d_model changed, so did the objects that are built with it
     plain = [k for k in changed if not isinstance(guarded[k], dict)]
     cure = "choose another output_folder, or delete this one to start anew."
@@ -557,6 +620,7 @@ def record_settings(save_folder, settings):
     refuse_changes(save_folder, settings)
     text = {
         "number_of_epochs": settings["number_of_epochs"],
+        "num_ranks": count_ranks(),
         "settings": guard(settings),
     }
     path = Path(save_folder) / "settings.json"

@@ -325,11 +325,15 @@ def test_an_index_that_cannot_be_written_costs_time_only(
 def test_all_ranks_join_in_the_decision_and_one_writes(tmp_path):
     csv = tmp_path / "skipped.csv"
     with pytest.raises(RecipeError, match="1 of 3 .* a: silent"):
-        corpus.record_skipped(csv, {"a": "silent"}, 3, 0.1, write=False)
-    corpus.record_skipped(csv, {"a": "silent"}, 3, 0.5, write=False)
+        corpus.record_skipped(
+            csv, {"a": "silent"}, ["a", "b", "c"], 0.1, write=False
+        )
+    corpus.record_skipped(
+        csv, {"a": "silent"}, ["a", "b", "c"], 0.5, write=False
+    )
     assert not csv.exists()
-    corpus.record_skipped(csv, {"a": "silent"}, 3, 0.5)
-    corpus.record_skipped(csv, {}, 3, 0.5, write=False)
+    corpus.record_skipped(csv, {"a": "silent"}, ["a", "b", "c"], 0.5)
+    corpus.record_skipped(csv, {}, ["a", "b", "c"], 0.5, write=False)
     assert csv.exists()
 
 

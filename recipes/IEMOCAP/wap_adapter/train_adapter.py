@@ -132,6 +132,10 @@ class AdapterBrain(RecipeBrain):
         else:
             attributes.collect(frames, codes)
 
+    def on_fit_batch_start(self, batch, should_step):
+        """Sets the learning rate of the coming step."""
+        self.set_learning_rates(self.hparams.lr_schedule(self.progress()))
+
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Moves the teacher, once per optimiser step (Eq. 2)."""
         if self.has_stepped:

@@ -128,6 +128,10 @@ class EmotionBrain(RecipeBrain):
         for name, optimizer in self.optimizers_dict.items():
             self.checkpointer.add_recoverable(name, optimizer)
 
+    def on_fit_batch_start(self, batch, should_step):
+        """Sets the learning rate of the coming step."""
+        self.set_learning_rates(self.hparams.lr_schedule(self.progress()))
+
     def on_stage_start(self, stage, epoch=None):
         """Empties the list of predictions."""
         super().on_stage_start(stage, epoch)
