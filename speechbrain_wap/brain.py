@@ -256,7 +256,7 @@ class RecipeBrain(sb.Brain):
         """
         if not torch.isfinite(loss):
             raise RecipeError(
-                f"the loss is {float(loss)} at optimiser step "
+                f"the loss is {float(loss.detach())} at optimiser step "
                 f"{self.optimizer_step + 1}: try a lower lr, or "
                 "--precision=fp32; the last checkpoint is kept."
             )

@@ -26,7 +26,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import write_text
-from speechbrain_wap.ranks import gather_over_ranks, own_rank
+from speechbrain_wap.ranks import count_ranks, gather_over_ranks, own_rank
 
 logger = get_logger(__name__)
 
@@ -460,6 +460,10 @@ class EpochStatistics:
     def _save(self, path):
         sums, weight = self._totals()
         if if_main_process():
+            # as if of one rank: another number of them may go on
+            ranks = count_ranks()
+            sums = {name: total / ranks for name, total in sums.items()}
+            weight = weight / ranks
             state = {"rows": self.rows, "sums": sums, "weight": weight}
             write_text(path, json.dumps(state))
 
@@ -470,4 +474,7 @@ class EpochStatistics:
             state = json.load(file)
         self.rows, self.sums, self.weight = state["rows"], {}, 0.0
         if if_main_process():  # the sums are those of all ranks
-            self.sums, self.weight = state["sums"], state["weight"]
+            ranks = count_ranks()
+            self.weight = ranks * state["weight"]
+            for name, total in state["sums"].items():
+                self.sums[name] = ranks * total

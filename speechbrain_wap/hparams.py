@@ -74,7 +74,7 @@ LABELS = {
     "encoder_key": "the encoder (encoder_source, encoder_layer, "
     "encoder_context, feature_precision or their code)",
     "data": "the corpus (data_folder or corpus_csv)",
-    "adapter": "the adapter (adapter_folder)",
+    "adapter_identity": "the adapter (adapter_folder)",
     "class_names": "classes",
 }
 # Options that take no value, so that the next word is not theirs.

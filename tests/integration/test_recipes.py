@@ -1,9 +1,11 @@
 """The recipes from end to end, started as a user starts them."""
 
 import json
+import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -49,13 +51,14 @@ def assert_equal_states(one, two):
         assert one == two
 
 
-def kill_after_epoch(epoch, output_folder, *arguments):
+def kill_after_epoch(epoch, output_folder, *arguments, **kwargs):
     """Starts a script and kills it without warning after an epoch."""
     history = Path(output_folder, "history.json")
     process = subprocess.Popen(
-        **command(*arguments, f"--output_folder={output_folder}"),
+        **command(*arguments, f"--output_folder={output_folder}", **kwargs),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         deadline = time.time() + 300
@@ -67,7 +70,7 @@ def kill_after_epoch(epoch, output_folder, *arguments):
             time.sleep(0.005)
         assert process.poll() is None, "it ended before it could be killed"
     finally:
-        process.send_signal(signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)  # all ranks
         process.wait()
 
 
@@ -242,27 +245,31 @@ def test_an_unfinished_adapter_is_refused(tiny, tmp_path):
         )
 
 
-def test_two_ranks_train_both_stages(tiny, tmp_path):
-    launcher = ["-m", "torch.distributed.run", "--standalone"]
-    launcher.append("--nproc_per_node=2")
-    ranks = ["--device=cpu", "--distributed_backend=gloo"]
+TWO_RANKS = ["-m", "torch.distributed.run", "--standalone"]
+TWO_RANKS.append("--nproc_per_node=2")
+ON_CPUS = ["--device=cpu", "--distributed_backend=gloo"]
+
+
+def test_two_ranks_cross_validate(tiny, tmp_path):
     run_well(
-        *("train_adapter.py", "adapter", *tiny, *ADAPTER, *ranks),
-        f"--output_folder={tmp_path / 'adapter'}",
+        *("cross_validate.py", "adapter", "classifier", *tiny, *ON_CPUS),
+        *("--folds=3", "--num_attributes=8", "--number_of_epochs=2"),
+        f"--output_folder={tmp_path / 'out'}",
         f"--cache_folder={tmp_path / 'cache'}",  # extraction is shared, too
         "--feature_workers=2",
-        launcher=launcher,
+        "--protocol=held_out",  # stage 1 has a session to validate on
+        launcher=TWO_RANKS,
     )
-    run_well(
-        *("train_classifier.py", "classifier", *tiny, *CLASSIFIER, *ranks),
-        f"--adapter_folder={tmp_path / 'adapter'}",
-        f"--output_folder={tmp_path / 'classifier'}",
-        launcher=launcher,
-    )
-    scores = json.loads((tmp_path / "classifier/scores.json").read_text())
-    predictions = pd.read_csv(tmp_path / "classifier/predictions.csv")
-    assert scores["n"] == len(predictions)
-    assert not predictions["id"].duplicated().any()
+    folder = tmp_path / "out" / "seed1993" / "fold3"
+    (run,) = json.loads((tmp_path / "out/results.json").read_text())["runs"]
+    expected = json.loads((folder / "classifier/test.json").read_text())
+    predictions = pd.read_csv(folder / "classifier/predictions.csv")
+    assert predictions["id"].tolist() == list(expected)
+    assert run["n"] == len(expected)
+    for stage in ("adapter", "classifier"):
+        history = json.loads((folder / stage / "history.json").read_text())
+        assert [row["epoch"] for row in history] == [1, 2]
+        assert all(row["valid"]["loss"] > 0 for row in history)
 
 
 def find_differences(one, two, atol=1e-5):
@@ -277,53 +284,170 @@ def find_differences(one, two, atol=1e-5):
     return differences
 
 
-def test_two_ranks_learn_what_one_does(tiny, adapter, tmp_path):
-    """Half the batch each, an odd number of utterances, no dropout."""
+STATES = {
+    "adapter": ["student", "teacher", "local_attributes"],
+    "classifier": ["adapter", "pooling", "classifier"],
+}
+
+
+def assert_same_training(one, two, stage, atol=1e-5):
+    """Compares checkpoints, histories and predictions of two runs."""
+    states = load_checkpoint(one), load_checkpoint(two)
+    for part in STATES[stage]:
+        differences = find_differences(*(s[part] for s in states), atol)
+        assert not differences, part
+    histories = [
+        json.loads((folder / "history.json").read_text())
+        for folder in (one, two)
+    ]
+    for rows in zip(*histories, strict=True):
+        for split in ("train", "valid"):
+            values = [dict(row[split] or {}) for row in rows]
+            # of a rank's frames, which are fewer
+            spreads = [v.pop("teacher_spread", 0.0) for v in values]
+            assert spreads[1] == pytest.approx(spreads[0], abs=0.02)
+            assert values[1] == pytest.approx(values[0], abs=1e-4)
+    if stage == "classifier":
+        tables = [pd.read_csv(f / "predictions.csv") for f in (one, two)]
+        pd.testing.assert_frame_equal(*tables, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tiny, adapter, tmp_path_factory):
+    """Both stages on one rank: no dropout, an odd number of utterances."""
+    folder = tmp_path_factory.mktemp("one rank")
     prepared = pd.read_csv(adapter / "corpus.csv")
-    prepared.iloc[:-1].to_csv(tmp_path / "odd.csv", index=False)
-    options = [*tiny, f"--corpus_csv={tmp_path / 'odd.csv'}", "--dropout=0.0"]
-    options += ["--fold=1", "--number_of_epochs=2", "--device=cpu"]
-    options.append("--revive_after=3")
-    launcher = ["-m", "torch.distributed.run", "--standalone"]
-    launcher.append("--nproc_per_node=2")
-    both = {"launcher": launcher}
-    folders = {}
-    for ranks, kwargs in ((1, {}), (2, both)):
-        folder = folders[ranks] = tmp_path / f"{ranks} ranks"
-        shared = [*options, f"--batch_size={8 // ranks}"]
-        shared.append("--distributed_backend=gloo")
-        run_well(
-            *("train_adapter.py", "adapter", *shared, "--num_attributes=8"),
-            f"--output_folder={folder / 'adapter'}",
-            **kwargs,
+    prepared.iloc[:-1].to_csv(folder / "odd.csv", index=False)
+    options = [*tiny, f"--corpus_csv={folder / 'odd.csv'}", "--dropout=0.0"]
+    options += ["--fold=1", "--number_of_epochs=2", *ON_CPUS]
+    options += ["--protocol=held_out"]
+    commands = {
+        "adapter": ["train_adapter.py", "adapter", *options]
+        + ["--revive_after=3", "--num_attributes=8"],
+        "classifier": ["train_classifier.py", "classifier", *options]
+        + [f"--adapter_folder={folder / 'adapter'}"],
+    }
+    for stage, command_line in commands.items():
+        output = f"--output_folder={folder / stage}"
+        call(*command_line, "--batch_size=8", output)
+    return folder, commands
+
+
+@pytest.mark.parametrize("stage", STATES)
+def test_two_ranks_learn_what_one_does(one_rank, stage, tmp_path):
+    folder, commands = one_rank
+    output = f"--output_folder={tmp_path}"
+    # half the batch each
+    run_well(*commands[stage], "--batch_size=4", output, launcher=TWO_RANKS)
+    assert_same_training(folder / stage, tmp_path, stage)
+
+
+def test_a_run_may_go_on_with_more_ranks(one_rank, tmp_path):
+    folder, commands = one_rank
+    arguments = [*commands["classifier"], "--ckpt_interval_steps=4"]
+    kill_after_epoch(1, tmp_path, *arguments, "--batch_size=8")
+    output = f"--output_folder={tmp_path}"
+    said = run_well(*arguments, "--batch_size=4", output, launcher=TWO_RANKS)
+    assert "Loading a checkpoint" in said
+    assert_same_training(folder / "classifier", tmp_path, "classifier")
+
+
+def test_killed_ranks_end_as_if_they_had_not_been(tiny, adapter, tmp_path):
+    """With dropout, whose random states are the ranks' own."""
+    arguments = ["train_classifier.py", "classifier", *tiny, *ON_CPUS]
+    arguments += ["--number_of_epochs=8", f"--adapter_folder={adapter}"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_well(*arguments, f"--output_folder={whole}", launcher=TWO_RANKS)
+    kill_after_epoch(2, killed, *arguments, launcher=TWO_RANKS)
+    run_well(*arguments, f"--output_folder={killed}", launcher=TWO_RANKS)
+    for name in ("predictions.csv", "scores.json", "history.json"):
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+
+
+def test_nodes_need_not_share_a_disk(tiny, tmp_path):
+    """Two nodes whose folders have the same names on other disks."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    options = [*tiny, *ON_CPUS, "--num_attributes=8", "--number_of_epochs=2"]
+    options += ["--cache_folder=cache", "--folds=2", "--output_folder=out"]
+    nodes = []
+    for node in (0, 1):
+        launcher = ["-m", "torch.distributed.run", "--nnodes=2"]
+        launcher += ["--nproc_per_node=1", f"--node_rank={node}"]
+        launcher += ["--master_addr=localhost", f"--master_port={port}"]
+        typed = command(
+            *("cross_validate.py", "adapter", "classifier", *options),
+            launcher=launcher,
         )
-        shared.remove("--revive_after=3")
-        run_well(
-            *("train_classifier.py", "classifier", *shared),
-            f"--adapter_folder={folders[1] / 'adapter'}",
-            f"--output_folder={folder / 'classifier'}",
-            **kwargs,
-        )
-    for stage, parts in (
-        ("adapter", ["student", "teacher", "local_attributes"]),
-        ("classifier", ["adapter", "pooling", "classifier"]),
-    ):
-        alone, together = (
-            load_checkpoint(folders[ranks] / stage) for ranks in (1, 2)
-        )
-        for part in parts:
-            # Adam blows rounding up, over twice as many steps in stage 2
-            atol = 1e-5 if stage == "adapter" else 1e-4
-            assert not find_differences(alone[part], together[part], atol), part
-        rows = [
-            json.loads((folders[ranks] / stage / "history.json").read_text())
-            for ranks in (1, 2)
+        # as if each had a recipe folder of its own
+        disk = tmp_path / f"disk {node}"
+        shutil.copytree(typed["cwd"], disk)
+        shutil.copy(typed["cwd"] / "iemocap_prepare.py", disk)
+        nodes.append({**typed, "cwd": disk})
+    for attempt in ("fresh", "resumed"):
+        processes = [
+            subprocess.Popen(
+                **node,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for node in nodes
         ]
-        for one, two in zip(*rows, strict=True):
-            for name in ("loss", "rec_loss", "pce_loss"):
-                if name in one["train"]:
-                    expected = pytest.approx(one["train"][name], abs=1e-4)
-                    assert two["train"][name] == expected
+        for process in processes:
+            said, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, said[-3000:]
+        entries = [
+            sorted(p.name for p in node["cwd"].glob("cache/*/*/*.safetensors"))
+            for node in nodes
+        ]
+        assert entries[0] == entries[1] and entries[0]
+        results = (nodes[0]["cwd"] / "out" / "results.json").read_bytes()
+        if attempt == "fresh":
+            before = results
+            # stage 2 is tested again, from what only node 0 has
+            for name in (
+                "results.json",
+                "seed1993/fold2/classifier/scores.json",
+            ):
+                (nodes[0]["cwd"] / "out" / name).unlink()
+    assert results == before
+    assert not (nodes[1]["cwd"] / "out" / "corpus.csv").exists()
+
+
+def test_two_processes_do_not_share_an_output_folder(tiny, tmp_path):
+    arguments = ["train_classifier.py", "classifier", *tiny]
+    arguments.append(f"--output_folder={tmp_path}")
+    process = subprocess.Popen(
+        **command(*arguments, "--number_of_epochs=500"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not (tmp_path / "history.json").is_file():
+            assert process.poll() is None
+            time.sleep(0.05)
+        with pytest.raises(RecipeError, match="another process is at work"):
+            call(*arguments, "--number_of_epochs=500")
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    # the system frees what a killed process held
+    call(*arguments, "--number_of_epochs=500", "--debug")
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"
+)
+def test_compiled_modules_learn_the_same(tiny, tmp_path):
+    arguments = ["train_classifier.py", "classifier", *tiny, "--dropout=0.0"]
+    arguments += ["--num_layers=1", "--number_of_epochs=1"]
+    for name, options in (("plain", []), ("compiled", ["--compile"])):
+        call(*arguments, *options, f"--output_folder={tmp_path / name}")
+    folders = tmp_path / "plain", tmp_path / "compiled"
+    assert_same_training(*folders, "classifier")
 
 
 def test_the_other_readings_of_the_paper_go_through_both_stages(tiny, tmp_path):
@@ -407,7 +531,7 @@ def test_a_weighted_sum_of_layers_goes_through_both_stages(
 ):
     source = make_checkpoint(tmp_path / "wavlm", "wavlm")
     layers = [*tiny, f"--encoder_source={source}", "--encoder_layer=weighted"]
-    layers.append("--number_of_epochs=1")
+    layers += ["--number_of_epochs=1", "--precision=bf16"]
     folder = tmp_path / "adapter"
     call(
         *("train_adapter.py", "adapter", *layers, "--num_attributes=8"),

@@ -273,7 +273,150 @@ def test_an_interruption_changes_neither_means_nor_rows(
     assert json.loads((tmp_path / "whole.json").read_text()) == rows
 
 
+# Damage
+
+
+def save_epochs(folder, *weights, **options):
+    """Saves a checkpoint for each weight; the model's file of each."""
+    run = Run(folder)
+    saved = []
+    for epoch, weight in enumerate(weights, start=1):
+        run.set(weight)
+        meta = {"epoch": epoch, "UA": 1.0 / epoch}
+        checkpoint = run.checkpointer.save_checkpoint(meta=meta, **options)
+        saved.append(checkpoint.path / "model.ckpt")
+    return run, saved
+
+
+def truncate(path):
+    """Cuts a file in two."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def flip_a_bit(path):
+    """Alters a file without changing its size."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def remove(path):
+    """Removes a file."""
+    path.unlink()
+
+
+def empty_meta_file(path):
+    """Empties the file that makes the folder a checkpoint."""
+    (path.parent / METAFILE).write_text("")
+
+
+def cut_meta_file(path):
+    """Leaves of that file what is no YAML."""
+    (path.parent / METAFILE).write_text("{epoch: 2, 'UA")
+
+
+DAMAGES = [truncate, flip_a_bit, remove, empty_meta_file, cut_meta_file]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_checkpoint_before_a_damaged_one_is_used_and_said(
+    tmp_path, caplog, damage
+):
+    run, saved = save_epochs(tmp_path, 1.0, 2.0)
+    assert run.resume() == 2.0
+    damage(saved[1])
+    assert run.resume() == 1.0
+    assert str(saved[1].parent) in caplog.text
+    # what came after is written again
+    run.set(3.0)
+    run.checkpointer.save_checkpoint()
+    assert run.resume() == 3.0
+
+
+def test_a_folder_of_damaged_checkpoints_is_no_fresh_start(tmp_path):
+    run, saved = save_epochs(tmp_path, 1.0, 2.0)
+    for path in saved:
+        truncate(path)
+    with pytest.raises(RecipeError, match="model.ckpt is damaged"):
+        run.resume()
+
+
+def test_no_other_checkpoint_takes_the_place_of_the_best_one(tmp_path):
+    run, saved = save_epochs(tmp_path, 1.0, 2.0)
+    assert run.checkpointer.find_checkpoint(max_key="UA").meta["epoch"] == 1
+    truncate(saved[0])
+    with pytest.raises(RecipeError, match="train anew"):
+        run.checkpointer.find_checkpoint(max_key="UA")
+
+
+def test_an_interrupted_epoch_goes_on_with_the_same_batches_only(tmp_path):
+    run = Run(tmp_path, 1.0)
+    run.checkpointer.batch_size = 8
+    run.checkpointer.save_checkpoint()
+    run.set(2.0)
+    run.checkpointer.save_checkpoint(end_of_epoch=False)
+    for batch_size, expected in ((8, 2.0), (16, 1.0)):
+        new = Run(tmp_path)
+        new.checkpointer.batch_size = batch_size
+        new.checkpointer.recover_if_possible()
+        assert new.model.weight.item() == expected
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+    def __init__(self, path):
+        self.path = str(path)
+
+
+@pytest.mark.parametrize("name", ["model", "random_state"])
+def test_a_checkpoint_cannot_run_code(tmp_path, name):
+    recoverables = {"model": nn.Linear(1, 1), "random_state": RandomState()}
+    checkpointer = Checkpointer(tmp_path / "save", recoverables)
+    saved = checkpointer.save_checkpoint()
+    torch.save({"weight": Trap(tmp_path / "trap")}, saved.paramfiles[name])
+    saved.meta.pop("files")  # as if it had been saved so
+    with open(saved.path / METAFILE, "w", encoding="utf-8") as file:
+        yaml.safe_dump(saved.meta, file)
+    with pytest.raises(Exception, match="[Ww]eights.only"):
+        checkpointer.recover_if_possible()
+    assert not (tmp_path / "trap").exists()
+
+
 # Several processes
+
+
+def check_random_states(rank, folder):
+    """Each rank gets its own random state back."""
+    torch.manual_seed(rank)
+    statistics = EpochStatistics(f"{folder}/history.json")
+    statistics.add({"loss": 1.0 + rank}, weight=1 + 2 * rank)
+    checkpointer = Checkpointer(
+        f"{folder}/states",
+        {"random_state": RandomState(), "statistics": statistics},
+    )
+    checkpointer.save_checkpoint()
+    expected = torch.rand(5)
+    checkpointer.recover_if_possible()
+    assert torch.equal(torch.rand(5), expected)
+    # 1 with weight 1 and 2 with weight 3, of which one rank holds the sums
+    assert statistics.means() == {"loss": 7 / 4}
+
+
+def check_a_disk_of_its_own(rank, folder):
+    """Rank 1 does not see the folder, and gets its content all the same."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 5.0 + rank)
+    checkpointer = Checkpointer(f"{folder}/disk {rank}", {"model": model})
+    checkpointer.save_checkpoint()
+    assert bool(checkpointer.list_checkpoints()) == (rank == 0)
+    nn.init.constant_(model.weight, 0.0)
+    assert checkpointer.recover_if_possible() is not None
+    assert model.weight.item() == 5.0
 
 
 def save_twice(rank, folder):
@@ -301,6 +444,8 @@ def save_twice(rank, folder):
         checkpointer.save_and_keep_only(meta={"epoch": epoch})
     kept = [c.meta["epoch"] for c in checkpointer.list_checkpoints()]
     assert kept == [2]
+    check_random_states(rank, folder)
+    check_a_disk_of_its_own(rank, folder)
     torch.distributed.destroy_process_group()
 
 

@@ -182,6 +182,22 @@ def test_an_update_with_its_own_batch_lowers_equation_3(rule, seed):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
+def test_collected_batches_are_one_batch(rule):
+    parts, whole = make_attributes(**rule), make_attributes(**rule)
+    for start in (0, 3):
+        batches = make_batches(3, start=start)
+        before = parts.codebook.clone()
+        for z, codes in batches[:-1]:
+            parts.collect(z, codes)
+        assert torch.equal(parts.codebook, before)
+        parts.update(*batches[-1])
+        whole.update(*(torch.cat(column) for column in zip(*batches)))
+    assert parts.num_updates == whole.num_updates == 2
+    for name in ("codebook", "counts", "idle", "usage"):
+        assert_near(getattr(parts, name), getattr(whole, name), atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
 def test_update_does_not_change_its_arguments(rule):
     attributes = make_attributes(revive_after=1, **rule)
     z = make_frames(20).requires_grad_()

@@ -156,6 +156,18 @@ def test_means_come_first_and_then_variances_each_head_by_head():
     assert_near(var, expected / expected.norm())
 
 
+def test_pooling_computes_in_float32_whatever_the_precision_around_it():
+    pool = make_pool()
+    (z,) = make_utterances([9], D)
+    # a variance far below the mean's square, which bfloat16 cannot tell
+    z = (100.0 + z).bfloat16()[None]
+    expected = pool(z.float(), torch.ones(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = pool(z, torch.ones(1))
+    assert pooled.dtype == torch.float32
+    assert torch.equal(pooled, expected)
+
+
 def test_pooling_does_not_see_the_order_of_frames():
     pool = make_pool()
     (z,) = make_utterances([9], D)

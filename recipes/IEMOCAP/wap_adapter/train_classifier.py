@@ -332,7 +332,7 @@ def train(hparams, overrides, settings, run_opts):
     settings["class_names"] = classes
     settings["data"] = describe_data(splits, classes)
     if hparams["adapter_folder"]:
-        settings["adapter"] = run_on_main(
+        settings["adapter_identity"] = run_on_main(
             check_adapter, args=[hparams["adapter_folder"], settings, splits]
         )
     run_on_main(record_settings, args=[hparams["save_folder"], settings])
