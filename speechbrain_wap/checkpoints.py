@@ -465,7 +465,8 @@ class EpochStatistics:
             sums = {name: total / ranks for name, total in sums.items()}
             weight = weight / ranks
             state = {"rows": self.rows, "sums": sums, "weight": weight}
-            write_text(path, json.dumps(state))
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump(state, file)
 
     @sb_checkpoints.mark_as_loader
     def _recover(self, path, end_of_epoch):

@@ -1,4 +1,7 @@
-"""Tiny checkpoints of every family, for unit and integration tests."""
+"""Tiny checkpoints of every family, for unit and integration tests.
+
+The options of tests/faults are here, too, as pytest reads no deeper in time.
+"""
 
 import pytest
 import torch
@@ -12,6 +15,23 @@ FAMILIES = {
     "wavlm": "WavLM",
     "whisper": "Whisper",
 }
+
+
+def pytest_addoption(parser):
+    """Adds the options of the tests in tests/faults."""
+    group = parser.getgroup("faults")
+    group.addoption(
+        "--fault-table",
+        metavar="FILE",
+        help="write a Markdown table of all faults that were tried",
+    )
+    group.addoption(
+        "--kills",
+        type=int,
+        default=30,
+        metavar="N",
+        help="kill runs at so many random moments (default: 30)",
+    )
 
 
 def make_whisper_settings(num_layers, seconds):
