@@ -1,10 +1,9 @@
-"""Tiny checkpoints of every family, for unit and integration tests.
-
-The options of tests/faults are here, too, as pytest reads no deeper in time.
-"""
+"""What all tests share: tiny checkpoints, a demo corpus, the fault table."""
 
 import pytest
 import torch
+from fault_table import hide_places, write_fault_table
+from recipe_runs import TINY
 
 # The names that transformers gives the families of encoders
 FAMILIES = {
@@ -15,23 +14,6 @@ FAMILIES = {
     "wavlm": "WavLM",
     "whisper": "Whisper",
 }
-
-
-def pytest_addoption(parser):
-    """Adds the options of the tests in tests/faults."""
-    group = parser.getgroup("faults")
-    group.addoption(
-        "--fault-table",
-        metavar="FILE",
-        help="write a Markdown table of all faults that were tried",
-    )
-    group.addoption(
-        "--kills",
-        type=int,
-        default=30,
-        metavar="N",
-        help="kill runs at so many random moments (default: 30)",
-    )
 
 
 def make_whisper_settings(num_layers, seconds):
@@ -140,3 +122,77 @@ def make_checkpoint():
         return str(folder)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A demo corpus in IEMOCAP's layout, under a name with a space."""
+    # here, since it imports scipy, which few of the tests need
+    from speechbrain_wap.demo_corpus import make_demo_corpus
+
+    folder = tmp_path_factory.mktemp("data") / "IEMOCAP räkning"
+    make_demo_corpus(folder, seed=1, utterances_per_speaker=16)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """A feature cache that the tests share."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def tiny(corpus, cache):
+    """Options of a tiny run on the demo corpus."""
+    return [*TINY, f"--data_folder={corpus}", f"--cache_folder={cache}"]
+
+
+# The table of faults ---------------------------------------------------------
+
+FAULTS = pytest.StashKey[list]()
+
+
+def pytest_addoption(parser):
+    """Adds the options of the tests in tests/faults."""
+    group = parser.getgroup("faults")
+    group.addoption(
+        "--fault-table",
+        metavar="FILE",
+        help="write the faults that the tests have made as a Markdown table",
+    )
+    group.addoption(
+        "--kills",
+        type=int,
+        default=30,
+        metavar="N",
+        help="kill runs at so many random moments (default: 30)",
+    )
+
+
+def pytest_configure(config):
+    """Starts an empty table of faults."""
+    config.stash[FAULTS] = []
+
+
+def pytest_sessionfinish(session):
+    """Writes the table of faults, if it is asked for."""
+    path = session.config.getoption("--fault-table")
+    rows = session.config.stash[FAULTS]
+    if path and rows:
+        write_fault_table(rows, path)
+
+
+@pytest.fixture
+def record_fault(request, tmp_path_factory):
+    """Takes a row of the table of faults, at the end of a test.
+
+    Temporary folders are shown as "...", so that the table is the same every
+    time.
+    """
+
+    def record(kind, fault, happened, kept):
+        base = tmp_path_factory.getbasetemp()
+        texts = (hide_places(str(text), base) for text in (happened, kept))
+        request.config.stash[FAULTS].append((kind, fault, *texts))
+
+    return record

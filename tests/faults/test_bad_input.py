@@ -1,0 +1,1249 @@
+"""What a user may get wrong, and what the scripts make of it.
+
+Each case ends in one of three ways: REFUSED with a sentence that names the
+file, utterance or key and the cure; SKIPPED, the rest being used, and listed
+with its reason; USED as it was meant.
+"""
+
+import gc
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+from bench import Bench, make_samples, make_table
+from fault_table import FILE, read_faults
+from safetensors.torch import load_file
+
+from speechbrain_wap.errors import RecipeError
+
+REFUSED, SKIPPED, USED = "refused", "skipped", "used"
+KIND = "bad input"
+
+# Why a case does not pass yet
+TRACEBACK = "ends with a traceback"
+SILENT = "is used without a word"
+UNNAMED = "is refused, but the sentence does not say what is wrong"
+
+
+class Case(NamedTuple):
+    """A fault and how a run with it has to end.
+
+    fault(bench) spoils what it likes. All regular expressions of says are in
+    the sentence, the reason of the listing, or the log. check(bench) follows
+    the run. defect says why the case does not pass yet.
+    """
+
+    outcome: str
+    fault: Any
+    says: tuple = ()
+    stage: str = "classifier"
+    check: Any = None
+    defect: str = ""
+
+
+def refused(fault, *says, **kwargs):
+    """A case that ends with a sentence."""
+    return Case(REFUSED, fault, says, **kwargs)
+
+
+def skipped(fault, *says, **kwargs):
+    """A case whose utterance is left out and listed."""
+    return Case(SKIPPED, fault, says, **kwargs)
+
+
+def used(fault, *says, **kwargs):
+    """A case that ends well, with all utterances."""
+    return Case(USED, fault, says, **kwargs)
+
+
+def options(*texts):
+    """A fault on the command line."""
+
+    def add(bench):
+        bench.options += [f"--{text}" for text in texts]
+
+    return add
+
+
+def both(*faults):
+    """Several faults, one after the other."""
+
+    def make(bench):
+        for fault in faults:
+            fault(bench)
+
+    return make
+
+
+# Audio -----------------------------------------------------------------------
+
+
+def audio(write, suffix=".wav"):
+    """A fault in the file of the first utterance, which is tested on."""
+
+    def spoil(bench):
+        write(bench.spoil(0, suffix))
+        bench.options.append("--max_skipped=0.1")
+
+    return spoil
+
+
+def samples(subtype="PCM_16", suffix=".wav", change=None, **kwargs):
+    """The first utterance's sound in other samples."""
+
+    def write(path):
+        values = make_samples(**kwargs)
+        if change:
+            values = change(values)
+        soundfile.write(path, values, kwargs.get("rate", 16000), subtype)
+
+    return audio(write, suffix)
+
+
+def with_value(value):
+    """Puts a value into the middle of the samples."""
+
+    def change(values):
+        values[len(values) // 2] = value
+        return values
+
+    return change
+
+
+def cut(share):
+    """A wav whose end is missing."""
+
+    def write(path):
+        soundfile.write(path, make_samples(), 16000)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+
+    return audio(write)
+
+
+def impossible_rate(path):
+    """A wav whose header says 4 GHz."""
+    soundfile.write(path, make_samples(), 16000)
+    content = bytearray(path.read_bytes())
+    content[24:28] = (4_000_000_000).to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+def same_sound(tolerance):
+    """Checks that the features are those of the plain wav, nearly."""
+
+    def check(bench):
+        manifest = json.loads((bench.out / "test.json").read_text("utf-8"))
+        digest = manifest[bench.table["id"][0]]["digest"]
+        key = bench.plain_entry.parents[1]
+        entry = key / digest[:2] / f"{digest}.safetensors"
+        feats = load_file(entry)["feats"].float()
+        plain = load_file(bench.plain_entry)["feats"].float()
+        assert feats.shape == plain.shape
+        difference = (feats - plain).norm() / (plain - plain.mean()).norm()
+        assert difference < tolerance
+        only_the_first_differs(bench)
+        return "its features are those of the same sound as a plain wav"
+
+    return check
+
+
+def only_the_first_differs(bench):
+    """Checks that the other predictions are as if nothing had happened."""
+    table, classes = bench.predictions()
+    mine = table.set_index("id").drop(
+        index=bench.table["id"][0], errors="ignore"
+    )
+    other = bench.reference.set_index("id").loc[mine.index]
+    assert np.allclose(mine[classes], other[classes], atol=1e-5)
+    return "the other predictions are as they are without it"
+
+
+def silence(bench):
+    """All samples are zero, in all files."""
+    for row in range(len(bench.table)):
+        # of other lengths, so that they are not one and the same file
+        soundfile.write(bench.spoil(row), np.zeros(3000 + row), 16000)
+
+
+def hubert(*options):
+    """Takes the small HuBERT, whose field of view is 400 samples."""
+
+    def add(bench):
+        bench.options += [f"--encoder_source={bench.make_hubert()}", *options]
+
+    return add
+
+
+def too_short(choose, allowed):
+    """Files of 300 samples where choose(row) says so."""
+
+    def spoil(bench):
+        for row, entry in bench.table.iterrows():
+            if choose(entry):
+                values = make_samples(number=row)[:300]
+                soundfile.write(bench.spoil(row), values, 16000)
+        bench.options.append(f"--max_skipped={allowed}")
+
+    return both(hubert(), spoil)
+
+
+AUDIO = {
+    "a wav is missing": skipped(audio(lambda path: None), "No such file"),
+    "a wav of 0 bytes": skipped(
+        audio(lambda path: path.write_bytes(b"")), "cannot be read as audio"
+    ),
+    "a wav that ends within its header": skipped(
+        cut(0.003), "cannot be read as audio"
+    ),
+    "a wav of which half is missing": skipped(cut(0.5), "is cut: .* bytes"),
+    "text in place of audio": skipped(
+        audio(lambda path: path.write_text("no audio, " * 99)),
+        "cannot be read as audio",
+    ),
+    "a folder in place of a wav": skipped(
+        audio(lambda path: path.mkdir()), "spoilt0.wav cannot be opened"
+    ),
+    "a wav without samples": skipped(
+        samples(change=lambda values: values[:0]), "holds no samples"
+    ),
+    "NaN among the samples of a float wav": skipped(
+        samples("FLOAT", change=with_value(np.nan)), "NaN or infinite"
+    ),
+    "infinity among the samples of a float wav": skipped(
+        samples("FLOAT", change=with_value(np.inf)), "NaN or infinite"
+    ),
+    "samples of 1e30 in a float wav": skipped(
+        samples("FLOAT", change=with_value(1e30)),
+        "spoilt0.wav.*finite",
+        defect="stops the run, whatever max_skipped says, and without a cure",
+    ),
+    "a wav that says it has 4 GHz": skipped(
+        audio(impossible_rate), "spoilt0.wav"
+    ),
+    "a wav shorter than the encoder's field of view": skipped(
+        too_short(lambda entry: entry["id"] == "s1f_joy", 0.1),
+        "300 samples at 16000 Hz are too short.*needs 400",
+    ),
+    "more unreadable files than max_skipped": refused(
+        both(audio(lambda path: None), options("max_skipped=0.05")),
+        "1 of 12 utterances cannot be used",
+        "spoilt0.wav",
+        "Mend or remove them, or allow more with max_skipped",
+    ),
+    "the whole held-out session too short for the encoder": refused(
+        too_short(lambda entry: entry["session"] == "s1", 0.5),
+        "test split|held-out session|session s1",
+        defect=TRACEBACK,
+    ),
+    "all training sessions too short for the encoder": refused(
+        too_short(lambda entry: entry["session"] != "s1", 0.9),
+        "train",
+        defect=TRACEBACK,
+    ),
+    "all training sessions too short, adapter training": refused(
+        too_short(lambda entry: entry["session"] != "s1", 1.0),
+        "train",
+        stage="adapter",
+        defect=TRACEBACK,
+    ),
+    "all of a class's training files too short for the encoder": refused(
+        too_short(
+            lambda entry: entry["session"] != "s1" and entry["emo"] == "joy",
+            0.9,
+        ),
+        "class joy",
+        defect=SILENT,
+    ),
+    "a single sample": skipped(
+        samples(change=lambda values: values[:1]),
+        "1 samples at 16000 Hz are too short",
+    ),
+    "a silent wav": used(
+        samples(change=lambda values: 0 * values), check=only_the_first_differs
+    ),
+    "silence throughout": used(silence),
+    "silence throughout, adapter training": used(silence, stage="adapter"),
+    "a stereo wav": used(samples(channels=2), check=same_sound(0.01)),
+    "a wav at 8 kHz": used(samples(rate=8000), check=same_sound(0.8)),
+    "a wav at 22.05 kHz": used(samples(rate=22050), check=same_sound(0.2)),
+    "a wav at 44.1 kHz": used(samples(rate=44100), check=same_sound(0.2)),
+    "a wav at 48 kHz": used(samples(rate=48000), check=same_sound(0.2)),
+    "a wav of 24 bits": used(samples("PCM_24"), check=same_sound(0.05)),
+    "a wav of 8 bits": used(samples("PCM_U8"), check=same_sound(0.8)),
+    "a float wav": used(samples("FLOAT"), check=same_sound(0.05)),
+    "a FLAC file": used(samples(suffix=".flac"), check=same_sound(0.05)),
+    "samples beyond 1 in a float wav": used(
+        samples("FLOAT", change=lambda values: 100 * values)
+    ),
+    "an utterance of 3 minutes": refused(
+        samples(seconds=180), "s1f_joy has .* frames", "max_frames"
+    ),
+    "an utterance of 3 minutes, --long_utterances=cut": used(
+        both(samples(seconds=180), options("long_utterances=cut")),
+        check=only_the_first_differs,
+    ),
+    "one utterance of 3 minutes in training, --long_utterances=cut": used(
+        both(
+            lambda bench: soundfile.write(
+                bench.spoil(7), make_samples(180), 16000
+            ),
+            options("long_utterances=cut"),
+        ),
+        stage="adapter",
+    ),
+}
+
+# The table of one's own corpus -----------------------------------------------
+
+
+def cell(column, value, row=0):
+    """Another value in the table; row may be a slice."""
+
+    def spoil(bench):
+        bench.table.loc[row, column] = value
+
+    return spoil
+
+
+def table_file(write):
+    """Another file in the table's place."""
+
+    def spoil(bench):
+        bench.write_table()
+        write(bench.csv)
+
+    return spoil
+
+
+def text(change, encoding="utf-8"):
+    """The table's file with another text."""
+    return table_file(
+        lambda path: path.write_bytes(
+            change(path.read_text("utf-8")).encode(encoding)
+        )
+    )
+
+
+def rows(choose):
+    """Some rows of the table only."""
+
+    def spoil(bench):
+        keep = [choose(entry) for _, entry in bench.table.iterrows()]
+        bench.table = bench.table[keep].reset_index(drop=True)
+
+    return spoil
+
+
+def as_folder(path):
+    """A folder in a file's place."""
+    path.unlink()
+    path.mkdir()
+
+
+def two_emotion_columns(bench):
+    """The second column emo says the contrary of the first."""
+    other = bench.table["emo"].map({"joy": "rage", "rage": "joy"})
+    bench.table = pd.concat([bench.table, other], axis=1)
+
+
+def odd_names(column, *values):
+    """Names that a program may take for something else."""
+
+    def spoil(bench):
+        old = list(dict.fromkeys(bench.table[column]))
+        names = dict(zip(old, values))
+        bench.table[column] = bench.table[column].map(names)
+        bench.held_out = names.get("s1", "s1") if column == "session" else "s1"
+
+    return spoil
+
+
+EVIL = "../../evil"
+
+
+def no_evil(bench):
+    """Checks that nothing is called as the id is, in any folder."""
+    assert not list(bench.folder.rglob("evil*"))
+    assert not list(bench.folder.parent.glob("evil*"))
+    return "no file is called after it"
+
+
+TABLE = {
+    "the corpus table does not exist": refused(
+        table_file(Path.unlink), "own.csv does not exist"
+    ),
+    "the corpus table is empty": refused(
+        text(lambda text: ""), "own.csv cannot be read", "No columns"
+    ),
+    "the corpus table has a header only": refused(
+        rows(lambda entry: False), "own.csv|no utterance"
+    ),
+    "the corpus table lacks two columns": refused(
+        lambda bench: bench.table.drop(
+            columns=["speaker", "session"], inplace=True
+        ),
+        "own.csv lacks the columns speaker, session",
+    ),
+    "the corpus table has semicolons for commas": refused(
+        text(lambda text: text.replace(",", ";")), "own.csv lacks the columns"
+    ),
+    "the corpus table is binary": refused(
+        table_file(lambda path: path.write_bytes(bytes(range(256)) * 9)),
+        "own.csv",
+    ),
+    "the corpus table is a folder": refused(
+        table_file(as_folder), "own.csv cannot be read: .*directory"
+    ),
+    "the corpus table is in UTF-16": refused(
+        text(str, "utf-16"), "own.csv cannot be read"
+    ),
+    "the corpus table is in Latin-1": refused(
+        text(lambda text: text.replace("s1f,", "sör,"), "latin-1"),
+        "own.csv cannot be read",
+    ),
+    "the corpus table begins with a byte order mark": used(
+        text(str, "utf-8-sig")
+    ),
+    "the corpus table has a row with too many cells": refused(
+        text(lambda text: text.replace("s2m,", "s2m,x,")),
+        "own.csv cannot be read.*line 8",
+        defect="the sentence is two lines",
+    ),
+    "the corpus table has a row with too few cells": refused(
+        text(lambda text: text.replace("s2m,s2,joy", "s2m")),
+        "own.csv, line 8",
+    ),
+    "the corpus table has a quotation mark that never ends": refused(
+        text(lambda text: text.replace("s2m_joy,", '"s2m_joy,')), "own.csv"
+    ),
+    "the corpus table has the column emo twice": refused(
+        two_emotion_columns, "own.csv", "emo", defect=SILENT
+    ),
+    "an empty id": refused(cell("id", ""), "line 2: the column id is empty"),
+    "an empty speaker": refused(
+        cell("speaker", " ", 3), "line 5: the column speaker is empty"
+    ),
+    "an empty wav": refused(
+        cell("wav", "", 3), "line 5: the column wav is empty"
+    ),
+    "the same id twice": refused(cell("id", "s2f_joy"), "id s2f_joy", "unique"),
+    "the same id twice but for a space": refused(
+        cell("id", " s2f_joy "), "id s2f_joy", "unique"
+    ),
+    "an id that leads out of the folder": used(cell("id", EVIL), check=no_evil),
+    "an id that leads out of the folder, adapter training": used(
+        cell("id", EVIL, 7), stage="adapter", check=no_evil
+    ),
+    "an id that is an absolute path": used(
+        lambda bench: cell("id", f"{bench.folder}/evil")(bench),
+        check=no_evil,
+    ),
+    "an id with a comma and quotation marks": used(cell("id", 'a,"b",c')),
+    "an id with a line break": used(cell("id", "a\nb")),
+    "ids that look like numbers and gaps": used(
+        cell("id", ["1", "01", "1.0", "NA", "null", "nan"], slice(0, 5))
+    ),
+    "classes that look like gaps": used(odd_names("emo", "NA", "null")),
+    "classes that look like numbers": used(odd_names("emo", "1", "01")),
+    "sessions that look like paths": used(
+        odd_names("session", "../s 1", "/s2", "s,3")
+    ),
+    "a class that is called label": refused(
+        odd_names("emo", "label", "rage"), "class label", defect=TRACEBACK
+    ),
+    "a class that is called id": refused(
+        odd_names("emo", "id", "rage"), "class id", defect=SILENT
+    ),
+    "labels with spaces around them": used(
+        both(
+            cell("emo", [" joy", "rage ", "joy\t"], slice(0, 2)),
+            Bench.write_table,
+            cell("emo", ["joy", "rage", "joy"], slice(0, 2)),
+        )
+    ),
+    "a label once in capitals": used(
+        cell("emo", "JOY", 4), "labels are the classes .JOY, joy, rage."
+    ),
+    "a label that is in no class": used(
+        both(
+            cell("emo", "fear", 4),
+            options("classes={joy: [joy], rage: [rage]}"),
+            Bench.write_table,
+            cell("emo", "", 4),
+        ),
+        "fear",
+        defect="is left out without a word",
+    ),
+    "one speaker in two sessions": refused(
+        cell("speaker", "s1f", 4), "speaker s1f", "one session only"
+    ),
+    "one speaker in two sessions, adapter training": refused(
+        cell("speaker", "s1f", 4),
+        "speaker s1f",
+        "one session only",
+        stage="adapter",
+    ),
+    "one speaker in two sessions, cross-validation": refused(
+        cell("speaker", "s1f", 4),
+        "speaker s1f",
+        "one session only",
+        stage="cross_validate",
+    ),
+    "a single speaker": refused(
+        cell("speaker", "anna", slice(None)), "speaker anna"
+    ),
+    "a single session": refused(
+        cell("session", "s1", slice(None)), "at least 2 sessions", "has 1"
+    ),
+    "two sessions with --protocol=held_out": refused(
+        both(
+            rows(lambda entry: entry["session"] != "s3"),
+            options("protocol=held_out"),
+        ),
+        "protocol=held_out needs at least 3 sessions",
+    ),
+    "a class that the training sessions lack": refused(
+        rows(lambda entry: entry["session"] == "s1" or entry["emo"] != "joy"),
+        "no utterance of the class joy in the training sessions of fold 1",
+    ),
+    "a class that the held-out session lacks": used(
+        rows(lambda entry: entry["session"] != "s1" or entry["emo"] != "joy")
+    ),
+    "a single class": refused(
+        rows(lambda entry: entry["emo"] == "joy"), "at least two classes"
+    ),
+    "no labels": refused(
+        cell("emo", "", slice(None)), "at least two classes", "emo"
+    ),
+    "no labels, adapter training": used(
+        cell("emo", "", slice(None)), stage="adapter"
+    ),
+    "no labels in the held-out session": refused(
+        cell("emo", "", slice(0, 3)), "fold 1 has no labelled utterance"
+    ),
+    "a session of one utterance": used(
+        rows(lambda entry: entry["session"] != "s1" or "f_joy" in entry["id"])
+    ),
+    "one training utterance per class": used(
+        rows(lambda entry: entry["speaker"] in ("s1f", "s2f"))
+    ),
+    "one training utterance, adapter training": used(
+        rows(lambda entry: entry["id"] in ("s1f_joy", "s2f_joy")),
+        stage="adapter",
+    ),
+}
+
+# A corpus in IEMOCAP's layout ------------------------------------------------
+
+
+def iemocap(change=None, session=2):
+    """A fault in the release; change gets the bench and a session's folder."""
+
+    def spoil(bench):
+        folder = bench.make_iemocap() / f"Session{session}"
+        if change:
+            change(bench, folder)
+
+    return spoil
+
+
+def evaluation(content):
+    """Another content of an evaluation file, of its text or as bytes."""
+
+    def spoil(bench, folder):
+        path = bench.evaluation()
+        if callable(content):
+            path.write_bytes(content(path.read_text("utf-8")))
+        else:
+            path.write_bytes(content)
+
+    return iemocap(spoil)
+
+
+def without_session(bench, folder):
+    """Removes a session's folder."""
+    shutil.rmtree(folder)
+    rows(lambda entry: entry["session"] != folder.name[-1])(bench)
+
+
+def without(part):
+    """Removes a part of a session's folder."""
+
+    def spoil(bench, folder):
+        shutil.rmtree(folder / part)
+        is_gone = bench.table["session"] == folder.name[-1]
+        if part == "dialog":  # nothing is known of its turns
+            bench.table = bench.table[~is_gone]
+        bench.faulty = list(bench.table["id"][is_gone])
+        bench.options.append("--max_skipped=0.5")
+
+    return spoil
+
+
+def without_a_wav(bench, folder):
+    """Removes the first wav of the held-out session."""
+    next((bench.corpus / "Session1").rglob("*F000.wav")).unlink()
+    bench.options.append("--max_skipped=0.1")
+
+
+def turn_twice(bench, folder):
+    """Repeats the last line of an evaluation file."""
+    text = bench.evaluation().read_text("utf-8")
+    last = text.splitlines(keepends=True)[-1]
+    bench.evaluation().write_text(text + last, "utf-8")
+
+
+def corpus_folder(make):
+    """Another folder of the corpus."""
+
+    def spoil(bench):
+        bench.corpus = make(bench)
+
+    return spoil
+
+
+def a_file(bench):
+    """Names a file where a folder is meant."""
+    path = bench.input / "file.txt"
+    path.write_text("no folder")
+    return path
+
+
+IEMOCAP = {
+    "a data folder that does not exist": refused(
+        corpus_folder(lambda bench: bench.input / "nowhere"),
+        "data_folder=.*nowhere does not exist",
+    ),
+    "a data folder that is a file": refused(
+        corpus_folder(a_file),
+        "data_folder=.*file.txt.*(no|not a) folder",
+        defect="is said not to exist",
+    ),
+    "a data folder without sessions": refused(
+        corpus_folder(lambda bench: bench.folder), "no folder Session1"
+    ),
+    "a session's folder is missing": used(iemocap(without_session), "differ"),
+    "a session without the folder dialog": used(
+        iemocap(without("dialog")), "Session2 is left out"
+    ),
+    "a session without the folder sentences": skipped(
+        iemocap(without("sentences")),
+        "Ses02F_impro01_.*wav",
+        defect="is left out, but not listed in skipped.csv",
+    ),
+    "a turn without its wav": skipped(
+        iemocap(without_a_wav),
+        "Ses01F_impro01_F000.wav",
+        defect="is left out, but not listed in skipped.csv",
+    ),
+    "no wav at all": refused(
+        iemocap(
+            lambda bench, folder: [
+                shutil.rmtree(path)
+                for path in bench.corpus.glob("Session*/sentences")
+            ]
+        ),
+        "none of the wav files is there",
+        "complete",
+    ),
+    "no evaluation file at all": refused(
+        iemocap(
+            lambda bench, folder: [
+                path.unlink() for path in bench.corpus.rglob("*.txt")
+            ]
+        ),
+        "no evaluation files",
+    ),
+    "an empty evaluation file": refused(
+        evaluation(b""), "Ses02F_impro01.txt holds no turn", "restore"
+    ),
+    "a malformed line in an evaluation file": refused(
+        evaluation(lambda text: text.replace(" - 4.2]", "").encode()),
+        "Ses02F_impro01.txt, line 3 is no turn",
+        "restore",
+    ),
+    "a binary evaluation file": refused(
+        evaluation(bytes(range(256)) * 4), "Ses02F_impro01.txt", "restore"
+    ),
+    "an evaluation file in UTF-16": refused(
+        evaluation(lambda text: text.encode("utf-16")),
+        "Ses02F_impro01.txt",
+        "restore",
+    ),
+    "an evaluation file in Latin-1": used(
+        evaluation(lambda text: f"% Müller\n{text}".encode("latin-1"))
+    ),
+    "an evaluation file that begins with a byte order mark": used(
+        evaluation(lambda text: text.split("\n\n")[1].encode("utf-8-sig")),
+        defect="the first turn is left out without a word",
+    ),
+    "an evaluation file with a turn twice": refused(
+        iemocap(turn_twice), "id Ses02F_impro01_M007", "unique"
+    ),
+}
+
+# Places ----------------------------------------------------------------------
+
+
+def output_is_a_file(bench):
+    """Names a file as the output folder."""
+    bench.options.append(f"--output_folder={a_file(bench)}")
+
+
+def cache_is_a_file(bench):
+    """Names a file as the cache's folder."""
+    bench.cache = a_file(bench)
+
+
+def too_small_a_disk(size, *faults):
+    """Lets no file grow beyond a size, as a full disk would."""
+
+    def spoil(bench):
+        both(*faults)(bench)
+        bench.largest_file = size
+
+    return spoil
+
+
+def odd_places(bench):
+    """Moves all folders to names with spaces and letters of other scripts."""
+    folder = bench.folder / "Größe 語 # {1}, [2] 'x' = y"
+    bench.out, bench.cache = folder / "aus gabe", folder / "cache é"
+    bench.input = folder / "ein gabe"
+    bench.input.mkdir(parents=True)
+    bench.csv = bench.input / "mein körpus, neu.csv"
+    for row, entry in bench.table.iterrows():
+        shutil.copy(entry["wav"], bench.spoil(row, " ñ.wav"))
+
+
+def odd_data_folder(bench):
+    """Moves a corpus in IEMOCAP's layout to such a name."""
+    folder = bench.make_iemocap()
+    bench.corpus = folder.rename(bench.input / "IEMOCAP räkning # 語")
+
+
+PLACES = {
+    "an output folder that is a file": refused(
+        output_is_a_file, "file.txt", defect=TRACEBACK
+    ),
+    "an output folder below a file": refused(
+        lambda bench: bench.options.append(
+            f"--output_folder={a_file(bench)}/out"
+        ),
+        "file.txt",
+        defect=TRACEBACK,
+    ),
+    "an output folder where nothing can be written": refused(
+        options("output_folder=/proc/nowhere/out"),
+        "/proc/nowhere",
+        defect=TRACEBACK,
+    ),
+    "a cache folder where nothing can be written": refused(
+        lambda bench: setattr(bench, "cache", "/proc/nowhere"),
+        "/proc has 0 bytes left|/proc/nowhere/.* cannot be written",
+    ),
+    "a disk that is full at the start": refused(
+        too_small_a_disk(3000),
+        "cannot be written|disk|room",
+        defect=TRACEBACK,
+    ),
+    "a disk that is full while features are cached": refused(
+        too_small_a_disk(
+            100_000,
+            samples(seconds=180, number=30),
+            options("long_utterances=cut"),
+        ),
+        "safetensors cannot be written",
+    ),
+    "a disk that is full while a checkpoint is saved": refused(
+        too_small_a_disk(20_000), "no checkpoint can be saved", "make room"
+    ),
+    "a cache folder that is a file": refused(cache_is_a_file, "file.txt"),
+    "spaces and letters of other scripts in all paths": used(odd_places),
+    "spaces and letters of other scripts in the data folder": used(
+        odd_data_folder
+    ),
+}
+
+# Keys of the YAML and options ------------------------------------------------
+
+
+def yaml(change):
+    """Another hyperparameter file; change gets the usual one's text."""
+
+    def spoil(bench):
+        (usual,) = [Path(a) for a in bench.arguments() if a.endswith(".yaml")]
+        bench.hparams = [bench.input / "hparams" / "mine.yaml"]
+        bench.hparams[0].parent.mkdir()
+        content = change(usual.read_text("utf-8"))
+        if isinstance(content, str):
+            content = content.encode("utf-8")
+        if content is not None:
+            bench.hparams[0].write_bytes(content)
+
+    return spoil
+
+
+def yaml_folder(bench):
+    """A folder in the YAML's place."""
+    bench.hparams = [bench.input]
+
+
+def yaml_of_other_stage(bench):
+    """The other stage's YAML."""
+    path = next(a for a in bench.arguments() if a.endswith(".yaml"))
+    bench.hparams = [path.replace("classifier.yaml", "adapter.yaml")]
+
+
+def value(option, says=None, **kwargs):
+    """A value that a key cannot have; the sentence names the key."""
+    key = option.partition("=")[0]
+    return f"--{option}", refused(options(option), says or key, **kwargs)
+
+
+VALUES = [
+    value("lr=-1", r"\blr\b", defect=TRACEBACK),
+    value("lr=fast", r"\blr\b", defect=TRACEBACK),
+    value("lr=.nan", r"\blr\b", defect=TRACEBACK),
+    value("classifier_lr=-1", defect=TRACEBACK),
+    value("lr_end=high", defect=TRACEBACK),
+    value("number_of_epochs=0", "number_of_epochs=0.*at least 1"),
+    value("number_of_epochs=many", "=many.*whole number", stage="adapter"),
+    value("batch_size=0", "batch_size=0.*at least 1"),
+    value("fold=one", "fold=one.*whole number"),
+    value("fold=4", "fold 4 does not exist.*1 .s1.", stage="adapter"),
+    value("seed=-1", "seed=-1.*at least 0"),
+    value("num_workers=-1", r"\bnum_workers\b", defect=TRACEBACK),
+    value("ckpt_interval_minutes=often", stage="adapter", defect=TRACEBACK),
+    value("max_skipped=2", "max_skipped=2 must be within 0 and 1"),
+    value("skip_prep=no", "skip_prep=no", defect="is taken for True"),
+    value("input_norm=no", defect="is taken for True"),
+    value("mlp_residual=no", stage="adapter", defect="is taken for True"),
+    value("normalize_before=off", defect=TRACEBACK),
+    value("d_model=0", defect=UNNAMED),
+    value("d_model=wide", stage="adapter", defect=UNNAMED),
+    value("nhead=3", "d_model .16. must be divisible by nhead .3."),
+    value("nhead=0", defect=TRACEBACK),
+    value("d_ffn=-1", defect=TRACEBACK),
+    value("num_layers=0", r"\bnum_layers\b", defect=TRACEBACK),
+    value("mlp_layers=-1", defect=SILENT),
+    value("dropout=2", "dropout.* between 0 and 1"),
+    value("max_frames=0", "max_frames=0"),
+    value("layer_weights=equal", "'softmax' or 'raw'"),
+    value("sap_heads=0", defect=TRACEBACK),
+    value("variance=other", "'weighted' or 'printed'"),
+    value("augmentation=more", "choose one of balance, mask, none"),
+    value("augment_mask_ratio=-0.1", "=-0.1 must be within 0 and 1"),
+    value("classes=joy", "classes is 'joy', but must map"),
+    value("classes={}", "at least two classes"),
+    value("classes={a: [joy], b: [joy]}", "joy is in two classes, a and b"),
+    value("model_selection=first", "choose one of last, best"),
+    value("mask_ratio=2", "=2 must be within 0 and 1", stage="adapter"),
+    value("ema_decay=1.5", "ema_decay.*in 0 to 1", stage="adapter"),
+    value("ema_decay=slow", stage="adapter", defect=UNNAMED),
+    value("num_attributes=0", stage="adapter", defect=TRACEBACK),
+    value("attribute_update=never", "'count' or 'constant'", stage="adapter"),
+    value("attribute_count_decay=2", stage="adapter", defect=SILENT),
+    value("attribute_rate=-1", stage="adapter", defect=SILENT),
+    value("revive_after=-1", stage="adapter", defect=SILENT),
+    value("similarity=dot", "'cosine' or 'distance'", stage="adapter"),
+    value("temperature=0", stage="adapter", defect=UNNAMED),
+    value("target_norm=batch", "one of layer, none", stage="adapter"),
+    value("rec_weight_start=.nan", stage="adapter", defect=UNNAMED),
+    value("rec_weight_shape=steep", "'linear', 'cosine'", stage="adapter"),
+    value("adapter_data=some", "choose one of train, all", stage="adapter"),
+    value("encoder_layer=last_but_one", "=last_but_one does not exist"),
+    value("feature_precision=int8", "one of float16, bfloat16, float32"),
+    value("precision=fp8", defect="ends as argparse ends, with the usage"),
+    value("precision=fp16", defect=TRACEBACK),
+    value("device=toaster", defect=TRACEBACK),
+    value("grad_accumulation_factor=0", defect=TRACEBACK),
+    value(
+        "grad_accumulation_factor=99",
+        stage="adapter",
+        defect="nothing is learned, without a word",
+    ),
+    value("learning_rate=1", "unknown key --learning_rate"),
+    value("folds=1,x", "must be whole numbers", stage="cross_validate"),
+    value("folds=1,9", "fold 9 does not exist", stage="cross_validate"),
+    value("seeds=one", "must be whole numbers", stage="cross_validate"),
+    value("adapter_training=maybe", "True or False", stage="cross_validate"),
+    value(
+        "adapter.d_model=8",
+        "d_model is 8 for the adapter, but 16",
+        stage="cross_validate",
+    ),
+]
+
+KEYS = {
+    **dict(VALUES),
+    "--precision=bf16 on a CPU": used(options("precision=bf16")),
+    "a batch larger than the data": used(options("batch_size=1000")),
+    "a batch larger than the data, adapter training": used(
+        options("batch_size=1000"), stage="adapter"
+    ),
+    "a batch of one": used(options("batch_size=1")),
+    "a batch of one, adapter training": used(
+        options("batch_size=1"), stage="adapter"
+    ),
+    "a learning rate at which the loss becomes NaN": refused(
+        options("lr=1e30", "batch_size=2", "number_of_epochs=2"),
+        "loss is (nan|inf) at optimiser step [2-9]",
+        "try a lower lr",
+    ),
+    "a learning rate at which the adapter's loss becomes NaN": refused(
+        options("lr=1e30", "batch_size=2", "number_of_epochs=2"),
+        "loss is (nan|inf) at optimiser step [2-9]",
+        "try a lower lr",
+        stage="adapter",
+    ),
+    "a loss that becomes NaN after the very last step": refused(
+        options("lr=1e30"),
+        "nan|NaN|finite",
+        "lower lr",
+        defect="predictions.csv and scores.json are of NaN, without a word",
+    ),
+    "an adapter's validation loss that becomes NaN": refused(
+        options("lr=1e30", "protocol=held_out"),
+        "nan|NaN|finite",
+        "lower lr",
+        stage="adapter",
+        defect="the adapter is saved, history.json has NaN, without a word",
+    ),
+    "the YAML does not exist": refused(
+        yaml(lambda text: None), "mine.yaml cannot be read: No such file"
+    ),
+    "the YAML is a folder": refused(yaml_folder, "cannot be read"),
+    "the YAML is empty": refused(
+        yaml(lambda text: ""), "mine.yaml", defect=TRACEBACK
+    ),
+    "the YAML is a list": refused(
+        yaml(lambda text: "[1, 2]\n"), "mine.yaml", defect=TRACEBACK
+    ),
+    "the YAML is no YAML": refused(
+        yaml(lambda text: text + "\n}: [\n"),
+        "mine.yaml.* line",
+        defect=TRACEBACK,
+    ),
+    "the YAML is binary": refused(
+        yaml(lambda text: bytes(range(256))), "mine.yaml", defect=TRACEBACK
+    ),
+    "the YAML has a key twice": refused(
+        yaml(lambda text: text + "\nseed: 1\n"),
+        "mine.yaml.*seed",
+        defect=TRACEBACK,
+    ),
+    "the YAML lacks a key": refused(
+        yaml(lambda text: text.replace("\nfold: 1\n", "\n")),
+        "mine.yaml.*fold",
+        defect=TRACEBACK,
+    ),
+    "the YAML names a class that does not exist": refused(
+        yaml(lambda text: text.replace("StatisticalAtt", "Att")),
+        "mine.yaml",
+        "AttentivePooling",
+    ),
+    "the YAML is the other stage's": refused(
+        yaml_of_other_stage, "adapter.yaml is not for this script"
+    ),
+}
+
+# Files of earlier runs -------------------------------------------------------
+
+
+def manifest(change, split="test"):
+    """A manifest that was edited by hand, and --skip_prep."""
+
+    def spoil(bench):
+        bench.out.mkdir(parents=True)
+        for name in ("train", "valid", "test"):
+            shutil.copy(bench.reference_run / f"{name}.json", bench.out)
+        bench.options.append("--skip_prep=True")
+        path = bench.out / f"{split}.json"
+        path.write_text(change(path.read_text("utf-8")), "utf-8")
+
+    return spoil
+
+
+def entry(split="test", remove=None, **changes):
+    """Another value in the first entry of a manifest."""
+
+    def change(text):
+        entries = json.loads(text)
+        first = next(iter(entries.values()))
+        first.update(changes)
+        first.pop(remove, None)
+        return json.dumps(entries)
+
+    return manifest(change, split)
+
+
+def adapter_folder(*parts, options=(), change=None):
+    """The folder of an adapter training of other dimensions, or spoilt."""
+
+    def spoil(bench):
+        folder = bench.input / "adapter"
+        shutil.copytree(bench.make_adapter(*options), folder)
+        if change:
+            path = folder.joinpath(*parts)
+            path.write_text(change(path.read_text("utf-8")), "utf-8")
+        bench.options.append(f"--adapter_folder={folder}")
+
+    return spoil
+
+
+def earlier_run(change, name="save/settings.json"):
+    """Goes on in the folder of an earlier run with a file edited by hand."""
+
+    def spoil(bench):
+        shutil.copytree(bench.reference_run, bench.out)
+        (path,) = bench.out.glob(name)
+        # Latin-1 has a letter for every byte
+        content = change(path.read_bytes().decode("latin-1"))
+        path.write_bytes(content.encode("latin-1"))
+
+    return spoil
+
+
+FILES = {
+    "--skip_prep=True without manifests": refused(
+        options("skip_prep=True"), "train.json cannot be read", "--skip_prep"
+    ),
+    "a manifest that is no JSON": refused(
+        manifest(lambda text: text[:-20]), "test.json cannot be read"
+    ),
+    "a manifest that is a list": refused(
+        manifest(lambda text: "[1, 2]"), "test.json", defect=TRACEBACK
+    ),
+    "a manifest whose entry is a number": refused(
+        manifest(lambda text: '{"a": 1}'),
+        "test.json: utterance a",
+        defect=TRACEBACK,
+    ),
+    "an empty training manifest": refused(
+        manifest(lambda text: "{}", "train"), "train.json is empty"
+    ),
+    "an empty test manifest": refused(
+        manifest(lambda text: "{}"), "test.json is empty", defect=TRACEBACK
+    ),
+    "a manifest's utterance without wav": refused(
+        entry(remove="wav"), "test.json: utterance s1f_joy lacks wav"
+    ),
+    "a manifest's utterance whose wav is a number": refused(
+        entry(wav=5, digest="0" * 32),
+        "test.json: utterance s1f_joy",
+        defect=TRACEBACK,
+    ),
+    "a manifest's utterance whose digest leads elsewhere": refused(
+        entry(digest="../../../evil"),
+        "test.json: utterance s1f_joy",
+        defect=TRACEBACK,
+    ),
+    "a manifest's wav that is not the one it was": refused(
+        both(
+            lambda bench: soundfile.write(
+                bench.spoil(0), make_samples(number=20), 16000
+            ),
+            lambda bench: entry(wav=bench.table["wav"][0])(bench),
+        ),
+        "s1f_joy|spoilt0.wav",
+        defect="the features of the wav before are used without a word",
+    ),
+    "a manifest's utterance with a speaker of the other split": refused(
+        entry(speaker="s2f"), "speaker s2f is in both"
+    ),
+    "a manifest's label that the training lacks": refused(
+        entry(label="fear"), "class fear", defect=SILENT
+    ),
+    "an adapter folder that does not exist": refused(
+        options("adapter_folder=nowhere"), "adapter_folder=nowhere"
+    ),
+    "an adapter folder that is a classifier's": refused(
+        lambda bench: bench.options.append(
+            f"--adapter_folder={bench.reference_run}"
+        ),
+        "holds no adapter.json",
+        "train_adapter.py",
+    ),
+    "an adapter of another d_model": refused(
+        adapter_folder(options=["--d_model=8"]),
+        "was trained with d_model=8, but the classifier's is 16",
+    ),
+    "an adapter of another fold": refused(
+        both(adapter_folder(), options("fold=2")), "speaker s2f", "same fold"
+    ),
+    "an adapter whose adapter.json is no JSON": refused(
+        adapter_folder("adapter.json", change=lambda text: text[:-20]),
+        "adapter.json",
+        defect=TRACEBACK,
+    ),
+    "an adapter whose adapter.json is another program's": refused(
+        adapter_folder("adapter.json", change=lambda text: '{"a": 1}'),
+        "adapter.json",
+        defect=TRACEBACK,
+    ),
+    "an output folder whose settings.json is no JSON": refused(
+        earlier_run(lambda text: text[:-20]),
+        "settings.json",
+        defect=TRACEBACK,
+    ),
+    "a checkpoint that was cut": used(
+        both(
+            earlier_run(
+                lambda content: content[:1000], "save/CKPT*/adapter.ckpt"
+            ),
+            options("number_of_epochs=2"),
+        ),
+        "CKPT.*(cut|damaged|read)",
+        defect=TRACEBACK,
+    ),
+    "an output folder of a run with another lr": refused(
+        both(earlier_run(str), options("lr=0.5")), "lr=0.001 .now 0.5"
+    ),
+}
+
+CASES = {**AUDIO, **TABLE, **IEMOCAP, **PLACES, **KEYS, **FILES}
+PARAMETERS = [
+    pytest.param(
+        name,
+        marks=[pytest.mark.xfail(strict=True, reason=case.defect)]
+        if case.defect
+        else [],
+    )
+    for name, case in CASES.items()
+]
+
+# The tests -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """The corpus before it is spoilt."""
+    return make_table(tmp_path_factory.mktemp("wavs"))
+
+
+@pytest.fixture(scope="module")
+def make_run(table, tmp_path_factory):
+    """Runs a script on the corpus as it is, once for the same options."""
+    shared = tmp_path_factory.mktemp("features")
+    runs = {}
+
+    def make(stage, *options):
+        if (stage, options) not in runs:
+            folder = tmp_path_factory.mktemp("run")
+            bench = Bench(folder, table, shared, stage)
+            bench.options += options
+            bench.run()
+            bench.check_numbers()
+            runs[stage, options] = bench
+        return runs[stage, options]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def plain_entry(make_run):
+    """The cached features of the first utterance."""
+    run = make_run("classifier")
+    manifest = json.loads((run.out / "test.json").read_text("utf-8"))
+    digest = manifest[run.table["id"][0]]["digest"]
+    (entry,) = Path(run.cache).glob(f"*/*/{digest}.safetensors")
+    return entry
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects(plain_entry):
+    """Keeps the garbage collector off all that has been imported by now."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def make_hubert(make_checkpoint, tmp_path_factory):
+    """Makes the small HuBERT once."""
+    made = []
+
+    def make():
+        if not made:
+            folder = tmp_path_factory.mktemp("hubert")
+            made.append(make_checkpoint(folder, "hubert"))
+        return made[0]
+
+    return make
+
+
+@pytest.fixture
+def bench(
+    request, table, make_run, make_hubert, plain_entry, tmp_path, monkeypatch
+):
+    """A run that is still to be spoilt."""
+    reference = make_run("classifier")
+    stage = request.getfixturevalue("case").stage
+    bench = Bench(tmp_path, table, reference.cache, stage)
+    bench.reference, _ = reference.predictions()
+    bench.reference_run = reference.out
+    bench.plain_entry = plain_entry
+    bench.make_hubert = make_hubert
+    bench.make_adapter = lambda *options: make_run("adapter", *options).out
+    monkeypatch.chdir(bench.input)
+    # a list of all installed packages, which takes half of a run's time
+    name = "speechbrain.utils.logger.get_environment_description"
+    monkeypatch.setattr(name, lambda: "")
+    return bench
+
+
+@pytest.fixture
+def case(name):
+    """The case of a name."""
+    return CASES[name]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_bad_input_is_refused_skipped_or_used(name, case, bench, record_fault):
+    case.fault(bench)
+    before = bench.results()
+    if case.outcome == REFUSED:
+        with pytest.raises(RecipeError) as error:
+            bench.run()
+        assert bench.results() == before
+        said = happened = str(error.value)
+        assert len(said.splitlines()) == 1
+        kept = "all files that were there; no results were written"
+    else:
+        bench.run()
+        bench.check_numbers()
+        reasons = bench.skipped()
+        if case.outcome == SKIPPED:
+            assert list(reasons) == bench.faulty
+            said = reasons[bench.faulty[0]]
+            happened = f"skipped, listed: {said}"
+            kept = f"the other {len(bench.table) - len(reasons)} utterances"
+        else:
+            assert not reasons
+            said = (bench.out / "log.txt").read_text("utf-8")
+            happened, kept = "used", f"all {len(bench.table)} utterances"
+    for part in case.says:
+        assert re.search(part, said), said
+    if case.check:
+        happened = f"{happened}; {case.check(bench)}"
+    # what the log said of it is worth a word
+    if case.outcome == USED and case.says:
+        lines = said.splitlines()
+        line = next(x for x in lines if re.search(case.says[0], x))
+        happened = f"used; said: {line.split(' - ')[-1]}"
+    record_fault(KIND, name, happened, kept)
+
+
+def test_the_table_of_faults_lists_these_cases():
+    if not FILE.is_file():
+        pytest.skip("docs/faults.md has not been written yet")
+    passing = [name for name, case in CASES.items() if not case.defect]
+    assert read_faults(FILE, KIND) == passing
