@@ -11,7 +11,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.checkpoints import Checkpointer
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import write_text
+from speechbrain_wap.files import read_json, write_text
 from speechbrain_wap.hparams import guard
 
 logger = get_logger(__name__)
@@ -129,7 +129,8 @@ def check_adapter(adapter_folder, settings, splits):
             f"adapter_folder={adapter_folder} holds no {RECORD}: give the "
             "output folder of train_adapter.py."
         )
-    record = json.loads(path.read_text("utf-8"))
+    keys = ("model", "adapter_data", "speakers", "utterances")
+    record = read_json(path, "run train_adapter.py again.", keys)
     identity = record_digest(json.dumps(record, sort_keys=True))
     for key in MODEL_KEYS:
         mine, theirs = settings[key], record["model"].get(key)
@@ -193,7 +194,9 @@ def read_branch(adapter_folder, branch):
             f"adapter_folder={adapter_folder} holds no checkpoint: give the "
             "output folder of train_adapter.py."
         )
-    record = json.loads(Path(adapter_folder, RECORD).read_text("utf-8"))
+    record = read_json(
+        os.path.join(adapter_folder, RECORD), "run train_adapter.py again."
+    )
     epoch, epochs = checkpoint.meta.get("epoch"), record["number_of_epochs"]
     if epoch != epochs:
         raise RecipeError(

@@ -255,11 +255,83 @@ class RecipeBrain(sb.Brain):
             If it is NaN or infinite.
         """
         if not torch.isfinite(loss):
-            raise RecipeError(
-                f"the loss is {float(loss.detach())} at optimiser step "
-                f"{self.optimizer_step + 1}: try a lower lr, or "
-                "--precision=fp32; the last checkpoint is kept."
-            )
+            raise self.not_finite(f"the loss is {float(loss.detach())}", 1)
+
+    def not_finite(self, what, ahead=0):
+        """Makes the error for numbers that are not finite.
+
+        Arguments
+        ---------
+        what : str
+            What they are.
+        ahead : int
+            1 within a step that is not yet counted.
+
+        Returns
+        -------
+        error : RecipeError
+        """
+        return RecipeError(
+            f"{what} at optimiser step {self.optimizer_step + ahead}: try a "
+            "lower lr, or --precision=fp32; the last checkpoint is kept."
+        )
+
+    def evaluate_batch(self, batch, stage):
+        """Evaluates a batch, and stops where its loss is not finite.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            The batch.
+        stage : speechbrain.Stage
+            VALID or TEST.
+
+        Returns
+        -------
+        loss : torch.Tensor
+            A scalar, on the CPU.
+
+        Raises
+        ------
+        RecipeError
+            If it is NaN or infinite.
+        """
+        loss = super().evaluate_batch(batch, stage)
+        if not torch.isfinite(loss):
+            raise self.not_finite(f"the {stage.name} loss is {float(loss)}")
+        return loss
+
+    def check_weights(self):
+        """Stops before weights that are not finite are saved or tested.
+
+        Raises
+        ------
+        RecipeError
+            If a weight is NaN or infinite.
+        """
+        weights = [p for p in self.modules.parameters() if p.requires_grad]
+        if not all(torch.isfinite(weight).all() for weight in weights):
+            raise self.not_finite("weights are not finite")
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Looks at what an epoch has learned.
+
+        Arguments
+        ---------
+        stage : speechbrain.Stage
+            TRAIN, VALID or TEST.
+        stage_loss : float
+            Taken for SpeechBrain's interface.
+        epoch : int, optional
+            From 1.
+        """
+        if stage == Stage.TRAIN:
+            self.check_weights()
+
+    def _save_intra_epoch_ckpt(self):
+        """Saves within an epoch what is worth it."""
+        self.check_weights()
+        super()._save_intra_epoch_ckpt()
 
     def optimizers_step(self):
         """Clips the gradient of all parameters together, and steps.

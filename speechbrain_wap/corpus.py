@@ -21,6 +21,8 @@ from speechbrain_wap.files import write_atomically, write_text
 
 logger = get_logger(__name__)
 
+# Columns of predictions.csv beside those of the classes
+PREDICTION_COLUMNS = ("id", "session", "speaker", "label", "prediction")
 COLUMNS = ["id", "wav", "duration", "speaker", "session", "emo"]
 STYLES = ("improvised", "scripted")
 OWN_COLUMNS = ["id", "wav", "speaker", "session", "emo"]
@@ -59,8 +61,14 @@ def _read_csv(path, required, cure):
         "skipinitialspace": True,
     }
     try:
-        header = pd.read_csv(path, nrows=0, **options).columns
-        missing = [c for c in required if c not in header.str.strip()]
+        first = pd.read_csv(path, nrows=1, header=None, **options)
+        header = [str(name).strip() for name in first.iloc[0]]
+        twice = [name for name in required if header.count(name) > 1]
+        if twice:
+            raise RecipeError(
+                f"{path} has the column {twice[0]} twice: remove one."
+            )
+        missing = [name for name in required if name not in header]
         if missing:
             raise RecipeError(
                 f"{path} lacks the columns {', '.join(missing)}: {cure}"
@@ -73,8 +81,14 @@ def _read_csv(path, required, cure):
         raise
     except FileNotFoundError:
         raise RecipeError(f"corpus table {path} does not exist.")
+    except UnicodeError:
+        raise RecipeError(
+            f"corpus table {path} cannot be read: it is no text in UTF-8; "
+            "save it as CSV (UTF-8)."
+        )
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
-        raise RecipeError(f"corpus table {path} cannot be read: {error}.")
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise RecipeError(f"corpus table {path} cannot be read: {reason}.")
     table.columns = [str(column).strip() for column in table.columns]
     return table.apply(lambda column: column.str.strip())
 
@@ -100,6 +114,8 @@ def read_own_corpus(csv):
     """
     cure = f"a corpus table has {', '.join(OWN_COLUMNS)}."
     table = _read_csv(csv, OWN_COLUMNS, cure)
+    if len(table) == 0:
+        raise RecipeError(f"{csv} has no utterance: add rows below its header.")
     for column in ["id", "wav", "speaker", "session"]:
         empty = table.index[table[column] == ""]
         if len(empty):
@@ -356,6 +372,13 @@ def choose_classes(table, classes, explicit=True):
             f"{', '.join(chosen[absent[0]])}): the corpus has the labels "
             f"{', '.join(labels) or 'none'}."
         )
+    for name in chosen:
+        if name in PREDICTION_COLUMNS:
+            raise RecipeError(
+                f"the class {name} has the name of a column of "
+                "predictions.csv: give it another with --classes="
+                f'"{{my_{name}: [{name}], ...}}".'
+            )
     seen = {}
     for name, members in chosen.items():
         for label in members:
@@ -412,6 +435,11 @@ def label_utterances(table, classes, dialogue_style="all"):
             )
     names = {v: name for name, members in classes.items() for v in members}
     labelled = table.assign(label=table["emo"].map(names))
+    is_left_out = labelled["label"].isna() & (table["emo"] != "")
+    if is_left_out.any():
+        counts = table["emo"][is_left_out].value_counts().sort_index()
+        listing = ", ".join(f"{label} ({n})" for label, n in counts.items())
+        logger.info(f"Labels that are in no class are left out: {listing}.")
     labelled = labelled[labelled["label"].notna()]
     for name in classes:
         if not (labelled["label"] == name).any():

@@ -18,6 +18,7 @@ from speechbrain_wap.audio import inspect_audio
 from speechbrain_wap.corpus import (
     check_speakers,
     choose_classes,
+    inspect_files,
     label_utterances,
     natural_key,
     read_own_corpus,
@@ -31,6 +32,8 @@ from speechbrain_wap.errors import RecipeError
 logger = get_logger(__name__)
 
 SPLITS = ("train", "valid", "test")
+# In the cache folder: which audio files are known
+AUDIO_INDEX = "audio_index.json"
 
 
 def prepare_table(
@@ -64,7 +67,7 @@ def prepare_table(
     """
     kept = {
         "max_skipped": max_skipped,
-        "audio_index": os.path.join(cache_folder, "audio_index.json"),
+        "audio_index": os.path.join(cache_folder, AUDIO_INDEX),
     }
     if corpus_csv:
         table = read_own_corpus(corpus_csv)
@@ -148,19 +151,50 @@ def split_labelled(table, classes, dialogue_style, fold, protocol):
         name: labelled[labelled["id"].isin(split["id"])]
         for name, split in whole.items()
     }
-    for name, split in splits.items():
-        if len(split) == 0:
+    check_labels(
+        {name: list(split["label"]) for name, split in splits.items()},
+        classes,
+        f"fold {fold}",
+    )
+    return splits
+
+
+def check_labels(labels, classes, fold="the fold"):
+    """Makes sure that a fold can be trained and tested.
+
+    Arguments
+    ---------
+    labels : dict
+        Labels of all utterances of "train", "valid" and "test".
+    classes : list of str
+        The classes.
+    fold : str
+        What errors call the fold.
+
+    Raises
+    ------
+    RecipeError
+        If a split is empty, a class has no training utterance, or a label is
+        no class.
+    """
+    for name, split in labels.items():
+        if not split:
             raise RecipeError(
-                f"fold {fold} has no labelled utterance in its {name} split: "
+                f"{fold} has no labelled utterance in its {name} split: "
                 "choose another fold or other classes."
             )
-    absent = [c for c in classes if c not in set(splits["train"]["label"])]
-    if absent:
-        raise RecipeError(
-            f"no utterance of the class {absent[0]} in the training sessions "
-            f"of fold {fold}: choose other classes or another fold."
-        )
-    return splits
+        unknown = set(split) - set(classes)
+        if unknown:
+            raise RecipeError(
+                f"the label {min(unknown)} in the {name} split of {fold} is "
+                f"no class: the classes are {', '.join(classes)}."
+            )
+    for name in classes:
+        if name not in set(labels["train"]):
+            raise RecipeError(
+                f"no utterance of the class {name} in the training sessions "
+                f"of {fold}: choose other classes or another fold."
+            )
 
 
 def prepare_classifier_data(
@@ -203,7 +237,7 @@ def prepare_classifier_data(
         write_manifest(splits[name], manifests[name])
 
 
-def read_manifests(manifests, fields=("wav", "speaker")):
+def read_manifests(manifests, fields=("wav", "speaker"), audio_index=None):
     """Reads the manifests of a fold and checks that no speaker leaks.
 
     Arguments
@@ -211,7 +245,10 @@ def read_manifests(manifests, fields=("wav", "speaker")):
     manifests : dict
         JSON file of "train", "valid" and "test".
     fields : tuple of str
-        What each utterance must have.
+        What each utterance must have, as text.
+    audio_index : str, optional
+        See :func:`speechbrain_wap.corpus.inspect_files`; where it is given,
+        the audio files must be those that the manifests were made of.
 
     Returns
     -------
@@ -229,29 +266,73 @@ def read_manifests(manifests, fields=("wav", "speaker")):
         path = manifests[name]
         try:
             splits[name] = json.loads(Path(path).read_text("utf-8"))
-            if not all(isinstance(e, dict) for e in splits[name].values()):
-                raise ValueError("it must map ids to entries")
-        except (OSError, ValueError, AttributeError) as error:
+            if not isinstance(splits[name], dict):
+                raise ValueError("it must map ids to utterances")
+        except (OSError, ValueError) as error:
             raise RecipeError(
                 f"manifest {path} cannot be read ({error}): run without "
                 "--skip_prep to make it."
             )
         for key, entry in splits[name].items():
-            missing = set(fields) - entry.keys()
-            if missing:
-                raise RecipeError(
-                    f"manifest {path}: utterance {key} lacks "
-                    f"{', '.join(sorted(missing))}."
-                )
-            # a manifest that others made; the digest names a file
-            digest = str(entry.get("digest"))
-            if "duration" not in entry or not re.fullmatch("[0-9a-f]+", digest):
-                duration, digest = inspect_audio(entry["wav"])
-                entry.update(duration=duration, digest=digest)
+            _check_entry(entry, fields, f"manifest {path}: utterance {key}")
     if not splits["train"]:
         raise RecipeError(f"manifest {manifests['train']} is empty.")
     check_speakers(splits)
+    if audio_index is not None:
+        _refuse_other_audio(splits, audio_index)
     return splits
+
+
+def find_audio_index(hparams):
+    """Says where the audio files are known that manifests were made of.
+
+    Arguments
+    ---------
+    hparams : dict
+        The YAML's values.
+
+    Returns
+    -------
+    audio_index : str or None
+        None where the manifests have just been made.
+    """
+    if not hparams["skip_prep"]:
+        return None
+    return os.path.join(hparams["cache_folder"], AUDIO_INDEX)
+
+
+def _check_entry(entry, fields, name):
+    """Checks an utterance of a manifest, and completes what others made."""
+    if not isinstance(entry, dict):
+        raise RecipeError(f"{name} must be a mapping: run without --skip_prep.")
+    missing = set(fields) - entry.keys()
+    if missing:
+        raise RecipeError(f"{name} lacks {', '.join(sorted(missing))}.")
+    for field in fields:
+        if not isinstance(entry[field], str):
+            raise RecipeError(f"{name}: {field} must be text.")
+    if not {"digest", "duration"} <= entry.keys():
+        entry["duration"], entry["digest"] = inspect_audio(entry["wav"])
+    # it names a file
+    if not re.fullmatch("[0-9a-f]{32}", str(entry["digest"])):
+        raise RecipeError(
+            f"{name}: the digest {entry['digest']} is none: leave it out, or "
+            "run without --skip_prep."
+        )
+
+
+def _refuse_other_audio(splits, audio_index):
+    """Refuses manifests of audio files that have changed since."""
+    entries = {k: e for split in splits.values() for k, e in split.items()}
+    # features may be cached where the audio is not
+    there = {k: e for k, e in entries.items() if os.path.isfile(e["wav"])}
+    found = inspect_files([e["wav"] for e in there.values()], audio_index)
+    for (key, entry), (duration, digest) in zip(there.items(), found):
+        if duration is not None and digest != entry["digest"]:
+            raise RecipeError(
+                f"utterance {key}: {entry['wav']} is not the file that it was "
+                "when the manifests were made: run without --skip_prep."
+            )
 
 
 def extract_features(cache, splits, skipped_csv, max_skipped):
@@ -289,10 +370,16 @@ def extract_features(cache, splits, skipped_csv, max_skipped):
         append=True,  # to what preparation could not read
         write=if_main_process(),
     )
-    return {
+    usable = {
         name: {k: e for k, e in split.items() if k not in reasons}
         for name, split in splits.items()
     }
+    if not usable["train"]:
+        raise RecipeError(
+            "no utterance of the train split can be used: "
+            f"{skipped_csv} says why."
+        )
+    return usable
 
 
 def measure_features(cache, entries):

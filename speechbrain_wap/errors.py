@@ -12,6 +12,7 @@ PLACES = {
     errno.EFBIG,
     errno.EISDIR,
     errno.ENAMETOOLONG,
+    errno.ENOENT,
     errno.ENOSPC,
     errno.ENOTDIR,
     errno.EPERM,
@@ -33,11 +34,33 @@ class RecipeError(ValueError):
 
 
 @contextmanager
+def places_as_mistakes():
+    """Makes a place that cannot be read or written the user's mistake.
+
+    Example
+    -------
+    >>> with places_as_mistakes():
+    ...     raise OSError(errno.ENOSPC, "No space left on device", "/a/b")
+    Traceback (most recent call last):
+    ...
+    speechbrain_wap.errors.RecipeError: /a/b cannot be used: No space left on \
+device. Make room or choose another folder, and run the same command again.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in PLACES:
+            raise
+        raise RecipeError(
+            f"{error.filename or 'a file'} cannot be used: {error.strerror}. "
+            "Make room or choose another folder, and run the same command "
+            "again."
+        )
+
+
+@contextmanager
 def say_mistakes():
     """Ends the program at a user's mistake, with a sentence on it.
-
-    Also where a place cannot be written or read that no other error speaks
-    of, and where the user interrupts.
 
     Example
     -------
@@ -48,15 +71,9 @@ def say_mistakes():
     SystemExit: error: no corpus given.
     """
     try:
-        yield
+        with places_as_mistakes():
+            yield
     except RecipeError as error:
         sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.filename is None or error.errno not in PLACES:
-            raise
-        sys.exit(
-            f"error: {error.filename}: {error.strerror}. Mend that, or choose "
-            "another folder, and run the same command again."
-        )
     except KeyboardInterrupt:
         sys.exit("interrupted: run the same command again to go on.")

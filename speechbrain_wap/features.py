@@ -325,8 +325,6 @@ class FeatureCache:
         RecipeError
             If the frames do not fit the storage precision.
         """
-        if not torch.isfinite(feats).all():
-            raise RecipeError("the encoder gave frames that are not finite.")
         stored = feats.to(self.dtype).cpu().contiguous()
         if not torch.isfinite(stored).all():
             largest = float(feats.abs().max())
@@ -441,7 +439,7 @@ class FeatureCache:
         Raises
         ------
         RecipeError
-            If the encoder cannot encode it, or gives no frames.
+            If the encoder cannot encode it, gives no frames, or NaN.
         """
         wavs = signal[None].to(self.device)
         try:
@@ -460,7 +458,13 @@ class FeatureCache:
                 f"the encoder gave a tensor of shape {list(feats.shape)}, not "
                 "[1, T, D]."
             )
-        return feats[0].float().cpu()
+        feats = feats[0].float().cpu()
+        if not torch.isfinite(feats).all():
+            raise RecipeError(
+                "the encoder gave frames that are not finite: its samples may "
+                f"be too large (up to {float(signal.abs().max()):.3g})."
+            )
+        return feats
 
     def extract(self, entries):
         """Makes all entries that are missing, shared among the ranks.

@@ -1,6 +1,7 @@
 """Writing files so that they are there whole or not at all."""
 
 import errno
+import json
 import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import RecipeError, places_as_mistakes
 
 try:
     import fcntl
@@ -72,6 +73,39 @@ def write_text(path, text):
     """
     with write_atomically(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
+
+
+def read_json(path, cure, keys=()):
+    """Reads a JSON file that holds a mapping.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+    cure : str
+        What to do where it is damaged.
+    keys : tuple of str
+        Keys that it must have.
+
+    Returns
+    -------
+    content : dict
+
+    Raises
+    ------
+    RecipeError
+        If it is damaged.
+    """
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no mapping")
+        for key in keys:
+            if key not in content:
+                raise ValueError(f"it lacks {key}")
+    except ValueError as error:
+        raise RecipeError(f"{path} is damaged ({error}): {cure}")
+    return content
 
 
 class Claims:
@@ -170,7 +204,8 @@ def only_process(folder):
         If another process is at work there, or nothing can be written.
     """
     if not if_main_process():
-        yield
+        with places_as_mistakes():
+            yield
         return
     with Claims(Path(folder) / ".lock").claim() as is_mine:
         if not is_mine:
@@ -178,4 +213,5 @@ def only_process(folder):
                 f"another process is at work in {folder}: wait for its end, "
                 "or choose another output_folder."
             )
-        yield
+        with places_as_mistakes():
+            yield

@@ -20,7 +20,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.pretrained import read_json, resolve_source, weights_digest
+from speechbrain_wap.files import read_json
+from speechbrain_wap.pretrained import resolve_source, weights_digest
+
+# The cure of a damaged checkpoint
+DOWNLOAD = "download the checkpoint (encoder_source) again."
 
 
 class FbankFrontEnd(nn.Module):
@@ -149,7 +153,9 @@ class HuggingFaceFrontEnd(nn.Module):
         # transformers 5 reads the second one, too, and prefers it
         for name in ("preprocessor_config.json", "processor_config.json"):
             if os.path.isfile(os.path.join(folder, name)):
-                self.preprocessor[name] = read_json(folder, name)
+                self.preprocessor[name] = read_json(
+                    os.path.join(folder, name), DOWNLOAD
+                )
         try:
             # with the defaults that config.json may leave out
             self.settings = transformers.AutoConfig.from_pretrained(folder)
@@ -617,7 +623,7 @@ def make_front_end(source, context="full"):
     if source == "fbank":
         return FbankFrontEnd()
     folder = resolve_source(source)
-    config = read_json(folder, "config.json")
+    config = read_json(os.path.join(folder, "config.json"), DOWNLOAD)
     family = config.get("model_type")
     if family not in FRONT_ENDS:
         served = ", ".join(sorted(FRONT_ENDS))

@@ -2,9 +2,11 @@
 
 import difflib
 import hashlib
+import io
 import json
 import os
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import speechbrain as sb
@@ -18,8 +20,9 @@ from speechbrain.utils.distributed import if_main_process, infer_device
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
-from speechbrain_wap.errors import RecipeError, say_mistakes
-from speechbrain_wap.files import write_text
+from speechbrain_wap.errors import RecipeError, places_as_mistakes, say_mistakes
+from speechbrain_wap.files import read_json, write_text
+from speechbrain_wap.key_values import check_values
 from speechbrain_wap.ranks import count_ranks
 
 logger = get_logger(__name__)
@@ -115,10 +118,18 @@ def read_keys(hparams_file):
     try:
         with open(hparams_file, encoding="utf-8") as file:
             tree = YAML().load(file)
+        if not isinstance(tree, dict):
+            raise ValueError("it must map keys to values")
     except OSError as error:
         raise RecipeError(
             f"hyperparameter file {hparams_file} cannot be read: "
             f"{error.strerror}."
+        )
+    except (YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise RecipeError(
+            f"hyperparameter file {hparams_file} is no YAML file of keys: "
+            f"{reason}."
         )
     return [key for key in tree if not key.startswith("__")]
 
@@ -252,7 +263,13 @@ def parse_arguments(arguments):
             f"{positional[1]} is neither an option nor the value of one: "
             "write --key=value."
         )
-    hparams_file, run_opts, _ = sb.parse_arguments(rest)
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            hparams_file, run_opts, _ = sb.parse_arguments(rest)
+    except SystemExit:  # argparse has printed its usage
+        reason = said.getvalue().strip().rpartition("error: ")[2]
+        raise RecipeError(f"{reason}.")
     check_run_options(run_opts)
     if run_opts["ckpt_interval_steps"] > 0 and "ckpt_interval_minutes" in keys:
         overrides.setdefault("ckpt_interval_minutes", 0)  # one or the other
@@ -403,60 +420,24 @@ def default_output_folder(settings, root, data_folder):
     return os.path.join(root, encoder, run)
 
 
-def check_values(settings, expected_key, hparams_file):
-    """Refuses values that would fail later, and less clearly.
+class Hparams(dict):
+    """What HyperPyYAML built of a file; a key it lacks is a user's mistake.
 
     Arguments
     ---------
-    settings : dict
-        What :func:`read_settings` gave.
-    expected_key : str
-        A key that the script's YAML has and the other stage's has not.
     hparams_file : str
-        The YAML file, for the error.
-
-    Raises
-    ------
-    RecipeError
-        If a value is of the wrong type or out of range; names the key.
+        The file.
+    built : dict
+        Its content.
     """
-    if expected_key not in settings:
-        raise RecipeError(
-            f"{hparams_file} is not for this script: it has no key "
-            f"{expected_key}."
-        )
-    for key in ("fold", "seed", "batch_size", "number_of_epochs"):
-        value, least = settings[key], 0 if key == "seed" else 1
-        if type(value) is not int or value < least:
-            raise RecipeError(
-                f"{key}={value} must be a whole number of at least {least}."
-            )
-    workers = settings.get("feature_workers")
-    if workers is not None and (type(workers) is not int or workers < 0):
-        raise RecipeError(
-            f"feature_workers={workers} must be a whole number of at least 0, "
-            "or null for one per core."
-        )
-    for key in ("mask_ratio", "augment_mask_ratio", "max_skipped"):
-        value = settings.get(key, 0.0)
-        if not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
-            raise RecipeError(f"{key}={value} must be within 0 and 1.")
-    choices = {
-        "target_norm": ("layer", "none"),
-        "rec_reduction": ("mean", "sum"),
-        "model_selection": ("last", "best"),
-        "adapter_branch": ("teacher", "student"),
-        "adapter_data": ("train", "all"),
-        "long_utterances": ("error", "cut"),
-        "dialogue_style": ("improvised", "scripted", "all"),
-        "encoder_context": ("full", "clip"),
-    }
-    for key, allowed in choices.items():
-        if key in settings and settings[key] not in allowed:
-            raise RecipeError(
-                f"{key}={settings[key]} is unknown: choose one of "
-                f"{', '.join(allowed)}."
-            )
+
+    def __init__(self, hparams_file, built):
+        super().__init__(built)
+        self.hparams_file = hparams_file
+
+    def __missing__(self, key):
+        """Names the file and the key."""
+        raise RecipeError(f"{self.hparams_file} lacks the key {key}: add it.")
 
 
 def load_recipe(hparams_file, overrides, run_opts, expected_key):
@@ -479,7 +460,7 @@ def load_recipe(hparams_file, overrides, run_opts, expected_key):
 
     Returns
     -------
-    hparams : dict
+    hparams : Hparams
         What HyperPyYAML built.
     overrides : dict
         With the output folder, as it is to be recorded.
@@ -518,16 +499,17 @@ def load_recipe(hparams_file, overrides, run_opts, expected_key):
     # before anything in the folder is written over
     refuse_changes(os.path.join(overrides["output_folder"], "save"), settings)
     try:
-        with open(hparams_file, encoding="utf-8") as file:
-            hparams = load_hyperpyyaml(
-                file, overrides, overrides_must_match=False
-            )
+        with places_as_mistakes():
+            with open(hparams_file, encoding="utf-8") as file:
+                hparams = load_hyperpyyaml(
+                    file, overrides, overrides_must_match=False
+                )
     except RecipeError:
         raise
     except (ValueError, TypeError, ImportError) as error:
         reason = " ".join(str(part) for part in error.args)
-        raise RecipeError(f"{hparams_file}: {reason}")
-    return hparams, overrides, settings
+        raise RecipeError(f"{hparams_file}: {' '.join(reason.split())}")
+    return Hparams(hparams_file, hparams), overrides, settings
 
 
 def guard(settings):
@@ -565,7 +547,8 @@ def refuse_changes(save_folder, settings):
     path = Path(save_folder) / "settings.json"
     if not path.is_file():
         return
-    recorded = json.loads(path.read_text("utf-8"))
+    cure = "choose another output_folder, or delete this one to start anew."
+    recorded = read_json(path, cure, ("settings", "number_of_epochs"))
     before, guarded = recorded["settings"], guard(settings)
     changed = [
         key for key in sorted(guarded) if before.get(key) != guarded[key]
@@ -584,7 +567,6 @@ def refuse_changes(save_folder, settings):
                 )
     # where d_model changed, so did the objects that are built with it
     plain = [k for k in changed if not isinstance(guarded[k], dict)]
-    cure = "choose another output_folder, or delete this one to start anew."
     if changed:
         listing = ", ".join(
             f"another value of {LABELS[key]}"

@@ -1,7 +1,6 @@
 """Pretrained checkpoints on disk: found, read and identified."""
 
 import hashlib
-import json
 import os
 from contextlib import suppress
 
@@ -96,38 +95,6 @@ def is_complete(folder):
     """
     config = os.path.join(folder, "config.json")
     return os.path.isfile(config) and bool(list_weights(folder))
-
-
-def read_json(folder, name):
-    """Reads a JSON file of a checkpoint.
-
-    Arguments
-    ---------
-    folder : str
-        The checkpoint's folder.
-    name : str
-        The file.
-
-    Returns
-    -------
-    content : dict
-
-    Raises
-    ------
-    RecipeError
-        If it is damaged.
-    """
-    try:
-        with open(os.path.join(folder, name), encoding="utf-8") as file:
-            content = json.load(file)
-        if not isinstance(content, dict):
-            raise ValueError("it holds no mapping")
-    except ValueError as error:
-        raise RecipeError(
-            f"encoder_source={folder}: {name} is damaged ({error}): download "
-            "it again."
-        )
-    return content
 
 
 def weights_digest(folder):

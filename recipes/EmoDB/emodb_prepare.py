@@ -70,7 +70,8 @@ def prepare_emodb(data_folder, corpus_csv, max_skipped=0.01, audio_index=None):
     """
     folder = Path(data_folder)
     if not folder.is_dir():
-        raise RecipeError(f"data_folder={data_folder} does not exist.")
+        reason = "is not a folder" if folder.exists() else "does not exist"
+        raise RecipeError(f"data_folder={data_folder} {reason}.")
     wavs = folder / "wav" if (folder / "wav").is_dir() else folder
     rows = []
     for path in sorted(wavs.glob("*.wav")):

@@ -67,7 +67,8 @@ def prepare_iemocap(
     """
     folder = Path(data_folder)
     if not folder.is_dir():
-        raise RecipeError(f"data_folder={data_folder} does not exist.")
+        reason = "is not a folder" if folder.exists() else "does not exist"
+        raise RecipeError(f"data_folder={data_folder} {reason}.")
     sessions = sorted(
         path
         for path in folder.iterdir()
@@ -92,12 +93,6 @@ def prepare_iemocap(
             f"none of the wav files is there, such as {table['wav'][0]}: "
             "complete SessionK/sentences/wav."
         )
-    if not present.all():
-        logger.warning(
-            f"{(~present).sum()} of {len(table)} turns have no wav file and "
-            f"are left out, first {table['wav'][~present].iloc[0]}."
-        )
-    table = table[present]
     logger.info(describe_counts(table))
     return write_corpus_table(table, corpus_csv, max_skipped, audio_index)
 
@@ -135,7 +130,7 @@ def read_session(folder):
     rows = []
     for path in files:
         turns = []
-        lines = path.read_text("utf-8", errors="replace").splitlines()
+        lines = path.read_text("utf-8-sig", errors="replace").splitlines()
         for number, line in enumerate(lines, start=1):
             if line.startswith("["):
                 turns.append(TURN_LINE.match(line))
@@ -144,6 +139,12 @@ def read_session(folder):
                         f"{path}, line {number} is no turn of the form "
                         "[start - end] turn emotion: restore the file from "
                         "the release."
+                    )
+                elif turns[-1]["id"] in {turn["id"] for turn in turns[:-1]}:
+                    raise RecipeError(
+                        f"{path}, line {number}: the id {turns[-1]['id']} is "
+                        "there already, but ids must be unique: restore the "
+                        "file from the release."
                     )
         if not turns:
             raise RecipeError(

@@ -186,12 +186,16 @@ def test_one_utterance_too_few_or_moved_is_said_to_differ(iemocap):
     assert "differ from the full release" in text
 
 
-def test_a_missing_wav_of_iemocap_is_left_out(make_iemocap, prepare):
+def test_a_missing_wav_of_iemocap_is_listed_and_counts_as_unreadable(
+    make_iemocap, prepare
+):
     root = make_iemocap(1)
     turn = "Ses01F_impro01_M000"
     folder = root / "Session1" / "sentences" / "wav" / "Ses01F_impro01"
     (folder / f"{turn}.wav").unlink()
-    table = prepare(root)
+    with pytest.raises(RecipeError, match=f"{turn}.*allow more"):
+        prepare(root)
+    table = prepare(root, max_skipped=0.2)
     assert turn not in set(table["id"])
     assert len(table) == TURNS_PER_SESSION - 1
 

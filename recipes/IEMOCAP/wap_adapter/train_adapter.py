@@ -27,6 +27,7 @@ from speechbrain_wap.brain import RecipeBrain
 from speechbrain_wap.data import (
     describe_data,
     extract_features,
+    find_audio_index,
     make_dataset,
     measure_features,
     prepare_adapter_data,
@@ -158,6 +159,7 @@ class AdapterBrain(RecipeBrain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs the epoch and saves a checkpoint."""
+        super().on_stage_end(stage, stage_loss, epoch)
         if stage == sb.Stage.TRAIN:
             self.train_stats = {
                 **self.hparams.statistics.means(),
@@ -288,7 +290,11 @@ def train(hparams, settings, run_opts):
             },
         )
     # read by one rank: nodes may have disks of their own
-    splits = run_on_main(read_manifests, args=[manifests])
+    splits = run_on_main(
+        read_manifests,
+        args=[manifests],
+        kwargs={"audio_index": find_audio_index(hparams)},
+    )
     cache = hparams["feature_cache"]
     cache.device = run_opts.get("device") or infer_device()
     settings["encoder_key"] = cache.key

@@ -30,8 +30,10 @@ from speechbrain_wap.adapter_folder import check_adapter, load_branch
 from speechbrain_wap.augmentation import augment_minorities, is_masked
 from speechbrain_wap.brain import RecipeBrain
 from speechbrain_wap.data import (
+    check_labels,
     describe_data,
     extract_features,
+    find_audio_index,
     list_classes,
     make_dataset,
     measure_features,
@@ -140,6 +142,7 @@ class EmotionBrain(RecipeBrain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs the scores, saves checkpoints, writes the predictions."""
+        super().on_stage_end(stage, stage_loss, epoch)
         if stage == sb.Stage.TRAIN:
             self.train_stats = self.hparams.statistics.means()
             return
@@ -320,14 +323,24 @@ def train(hparams, overrides, settings, run_opts):
     splits = run_on_main(
         read_manifests,
         args=[manifests],
-        kwargs={"fields": ("wav", "speaker", "session", "label")},
+        kwargs={
+            "fields": ("wav", "speaker", "session", "label"),
+            "audio_index": find_audio_index(hparams),
+        },
     )
+    classes = list_classes(splits, hparams["classes"])
     cache = hparams["feature_cache"]
     cache.device = run_opts.get("device") or infer_device()
     splits = extract_features(
         cache, splits, hparams["skipped_csv"], hparams["max_skipped"]
     )
-    classes = list_classes(splits, hparams["classes"])
+    check_labels(
+        {
+            name: [entry["label"] for entry in split.values()]
+            for name, split in splits.items()
+        },
+        classes,
+    )
     settings["encoder_key"] = cache.key
     settings["class_names"] = classes
     settings["data"] = describe_data(splits, classes)

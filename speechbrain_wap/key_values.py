@@ -1,0 +1,155 @@
+"""Which values the keys of the YAML files may have."""
+
+import math
+
+from speechbrain_wap.errors import RecipeError
+
+# Keys that every script reads before it builds anything
+NEEDED = (
+    "seed",
+    "fold",
+    "batch_size",
+    "number_of_epochs",
+    "output_folder",
+    "encoder_source",
+    "encoder_layer",
+)
+# Whole numbers and their least values
+COUNTS = {
+    "seed": 0,
+    "fold": 1,
+    "d_model": 1,
+    "num_layers": 1,
+    "nhead": 1,
+    "d_ffn": 1,
+    "max_frames": 1,
+    "mlp_layers": 0,
+    "sap_heads": 1,
+    "num_attributes": 1,
+    "revive_after": 1,
+    "number_of_epochs": 1,
+    "batch_size": 1,
+    "num_workers": 0,
+    "feature_workers": 0,
+}
+# Those that may be null, and what that means
+NULLABLE = {
+    "revive_after": "never",
+    "feature_workers": "one per core",
+}
+# Numbers and their bounds; None is infinity
+NUMBERS = {
+    "max_skipped": (0.0, 1.0),
+    "dropout": (0.0, 1.0),
+    "mask_ratio": (0.0, 1.0),
+    "augment_mask_ratio": (0.0, 1.0),
+    "ema_decay": (0.0, 1.0),
+    "attribute_count_decay": (0.0, 1.0),
+    "attribute_rate": (0.0, 1.0),
+    "rec_weight_start": (0.0, 1.0),
+    "rec_weight_end": (0.0, 1.0),
+    "temperature": (1e-6, None),
+    "lr": (0.0, None),
+    "classifier_lr": (0.0, None),
+    "lr_end": (0.0, None),
+    "ckpt_interval_minutes": (0.0, None),
+}
+FLAGS = ("skip_prep", "input_norm", "mlp_residual", "normalize_before")
+CHOICES = {
+    "target_norm": ("layer", "none"),
+    "rec_reduction": ("mean", "sum"),
+    "rec_weight_shape": ("linear", "cosine", "constant"),
+    "attribute_update": ("count", "constant"),
+    "similarity": ("cosine", "distance"),
+    "layer_weights": ("softmax", "raw"),
+    "variance": ("weighted", "printed"),
+    "augmentation": ("balance", "mask", "none"),
+    "protocol": ("paper", "held_out"),
+    "model_selection": ("last", "best"),
+    "adapter_branch": ("teacher", "student"),
+    "adapter_data": ("train", "all"),
+    "long_utterances": ("error", "cut"),
+    "dialogue_style": ("improvised", "scripted", "all"),
+    "encoder_context": ("full", "clip"),
+    "feature_precision": ("float16", "bfloat16", "float32"),
+}
+
+
+def find_mistake(key, value):
+    """Says what is wrong with a key's value.
+
+    Arguments
+    ---------
+    key : str
+        A YAML key; any value of a key that is not listed here will do.
+    value : object
+        Its value.
+
+    Returns
+    -------
+    mistake : str or None
+        What it must be; None if it is.
+
+    Example
+    -------
+    >>> find_mistake("nhead", 0)
+    'must be a whole number of at least 1'
+    >>> find_mistake("nhead", 4) is None
+    True
+    """
+    is_number = isinstance(value, (int, float)) and type(value) is not bool
+    if key in COUNTS:
+        if value is None and key in NULLABLE:
+            return None
+        if type(value) is not int or value < COUNTS[key]:
+            null = f", or null: {NULLABLE[key]}" if key in NULLABLE else ""
+            return f"must be a whole number of at least {COUNTS[key]}{null}"
+    elif key in NUMBERS:
+        low, high = NUMBERS[key]
+        if is_number and low <= value <= (math.inf if high is None else high):
+            return None if math.isfinite(value) else "must be finite"
+        if high is None:
+            return f"must be a number of at least {low:g}"
+        return f"must be within {low:g} and {high:g}"
+    elif key in FLAGS and type(value) is not bool:
+        return "must be True or False"
+    elif key in CHOICES and value not in CHOICES[key]:
+        return f"is unknown: choose one of {', '.join(CHOICES[key])}"
+    return None
+
+
+def check_values(settings, expected_key, hparams_file):
+    """Refuses values that would fail later, and less clearly.
+
+    Arguments
+    ---------
+    settings : dict
+        What :func:`speechbrain_wap.hparams.read_settings` gave.
+    expected_key : str
+        A key that the script's YAML has and the other stage's has not.
+    hparams_file : str
+        The YAML file, for the error.
+
+    Raises
+    ------
+    RecipeError
+        If a key is missing, or a value is of the wrong type or out of range;
+        names the key.
+    """
+    if expected_key not in settings:
+        raise RecipeError(
+            f"{hparams_file} is not for this script: it has no key "
+            f"{expected_key}."
+        )
+    for key in NEEDED:
+        if key not in settings:
+            raise RecipeError(f"{hparams_file} lacks the key {key}: add it.")
+    for key, value in settings.items():
+        mistake = find_mistake(key, value)
+        if mistake is not None:
+            raise RecipeError(f"{key}={value} {mistake}.")
+    heads, d_model = settings.get("nhead", 1), settings.get("d_model", 1)
+    if d_model % heads != 0:
+        raise RecipeError(
+            f"d_model ({d_model}) must be divisible by nhead ({heads})."
+        )
