@@ -2,8 +2,10 @@
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from speechbrain_wap.lengths import valid_frames
+from speechbrain_wap.dropout import Dropout
+from speechbrain_wap.packing import Packing
 
 
 class WAPTransformer(nn.Module):
@@ -106,19 +108,9 @@ class WAPTransformer(nn.Module):
         self.mask_embedding = nn.Parameter(torch.empty(d_model))
         nn.init.trunc_normal_(self.position_embedding, std=0.02)
         nn.init.trunc_normal_(self.mask_embedding, std=0.02)
-        self.dropout = nn.Dropout(dropout)
-        # torch's layer, not SpeechBrain's, whose attention always asks for
-        # the attention weights and so rules out the fused kernels.
+        self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                d_model,
-                nhead,
-                dim_feedforward=d_ffn,
-                dropout=dropout,
-                activation="gelu",
-                batch_first=True,
-                norm_first=normalize_before,
-            )
+            TransformerLayer(d_model, nhead, d_ffn, dropout, normalize_before)
             for _ in range(num_layers)
         )
         # softmax of zeros and raw 1 / L both start as the plain average
@@ -131,12 +123,6 @@ class WAPTransformer(nn.Module):
         if mlp_layers > 0:
             blocks.append(nn.Linear(d_model, d_model))
         self.mlp = nn.Sequential(*blocks)
-
-        for layer in self.layers:
-            # No dropout inside attention: on CPUs torch has no fused kernel
-            # with it, and the whole map of weights would be stored.
-            layer.self_attn.dropout = 0.0
-            layer.self_attn.in_proj_bias.register_hook(_without_keys)
 
     def set_input_statistics(self, mean, std):
         """Fixes the statistics by which frames are standardised.
@@ -183,9 +169,9 @@ class WAPTransformer(nn.Module):
         ---------
         feats : torch.Tensor
             The encoder's frames, shape [B, T, input_size], or [B, T,
-            num_encoder_layers, input_size].
+            num_encoder_layers, input_size], in any floating point type.
         lens : torch.Tensor
-            Relative lengths, shape [B], each in 0 to 1.
+            Relative lengths, shape [B], each in 0 to 1; best kept on the CPU.
         mask : torch.Tensor, optional
             Shape [B, T], boolean, True where the mask embedding e_[M] stands
             in for the frame (Sec. II-B.1).
@@ -207,27 +193,133 @@ class WAPTransformer(nn.Module):
                 f"{self.max_frames}: raise max_frames, or set "
                 "long_utterances: cut"
             )
-        _, valid = valid_frames(lens, num_steps)
-        padding = ~valid  # (B, T)
-
-        x = (feats - self.input_mean) / self.input_std
+        packing = Packing(lens, num_steps, feats.device)
+        x = packing.pack(feats).to(self.input_mean.dtype)  # (N, input_size)
+        x = (x - self.input_mean) / self.input_std
         if self.encoder_layer_weights is not None:
             weights = self.encoder_layer_weights.softmax(dim=0)
-            x = (weights[:, None] * x).sum(dim=2)
-        x = self.projection(x.masked_fill(padding[:, :, None], 0.0))
+            x = (weights[:, None] * x).sum(dim=1)
+        x = self.projection(x)  # (N, D)
         if mask is not None:
-            x = torch.where(mask[:, :, None], self.mask_embedding, x)
-        x = self.dropout(x + self.position_embedding[:num_steps])
+            masked = packing.pack(mask)[:, None]
+            x = torch.where(masked, self.mask_embedding, x)
+        x = self.dropout(x + self.position_embedding[packing.steps])
 
         z = 0.0
         for layer, weight in zip(self.layers, self.average_weights()):
-            x = layer(x, src_key_padding_mask=padding)
+            x = layer(x, packing)
             z = z + weight * x  # Z = sum_l w_l X^l
         z = self.norm(z)
         aggregated = self.mlp(z)
         if self.mlp_residual:
             aggregated = z + aggregated
-        return aggregated.masked_fill(padding[:, :, None], 0.0)
+        return packing.unpack(aggregated)
+
+
+class TransformerLayer(nn.TransformerEncoderLayer):
+    """A Transformer layer for packed frames, with torch's parameters.
+
+    torch's own layer computes padding, too; SpeechBrain's asks for the weights
+    of attention, which rules out the fused kernels. There is no dropout within
+    attention: on CPUs torch has no fused kernel with it, and the whole map of
+    weights would be stored.
+
+    Arguments
+    ---------
+    d_model : int
+        Dimension D of the frames.
+    nhead : int
+        Number of attention heads.
+    d_ffn : int
+        Inner dimension of the feed-forward block.
+    dropout : float
+        Dropout probability, 0 to 1.
+    normalize_before : bool
+        Whether it normalises its input (pre-norm) or its output.
+
+    Example
+    -------
+    >>> layer = TransformerLayer(8, nhead=2, d_ffn=16)
+    >>> packing = Packing(torch.tensor([1.0, 0.5]), 4, "cpu")
+    >>> layer(torch.rand(6, 8), packing).shape
+    torch.Size([6, 8])
+    """
+
+    def __init__(
+        self, d_model, nhead, d_ffn, dropout=0.1, normalize_before=True
+    ):
+        super().__init__(
+            d_model,
+            nhead,
+            dim_feedforward=d_ffn,
+            dropout=dropout,
+            activation="gelu",
+            batch_first=True,
+            norm_first=normalize_before,
+        )
+        self.dropout = Dropout(dropout)
+        self.dropout1 = Dropout(dropout)
+        self.dropout2 = Dropout(dropout)
+        self.self_attn.in_proj_bias.register_hook(_without_keys)
+
+    def forward(self, x, packing):
+        """Lets the frames of each utterance look at each other.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Packed frames, shape [N, D].
+        packing : Packing
+            Where utterances begin and end.
+
+        Returns
+        -------
+        x : torch.Tensor
+            Shape [N, D].
+        """
+        if self.norm_first:
+            x = x + self.attend(self.norm1(x), packing)
+            return x + self.feed_forward(self.norm2(x))
+        x = self.norm1(x + self.attend(x, packing))
+        return self.norm2(x + self.feed_forward(x))
+
+    def attend(self, x, packing):
+        """Multi-head self-attention.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Packed frames, shape [N, D].
+        packing : Packing
+            Where utterances begin and end.
+
+        Returns
+        -------
+        x : torch.Tensor
+            Shape [N, D].
+        """
+        attention = self.self_attn
+        projected = F.linear(
+            x, attention.in_proj_weight, attention.in_proj_bias
+        )
+        attended = packing.attend(projected, attention.num_heads)
+        return self.dropout1(attention.out_proj(attended))
+
+    def feed_forward(self, x):
+        """Two linear layers with GELU between them.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Shape [N, D].
+
+        Returns
+        -------
+        x : torch.Tensor
+            Shape [N, D].
+        """
+        hidden = self.dropout(F.gelu(self.linear1(x)))
+        return self.dropout2(self.linear2(hidden))
 
 
 def _without_keys(gradient):

@@ -62,7 +62,6 @@ class AdapterBrain(RecipeBrain):
         """Runs the student on masked and the teacher on whole utterances."""
         batch = batch.to(self.device)
         feats, lens = batch.feats
-        feats = feats.float()
         num_frames, valid = valid_frames(lens, feats.shape[1])
         # one mask per utterance and epoch; always the same in validation
         training = stage == sb.Stage.TRAIN

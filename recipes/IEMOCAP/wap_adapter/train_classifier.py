@@ -63,7 +63,6 @@ class EmotionBrain(RecipeBrain):
         """Computes the logits of the classes."""
         batch = batch.to(self.device)
         feats, lens = batch.feats
-        feats = feats.float()
         mask = None
         if stage == sb.Stage.TRAIN:
             mask = self.augmentation_mask(batch, feats, lens)

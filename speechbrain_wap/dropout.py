@@ -1,0 +1,53 @@
+"""Dropout that draws its random numbers faster than torch's on a CPU."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+# A random 16-bit number decides about each value, so that the probability is
+# exact to 1 / 65536.
+LEVELS = 1 << 16
+
+
+class Dropout(nn.Dropout):
+    """Dropout (torch's on GPUs); on a CPU, one draw serves four values.
+
+    On a CPU, drawing a number per value was a seventh of a training step.
+
+    Arguments
+    ---------
+    p : float
+        Probability that a value is set to zero, 0 to 1. The others are scaled
+        so that the expected value stays.
+
+    Example
+    -------
+    >>> dropout = Dropout(0.25)
+    >>> share = (dropout(torch.ones(100, 100)) == 0).float().mean()
+    >>> 0.22 < float(share) < 0.28
+    True
+    """
+
+    def forward(self, x):
+        """Sets values to zero at random, in training.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Any shape.
+
+        Returns
+        -------
+        x : torch.Tensor
+            The same shape.
+        """
+        if not self.training or self.p == 0.0:
+            return x
+        kept = LEVELS - round(self.p * LEVELS)
+        if x.device.type != "cpu" or kept == 0:
+            return F.dropout(x, self.p)
+        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
+        draws.random_(-(1 << 63), None)  # all 64 bits
+        numbers = draws.view(torch.int16)[: x.numel()].view(x.shape)
+        is_kept = numbers < kept - LEVELS // 2
+        return x * is_kept.to(x.dtype).mul_(LEVELS / kept)

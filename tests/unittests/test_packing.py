@@ -1,0 +1,104 @@
+"""Laws of packed frames: nothing but padding is left out."""
+
+import pytest
+import torch
+from helpers import (
+    assert_near,
+    generator,
+    make_utterances,
+    pad_batch,
+    randomise_,
+)
+from torch import nn
+
+from speechbrain_wap.dropout import Dropout
+from speechbrain_wap.packing import Packing
+from speechbrain_wap.wap_transformer import TransformerLayer
+
+LENGTHS = [[5], [4, 4, 4], [3, 9, 1, 8, 2, 9], [1, 40, 33, 32, 31, 7], [0, 3]]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_each_valid_frame_is_packed_once_and_comes_back(lengths):
+    utterances = make_utterances(lengths, 6)
+    x, lens = pad_batch(utterances, fill=7.0)
+    packing = Packing(lens, x.shape[1], "cpu")
+    frames = packing.pack(x)
+    assert frames.shape == (sum(lengths), 6)
+    zero, _ = pad_batch(utterances)
+    assert torch.equal(packing.unpack(frames), zero)
+    # its number within the utterance comes with it
+    steps = torch.arange(x.shape[1])[None, :, None].expand(*x.shape[:2], 1)
+    assert torch.equal(packing.pack(steps)[:, 0], packing.steps)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_groups_are_of_like_lengths_and_cover_all(lengths):
+    packing = Packing(torch.tensor(lengths) / max(lengths), max(lengths), "cpu")
+    assert sum(g.num_frames for g in packing.groups) == sum(lengths)
+    for group in packing.groups:
+        places = group.shape[0] * group.shape[1]
+        assert group.num_frames >= 0.8 * places
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("lengths", LENGTHS[:-1], ids=str)
+def test_a_packed_layer_equals_torchs_on_the_utterance_alone(
+    lengths, norm_first
+):
+    mine = TransformerLayer(8, 2, 16, 0.0, norm_first)
+    randomise_(mine)
+    torchs = nn.TransformerEncoderLayer(
+        *(8, 2, 16, 0.0, "gelu"), batch_first=True, norm_first=norm_first
+    )
+    torchs.load_state_dict(mine.state_dict())
+    utterances = make_utterances(lengths, 8)
+    x, lens = pad_batch(utterances)
+    packing = Packing(lens, x.shape[1], "cpu")
+    out = packing.unpack(mine(packing.pack(x), packing))
+    total = 0.0
+    for row, utterance in zip(out, utterances):
+        alone = torchs(utterance[None])[0]
+        assert_near(row[: len(utterance)], alone)
+        total = total + alone.square().sum()
+    # and so do the gradients
+    out.square().sum().backward()
+    total.backward()
+    for (name, a), b in zip(mine.named_parameters(), torchs.parameters()):
+        gradient = b.grad.clone()
+        if name.endswith("in_proj_bias"):
+            gradient.view(3, -1)[1] = 0.0  # see _without_keys
+        scale = max(1.0, float(gradient.abs().max()))
+        assert_near(a.grad / scale, gradient / scale)
+
+
+def test_dropout_keeps_the_expected_value_and_repeats_with_the_seed():
+    x = torch.rand(400, 501, generator=generator()) + 1.0
+    for p in (0.1, 0.5, 0.9):
+        dropout = Dropout(p)
+        torch.manual_seed(1)
+        out = dropout(x)
+        is_zero = out == 0
+        assert float(is_zero.float().mean()) == pytest.approx(p, abs=0.005)
+        assert_near(out[~is_zero], x[~is_zero] / (1 - p), atol=2e-3)
+        # all four numbers of a draw, and neighbours, are independent
+        for shift in (1, 2, 3, 4, 501):
+            both = (is_zero.flatten() & is_zero.flatten().roll(shift)).float()
+            assert float(both.mean()) == pytest.approx(p * p, abs=0.005)
+        torch.manual_seed(1)
+        assert torch.equal(dropout(x), out)
+        assert not torch.equal(dropout(x), out)
+
+
+def test_dropout_is_off_in_evaluation_and_all_at_one():
+    x = torch.rand(5, 3)
+    assert Dropout(0.5).eval()(x) is x
+    assert Dropout(0.0)(x) is x
+    assert (Dropout(1.0)(x) == 0).all()
+
+
+def test_dropout_passes_the_gradient_of_what_it_keeps():
+    x = torch.ones(1000, requires_grad=True)
+    out = Dropout(0.3)(x)
+    out.sum().backward()
+    assert torch.equal(x.grad, out.detach())
