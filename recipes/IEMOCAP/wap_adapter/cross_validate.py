@@ -5,7 +5,8 @@
     --data_folder=/path/to/corpus --output_folder=results/my_run
 
 Options of its own: --folds=1,2,3 (default: all), --seeds=1993,1994 (default:
-the YAML's), --adapter_training=False (no stage 1). Any other key goes to the
+the YAML's), --adapter_training=False (no stage 1), --jobs=4 (that many folds at
+a time, each in a process of its own). Any other key goes to the
 stages whose YAML has it; --adapter.key=value and --classifier.key=value to one
 stage. The same command again takes up what was interrupted.
 """
@@ -36,6 +37,7 @@ from speechbrain_wap.corpus import (
 )
 from speechbrain_wap.data import prepare_table, split_labelled
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.files import only_process
 from speechbrain_wap.hparams import (
     UNGUARDED_KEYS,
     default_output_folder,
@@ -48,6 +50,7 @@ from speechbrain_wap.hparams import (
     split_options,
     unknown_key,
 )
+from speechbrain_wap.jobs import run_jobs
 from speechbrain_wap.report import score_table, sum_up, write_report
 
 # The stages' scripts lie beside this one, wherever it is started from.
@@ -59,7 +62,7 @@ import train_classifier  # noqa: E402
 # The outcome of such runs is no result.
 REFUSED_OPTIONS = ("debug", "debug_persistently", "test_only")
 STAGES = ("adapter", "classifier")
-OWN_KEYS = ("folds", "seeds", "adapter_training", "output_folder")
+OWN_KEYS = ("folds", "seeds", "adapter_training", "output_folder", "jobs")
 # Set here for each run.
 SET_KEYS = {
     "fold": "use --folds",
@@ -163,8 +166,8 @@ def parse_command(arguments):
     -------
     command : dict
         "stages" (YAML, arguments, overrides and settings of each stage),
-        "run_opts", "folds" (None: all), "seeds", "adapter_training" and
-        "output_folder".
+        "run_opts", "folds" (None: all), "seeds", "adapter_training", "jobs"
+        and "output_folder".
     """
     positional, options = split_options(arguments)
     if len(positional) != 2:
@@ -180,6 +183,11 @@ def parse_command(arguments):
         raise RecipeError(
             f"--adapter_training={own['adapter_training']} must be True or "
             "False."
+        )
+    jobs = parse_list(own.get("jobs", "1"), "jobs")
+    if len(jobs) != 1 or jobs[0] < 1:
+        raise RecipeError(
+            f"--jobs={own['jobs']} must be a whole number of at least 1."
         )
     stages = {}
     for name, file in files.items():
@@ -216,6 +224,7 @@ def parse_command(arguments):
         "folds": None if folds is None else parse_list(folds, "folds"),
         "seeds": parse_list(own.get("seeds", seed), "seeds"),
         "adapter_training": adapter_training,
+        "jobs": jobs[0],
         "output_folder": output_folder,
     }
 
@@ -301,6 +310,8 @@ def run_fold(command, fold, seed, folder):
     if not run_on_main(scores_file.is_file):
         adapter = os.path.join(folder, "adapter")
         run = [f"--fold={fold}", f"--seed={seed}"]
+        if command["jobs"] > 1:
+            run.append("--noprogressbar")  # several would overwrite each other
         stages = command["stages"]
         if command["adapter_training"]:
             train_adapter.main(
@@ -430,28 +441,84 @@ def main(arguments):
     command = parse_command(arguments)
     if not is_distributed_initialized():
         ddp_init_group(command["run_opts"])
+    if command["jobs"] > 1 and is_distributed_initialized():
+        raise RecipeError(
+            "--jobs is for a single process: under torchrun the ranks work on "
+            "one fold together."
+        )
+    with only_process(command["output_folder"]):
+        return run_all(command)
+
+
+def run_folds(command, tasks):
+    """Runs the folds, one after the other or several at a time.
+
+    Arguments
+    ---------
+    command : dict
+        What :func:`parse_command` gave.
+    tasks : list of tuple
+        Arguments of :func:`run_fold`.
+
+    Yields
+    ------
+    number : int
+        Number of the task that has ended.
+    scores : dict
+        Content of the classifier's scores.json.
+    """
+    if command["jobs"] > 1:
+        yield from run_jobs(
+            command["jobs"], "cross_validate", "run_fold", tasks
+        )
+        return
+    for number, task in enumerate(tasks):
+        yield number, run_fold(*task)
+
+
+def run_all(command):
+    """Runs all folds of all seeds and writes the report.
+
+    Arguments
+    ---------
+    command : dict
+        What :func:`parse_command` gave.
+
+    Returns
+    -------
+    results : dict
+        Content of results.json.
+    """
     folder = command["output_folder"]
     folds, sessions = run_on_main(prepare, args=[command])
     plan = [(seed, fold) for seed in command["seeds"] for fold in folds]
-    runs, adapters, classifiers = [], {}, {}
-    started = time.time()
-    for number, (seed, fold) in enumerate(plan, start=1):
-        name = f"fold {fold}, seed {seed}"
-        run_folder = os.path.join(folder, f"seed{seed}", f"fold{fold}")
-        adapters[name] = os.path.join(run_folder, "adapter")
-        classifiers[name] = os.path.join(run_folder, "classifier")
-        scores = run_fold(command, fold, seed, run_folder)
-        runs.append(scores)
+    names = [f"fold {fold}, seed {seed}" for seed, fold in plan]
+    folders = [
+        os.path.join(folder, f"seed{seed}", f"fold{fold}")
+        for seed, fold in plan
+    ]
+    tasks = [
+        (command, fold, seed, run_folder)
+        for (seed, fold), run_folder in zip(plan, folders)
+    ]
+    runs, started = [None] * len(plan), time.time()
+    for done, (number, scores) in enumerate(run_folds(command, tasks), 1):
+        runs[number] = scores
         if if_main_process():
             minutes = (time.time() - started) / 60
-            left = minutes / number * (len(plan) - number)
+            left = minutes / done * (len(plan) - done)
             print(
-                f"[{number}/{len(plan)}] {name}, held-out session "
-                f"{sessions[fold - 1]}: UA {100 * scores['UA']:.1f} %, WA "
+                f"[{done}/{len(plan)}] {names[number]}, held-out session "
+                f"{sessions[plan[number][1] - 1]}: "
+                f"UA {100 * scores['UA']:.1f} %, WA "
                 f"{100 * scores['WA']:.1f} %, F1 {100 * scores['F1']:.1f} % "
                 f"({minutes:.1f} min so far, about {left:.1f} min left)",
                 flush=True,
             )
+    adapters, classifiers = (
+        {name: os.path.join(f, stage) for name, f in zip(names, folders)}
+        for stage in STAGES
+    )
     results = sum_up(runs, summarise_settings(command, folds))
     if if_main_process():
         write_report(
