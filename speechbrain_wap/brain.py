@@ -10,6 +10,7 @@ from speechbrain import Stage
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.memory import keep_freed_memory
 from speechbrain_wap.ranks import (
     BatchOrderSampler,
     average_over_ranks,
@@ -94,6 +95,8 @@ class RecipeBrain(sb.Brain):
 
     def on_fit_start(self):
         """Lets each rank draw its own dropout, then resumes."""
+        if self.device_type == "cpu":
+            keep_freed_memory()
         if own_rank() > 0:
             torch.manual_seed(self.hparams.seed + 1_000_003 * own_rank())
         super().on_fit_start()

@@ -79,13 +79,15 @@ class Packing:
         """
         return x.flatten(end_dim=1).index_select(0, self.places)
 
-    def unpack(self, frames):
+    def unpack(self, frames, numbers=None):
         """Puts packed frames back into a batch that is zero elsewhere.
 
         Arguments
         ---------
         frames : torch.Tensor
             Shape [N, D].
+        numbers : torch.Tensor, optional
+            Which of the packed frames they are; all if not given.
 
         Returns
         -------
@@ -94,7 +96,8 @@ class Packing:
         """
         num_places = self.shape[0] * self.shape[1]
         x = frames.new_zeros(num_places, frames.shape[1])
-        return x.index_copy(0, self.places, frames).unflatten(0, self.shape)
+        places = self.places if numbers is None else self.places[numbers]
+        return x.index_copy(0, places, frames).unflatten(0, self.shape)
 
     @torch.compiler.disable
     def attend(self, queries_keys_values, num_heads):

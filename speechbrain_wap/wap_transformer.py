@@ -162,7 +162,7 @@ class WAPTransformer(nn.Module):
             return self.layer_weights.float().softmax(dim=0)
         return self.layer_weights
 
-    def forward(self, feats, lens, mask=None):
+    def forward(self, feats, lens, mask=None, only_masked=False):
         """Enriches frames (Sec. II-A.2).
 
         Arguments
@@ -175,11 +175,15 @@ class WAPTransformer(nn.Module):
         mask : torch.Tensor, optional
             Shape [B, T], boolean, True where the mask embedding e_[M] stands
             in for the frame (Sec. II-B.1).
+        only_masked : bool
+            Whether only the masked frames' output is wanted, as by the losses
+            of adapter training: what no masked frame needs is left out.
 
         Returns
         -------
         z : torch.Tensor
-            Shape [B, T, d_model]; zero where there is padding.
+            Shape [B, T, d_model]; zero where there is padding, and, with
+            ``only_masked``, where nothing is masked.
 
         Raises
         ------
@@ -200,20 +204,29 @@ class WAPTransformer(nn.Module):
             weights = self.encoder_layer_weights.softmax(dim=0)
             x = (weights[:, None] * x).sum(dim=1)
         x = self.projection(x)  # (N, D)
+        wanted = None  # all frames
         if mask is not None:
-            masked = packing.pack(mask)[:, None]
-            x = torch.where(masked, self.mask_embedding, x)
+            masked = packing.pack(mask)
+            x = torch.where(masked[:, None], self.mask_embedding, x)
+            if only_masked:
+                wanted = masked.nonzero()[:, 0]
         x = self.dropout(x + self.position_embedding[packing.steps])
 
         z = 0.0
-        for layer, weight in zip(self.layers, self.average_weights()):
-            x = layer(x, packing)
-            z = z + weight * x  # Z = sum_l w_l X^l
+        last = len(self.layers) - 1
+        for number, (layer, weight) in enumerate(
+            zip(self.layers, self.average_weights())
+        ):
+            # beyond the last layer's attention, no frame needs another one
+            x = layer(x, packing, wanted if number == last else None)
+            is_whole = wanted is None or number == last
+            x_wanted = x if is_whole else x.index_select(0, wanted)
+            z = z + weight * x_wanted  # Z = sum_l w_l X^l
         z = self.norm(z)
         aggregated = self.mlp(z)
         if self.mlp_residual:
             aggregated = z + aggregated
-        return packing.unpack(aggregated)
+        return packing.unpack(aggregated, wanted)
 
 
 class TransformerLayer(nn.TransformerEncoderLayer):
@@ -262,7 +275,7 @@ class TransformerLayer(nn.TransformerEncoderLayer):
         self.dropout2 = Dropout(dropout)
         self.self_attn.in_proj_bias.register_hook(_without_keys)
 
-    def forward(self, x, packing):
+    def forward(self, x, packing, wanted=None):
         """Lets the frames of each utterance look at each other.
 
         Arguments
@@ -271,16 +284,22 @@ class TransformerLayer(nn.TransformerEncoderLayer):
             Packed frames, shape [N, D].
         packing : Packing
             Where utterances begin and end.
+        wanted : torch.Tensor, optional
+            Numbers of the packed frames whose output is wanted; all if not
+            given.
 
         Returns
         -------
         x : torch.Tensor
-            Shape [N, D].
+            Shape [N, D], or of the wanted frames only.
         """
+        x_normed = self.norm1(x) if self.norm_first else x
+        x = x + self.attend(x_normed, packing)
+        if wanted is not None:
+            x = x.index_select(0, wanted)
         if self.norm_first:
-            x = x + self.attend(self.norm1(x), packing)
             return x + self.feed_forward(self.norm2(x))
-        x = self.norm1(x + self.attend(x, packing))
+        x = self.norm1(x)
         return self.norm2(x + self.feed_forward(x))
 
     def attend(self, x, packing):

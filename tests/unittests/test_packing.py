@@ -13,7 +13,7 @@ from torch import nn
 
 from speechbrain_wap.dropout import Dropout
 from speechbrain_wap.packing import Packing
-from speechbrain_wap.wap_transformer import TransformerLayer
+from speechbrain_wap.wap_transformer import TransformerLayer, WAPTransformer
 
 LENGTHS = [[5], [4, 4, 4], [3, 9, 1, 8, 2, 9], [1, 40, 33, 32, 31, 7], [0, 3]]
 
@@ -102,3 +102,36 @@ def test_dropout_passes_the_gradient_of_what_it_keeps():
     out = Dropout(0.3)(x)
     out.sum().backward()
     assert torch.equal(x.grad, out.detach())
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("mlp_residual", [True, False])
+def test_masked_frames_have_the_same_output_where_only_they_are_wanted(
+    norm_first, mlp_residual
+):
+    net = randomise_(
+        WAPTransformer(
+            *(4, 8, 2, 2, 16),
+            dropout=0.0,
+            max_frames=12,
+            mlp_residual=mlp_residual,
+            normalize_before=norm_first,
+        )
+    )
+    x, lens = pad_batch(make_utterances([3, 12, 1, 8], 4))
+    valid = torch.arange(12) < (lens * 12).round()[:, None]
+    mask = (torch.rand(4, 12, generator=generator()) < 0.4) & valid
+    for chosen in (mask, valid, valid & False):
+        whole, only = (
+            net(x, lens, chosen, only_masked=flag) for flag in (False, True)
+        )
+        assert_near(only[chosen], whole[chosen])
+        assert (only[~chosen] == 0).all()
+        gradients = []
+        for out in (whole, only):
+            net.zero_grad()
+            out[chosen].square().sum().backward()
+            gradients.append([p.grad for p in net.parameters()])
+        for one, two in zip(*gradients):
+            scale = max(1.0, float(one.abs().max()))
+            assert_near(one / scale, two / scale)

@@ -77,7 +77,9 @@ class AdapterBrain(RecipeBrain):
             valid[-1] = False
         mask &= valid
 
-        z_student = self.modules.student(feats, lens, mask)  # (B, T, D)
+        z_student = self.modules.student(
+            feats, lens, mask, only_masked=True
+        )  # (B, T, D)
         z_teacher = self.modules.teacher(feats, lens).float()
         spread = teacher_spread(z_teacher[valid])
         if self.hparams.target_norm == "layer":
