@@ -84,9 +84,15 @@ def write_adapter_record(output_folder, settings, train, adapter_data):
     adapter_data : str
         "train" or "all" (D8).
     """
+    # the ranks may share the same batch otherwise when a run goes on
+    kept = {
+        key: value
+        for key, value in guard(settings).items()
+        if not key.endswith("batch_size")
+    }
     record = {
         "model": {key: settings[key] for key in MODEL_KEYS},
-        "settings": record_digest(json.dumps(guard(settings))),
+        "settings": record_digest(json.dumps(kept)),
         "number_of_epochs": settings["number_of_epochs"],
         "adapter_data": adapter_data,
         "speakers": sorted({entry["speaker"] for entry in train.values()}),

@@ -149,8 +149,11 @@ def inspect_files(wavs, audio_index=None):
     if audio_index is not None and Path(audio_index).is_file():
         try:
             known = dict(json.loads(Path(audio_index).read_text("utf-8")))
-        except (TypeError, ValueError):
+            for wav, (_, _, duration, digest) in known.items():
+                float(duration), int(digest, 16), Path(wav)
+        except (OSError, TypeError, ValueError):
             logger.warning(f"{audio_index} is damaged and is made again.")
+            known = {}
 
     def inspect(wav):
         try:
@@ -268,7 +271,11 @@ def record_skipped(
     if write:
         listed = dict(reasons)
         if append and Path(skipped_csv).is_file():
-            before = _read_csv(skipped_csv, ["id", "reason"], "delete it.")
+            try:
+                before = _read_csv(skipped_csv, ["id", "reason"], "")
+            except RecipeError:
+                logger.warning(f"{skipped_csv} is damaged and is made again.")
+                before = pd.DataFrame(columns=["id", "reason"])
             others = before[~before["id"].isin(set(ids))]
             listed = {**dict(zip(others["id"], others["reason"])), **reasons}
         _write_skipped(skipped_csv, listed)

@@ -58,7 +58,7 @@ from speechbrain_wap.encoders import (
     get_identity,
 )
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import Claims, write_atomically
+from speechbrain_wap.files import Claims, write_atomically, write_text
 
 logger = get_logger(__name__)
 
@@ -544,12 +544,11 @@ class FeatureCache:
     def _record_use(self):
         """Writes what the key stands for; its time says when it was used."""
         path = self.folder / "cache.json"
+        name = getattr(self.encoder, "name", None)
+        record = {"name": name, **self.description}
         if not path.exists():
-            with write_atomically(path) as temporary:
-                with open(temporary, "w", encoding="utf-8") as file:
-                    name = getattr(self.encoder, "name", None)
-                    record = {"name": name, **self.description}
-                    json.dump(record, file, indent=2, default=str)
+            with suppress(RecipeError):  # it is but for people to read
+                write_text(path, json.dumps(record, indent=2, default=str))
         with suppress(OSError):  # of somebody else, or read-only
             os.utime(path)
 

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import io
 import json
+import math
 import os
 import sys
 from contextlib import redirect_stderr
@@ -16,14 +17,18 @@ from hyperpyyaml.core import recursive_update
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import YAMLError
-from speechbrain.utils.distributed import if_main_process, infer_device
+from speechbrain.utils.distributed import (
+    if_main_process,
+    infer_device,
+    is_distributed_initialized,
+)
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.errors import RecipeError, places_as_mistakes, say_mistakes
 from speechbrain_wap.files import read_json, write_text
 from speechbrain_wap.key_values import check_values
-from speechbrain_wap.ranks import count_ranks
+from speechbrain_wap.ranks import count_ranks, is_lost_rank, own_rank
 
 logger = get_logger(__name__)
 
@@ -58,7 +63,6 @@ GUARDED_RUN_OPTIONS = (
     "eval_precision",
     "grad_accumulation_factor",
     "max_grad_norm",
-    "optimizer_step_limit",
 )
 # Run options of SpeechBrain that could only mislead here, and why.
 REFUSED_RUN_OPTIONS = {
@@ -69,6 +73,7 @@ REFUSED_RUN_OPTIONS = {
     "data_parallel_backend": "start several ranks with torchrun instead",
     "data_parallel_count": "start several ranks with torchrun instead",
     "remove_vector_weight_decay": "set weight_decay in the YAML's opt_class",
+    "optimizer_step_limit": "set number_of_epochs",
     "auto_mix_prec": "write --precision=fp16",
     "bfloat16_mix_prec": "write --precision=bf16",
 }
@@ -302,10 +307,18 @@ def check_run_options(run_opts):
             raise RecipeError(
                 f"--{option}=fp16 needs a GPU: use --{option}=bf16 on a CPU."
             )
-    factor = run_opts["grad_accumulation_factor"]
-    if factor < 1:
+    for option, least in (
+        ("grad_accumulation_factor", 1),
+        ("ckpt_interval_steps", 0),
+    ):
+        if run_opts[option] < least:
+            raise RecipeError(
+                f"--{option}={run_opts[option]} must be at least {least}."
+            )
+    if not math.isfinite(run_opts["max_grad_norm"]):
         raise RecipeError(
-            f"--grad_accumulation_factor={factor} must be at least 1."
+            f"--max_grad_norm={run_opts['max_grad_norm']} must be finite; "
+            "below 0, nothing is clipped."
         )
 
 
@@ -506,7 +519,7 @@ def load_recipe(hparams_file, overrides, run_opts, expected_key):
                 )
     except RecipeError:
         raise
-    except (ValueError, TypeError, ImportError) as error:
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
         reason = " ".join(str(part) for part in error.args)
         raise RecipeError(f"{hparams_file}: {' '.join(reason.split())}")
     return Hparams(hparams_file, hparams), overrides, settings
@@ -625,4 +638,12 @@ def run_script(main):
         print(" ".join(f"--{key}" for key in RunOptions().keys()))
         return
     with say_mistakes():
-        main(sys.argv[1:])
+        try:
+            main(sys.argv[1:])
+        except RuntimeError as error:
+            # the ranks wait for one that has said why it stopped
+            if own_rank() > 0 and is_lost_rank(error):
+                sys.exit("error: another rank has stopped.")
+            raise
+    if is_distributed_initialized():
+        torch.distributed.destroy_process_group()

@@ -32,6 +32,7 @@ COUNTS = {
     "num_workers": 0,
     "feature_workers": 0,
 }
+LARGEST = 2**31
 # Those that may be null, and what that means
 NULLABLE = {
     "revive_after": "never",
@@ -49,8 +50,8 @@ NUMBERS = {
     "rec_weight_start": (0.0, 1.0),
     "rec_weight_end": (0.0, 1.0),
     "temperature": (1e-6, None),
-    "lr": (0.0, None),
-    "classifier_lr": (0.0, None),
+    "lr": (0.0, 1e30),
+    "classifier_lr": (0.0, 1e30),
     "lr_end": (0.0, None),
     "ckpt_interval_minutes": (0.0, None),
 }
@@ -101,6 +102,8 @@ def find_mistake(key, value):
     if key in COUNTS:
         if value is None and key in NULLABLE:
             return None
+        if type(value) is int and value >= LARGEST:
+            return f"must be below {LARGEST}"
         if type(value) is not int or value < COUNTS[key]:
             null = f", or null: {NULLABLE[key]}" if key in NULLABLE else ""
             return f"must be a whole number of at least {COUNTS[key]}{null}"

@@ -124,6 +124,10 @@ class LocalAttributes(nn.Module):
         self.register_buffer(
             "idle", torch.zeros(num_attributes, dtype=torch.long)
         )
+        # of another attribute: it would win or lose ties by rounding alone
+        self.register_buffer(
+            "is_copy", torch.zeros(num_attributes, dtype=torch.bool)
+        )
         # frames since reset_usage, for the log
         self.register_buffer("usage", torch.zeros(num_attributes))
 
@@ -167,8 +171,8 @@ class LocalAttributes(nn.Module):
     def initialise_(self, z):
         """Puts the attributes on random frames of the first batch.
 
-        With fewer frames than attributes, frames are used again; the copies
-        lose every tie, stay idle, and are revived later.
+        With fewer frames than attributes, frames are used again; no frame
+        chooses the copies, which stay idle and are revived later.
 
         Arguments
         ---------
@@ -177,7 +181,16 @@ class LocalAttributes(nn.Module):
         """
         frames = gather_frames(z.detach().float())
         self.codebook.copy_(self._choose(frames, self.num_attributes))
+        self._mark_copies()
         self.initialised = True
+
+    def _mark_copies(self):
+        """Marks attributes that equal one before them."""
+        _, kinds = torch.unique(self.codebook, dim=0, return_inverse=True)
+        numbers = torch.arange(len(kinds), device=kinds.device)
+        first = numbers.new_full((len(kinds),), len(kinds))
+        first = first.scatter_reduce(0, kinds, numbers, "amin")
+        self.is_copy.copy_(first[kinds] != numbers)
 
     @torch.no_grad()
     def assign(self, z):
@@ -196,6 +209,7 @@ class LocalAttributes(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             # |z - p|^2 = |z|^2 - 2 z.p + |p|^2, and |z|^2 is the same for all
             offset = 0.5 * self.codebook.square().sum(dim=-1)  # (K,)
+            offset = offset.masked_fill(self.is_copy, float("inf"))
             return torch.cat(
                 [
                     torch.addmm(offset, part, self.codebook.T, alpha=-1).argmin(
@@ -266,6 +280,7 @@ class LocalAttributes(nn.Module):
             self.codebook[dead] = self._choose(frames, num_dead)
             self.counts[dead] = 0.0
             self.idle[dead] = 0
+            self._mark_copies()
             self.num_revived += num_dead
 
     def logits(self, z):

@@ -7,7 +7,13 @@ rank would have. The weights are in brain.py.
 
 import torch
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
-from speechbrain.utils.distributed import get_rank, is_distributed_initialized
+from speechbrain.utils.distributed import (
+    ddp_init_group,
+    get_rank,
+    is_distributed_initialized,
+)
+
+from speechbrain_wap.errors import RecipeError
 
 
 def count_ranks():
@@ -25,6 +31,32 @@ def count_ranks():
     if not is_distributed_initialized():
         return 1
     return torch.distributed.get_world_size()
+
+
+def start_ranks(run_opts):
+    """Joins the processes that torchrun has started, if it has.
+
+    Arguments
+    ---------
+    run_opts : speechbrain.utils.run_opts.RunOptions
+        SpeechBrain's own options.
+
+    Raises
+    ------
+    RecipeError
+        If there are more ranks than GPUs, or the backend is not there.
+    """
+    if is_distributed_initialized():
+        return
+    try:
+        ddp_init_group(run_opts)
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(
+            f"the ranks cannot be started ({reason}): on CPUs, give "
+            "--device=cpu --distributed_backend=gloo; on GPUs, one to each of "
+            "--nproc_per_node."
+        )
 
 
 def own_rank():
@@ -130,3 +162,25 @@ def gather_over_ranks(value):
         values = [None] * count_ranks()
         torch.distributed.all_gather_object(values, value)
     return values
+
+
+def is_lost_rank(error):
+    """Tells whether an error says that another rank is gone.
+
+    Arguments
+    ---------
+    error : RuntimeError
+        What a collective operation raised.
+
+    Returns
+    -------
+    is_lost : bool
+
+    Example
+    -------
+    >>> is_lost_rank(RuntimeError("[gloo] Connection closed by peer"))
+    True
+    """
+    text = str(error).lower()
+    is_lost = any(part in text for part in ("gloo", "nccl", "connection"))
+    return is_lost or isinstance(error, torch.distributed.DistError)

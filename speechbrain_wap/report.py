@@ -1,15 +1,17 @@
 """What a cross-validation leaves behind: results.json, report.md, figures."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.files import write_atomically, write_text
+
+logger = get_logger(__name__)
 
 SCORES = ("UA", "WA", "F1")
 
@@ -235,11 +237,16 @@ def read_histories(folders):
     histories : dict
         Rows by the run's name.
     """
-    return {
-        name: json.loads(Path(folder, "history.json").read_text("utf-8"))
-        for name, folder in folders.items()
-        if os.path.isfile(os.path.join(folder, "history.json"))
-    }
+    histories = {}
+    for name, folder in folders.items():
+        path = Path(folder, "history.json")
+        if not path.is_file():
+            continue
+        try:
+            histories[name] = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            logger.warning(f"{path} is damaged: the figures are without it.")
+    return histories
 
 
 def write_report(output_folder, results, adapters, classifiers, notes):

@@ -169,6 +169,68 @@ def test_finished_folds_are_not_run_again(cross_validation):
     assert times == [path.stat().st_mtime_ns for path in files]
 
 
+def test_a_finished_cross_validation_can_be_mended_and_grow(
+    cross_validation, tmp_path
+):
+    folder, arguments, _ = cross_validation
+    shutil.copytree(folder, tmp_path / "out")
+    arguments = [a for a in arguments if not a.startswith("--output_folder")]
+    arguments += [
+        "--folds=2",
+        "--seeds=1",
+        f"--output_folder={tmp_path / 'out'}",
+    ]
+    run_folder = tmp_path / "out" / "seed1" / "fold2"
+    scores = run_folder / "classifier" / "scores.json"
+    before = scores.read_bytes()
+    # a broken disk; the checkpoint has all that is needed
+    scores.write_bytes(before[:40])
+    call(*arguments)
+    assert scores.read_bytes() == before
+
+    def count_epochs():
+        return [
+            len(json.loads((run_folder / stage / "history.json").read_text()))
+            for stage in ("adapter", "classifier")
+        ]
+
+    assert count_epochs() == [1, 2]
+    call(*arguments, "--classifier.number_of_epochs=3")
+    assert count_epochs() == [1, 3]
+    longer = [*arguments, "--classifier.number_of_epochs=3"]
+    call(*longer, "--adapter.number_of_epochs=2")
+    assert count_epochs() == [2, 3]
+    with pytest.raises(RecipeError, match="may grow but not shrink"):
+        call(*arguments)
+
+
+def test_folds_in_parallel_give_the_same_and_end_with_their_parent(
+    cross_validation, tmp_path
+):
+    folder, arguments, _ = cross_validation
+    arguments = [a for a in arguments if not a.startswith("--output_folder")]
+    arguments += ["--jobs=2", f"--output_folder={tmp_path}"]
+    process = subprocess.Popen(
+        **command(*arguments),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while len(list(tmp_path.glob("seed1/*/adapter/save"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()  # the parent alone
+    process.wait()
+    deadline = time.time() + 10
+    with pytest.raises(ProcessLookupError):
+        while time.time() < deadline:
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+    run_well(*arguments)
+    results = (tmp_path / "results.json").read_bytes()
+    assert results == (folder / "results.json").read_bytes()
+
+
 def test_other_settings_in_the_same_folder_are_refused(cross_validation):
     _, arguments, _ = cross_validation
     code, said = run(*arguments, "--classifier.lr=0.002")
@@ -323,7 +385,8 @@ def one_rank(tiny, adapter, tmp_path_factory):
     options += ["--protocol=held_out"]
     commands = {
         "adapter": ["train_adapter.py", "adapter", *options]
-        + ["--revive_after=3", "--num_attributes=8"],
+        # more attributes than the first batch has frames
+        + ["--revive_after=3", "--num_attributes=700"],
         "classifier": ["train_classifier.py", "classifier", *options]
         + [f"--adapter_folder={folder / 'adapter'}"],
     }

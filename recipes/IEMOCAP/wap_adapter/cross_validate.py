@@ -14,6 +14,7 @@ stage. The same command again takes up what was interrupted.
 import hashlib
 import json
 import os
+import shutil
 import sys
 import time
 from contextlib import suppress
@@ -22,14 +23,14 @@ from pathlib import Path
 import yaml
 from speechbrain.utils.distributed import (
     ddp_barrier,
-    ddp_init_group,
     if_main_process,
     is_distributed_initialized,
     run_on_main,
 )
+from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
-from speechbrain_wap.adapter_folder import MODEL_KEYS
+from speechbrain_wap.adapter_folder import MODEL_KEYS, RECORD
 from speechbrain_wap.corpus import (
     choose_classes,
     label_utterances,
@@ -37,7 +38,7 @@ from speechbrain_wap.corpus import (
 )
 from speechbrain_wap.data import prepare_table, split_labelled
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import only_process
+from speechbrain_wap.files import only_process, read_json
 from speechbrain_wap.hparams import (
     UNGUARDED_KEYS,
     default_output_folder,
@@ -51,7 +52,10 @@ from speechbrain_wap.hparams import (
     unknown_key,
 )
 from speechbrain_wap.jobs import run_jobs
-from speechbrain_wap.report import score_table, sum_up, write_report
+from speechbrain_wap.ranks import start_ranks
+from speechbrain_wap.report import SCORES, score_table, sum_up, write_report
+
+logger = get_logger(__name__)
 
 # The stages' scripts lie beside this one, wherever it is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -273,12 +277,11 @@ def prepare(command):
     for fold in folds:
         split_labelled(table, classes, style, fold, hparams["protocol"])
     content = table[["id", "digest", "speaker", "session", "emo"]].to_csv()
-    # Finished folds are not run again, so nothing at all may have changed.
     guarded = {
         f"{name}.{key}": value
         for name, stage in command["stages"].items()
         for key, value in stage["settings"].items()
-        if key not in UNGUARDED_KEYS - {"number_of_epochs"}
+        if key not in UNGUARDED_KEYS
     }
     guarded["encoder_key"] = hparams["feature_cache"].key
     guarded["adapter_training"] = command["adapter_training"]
@@ -306,25 +309,94 @@ def run_fold(command, fold, seed, folder):
     scores : dict
         Content of the classifier's scores.json.
     """
-    scores_file = Path(folder, "classifier", "scores.json")
-    if not run_on_main(scores_file.is_file):
-        adapter = os.path.join(folder, "adapter")
-        run = [f"--fold={fold}", f"--seed={seed}"]
-        if command["jobs"] > 1:
-            run.append("--noprogressbar")  # several would overwrite each other
-        stages = command["stages"]
-        if command["adapter_training"]:
-            train_adapter.main(
-                [stages["adapter"]["file"], *stages["adapter"]["arguments"]]
-                + [*run, f"--output_folder={adapter}"]
-            )
-            run.append(f"--adapter_folder={adapter}")
-        train_classifier.main(
-            [stages["classifier"]["file"], *stages["classifier"]["arguments"]]
-            + [*run, f"--output_folder={os.path.join(folder, 'classifier')}"]
+    scores = run_on_main(find_scores, args=[command, folder])
+    if scores is not None:
+        return scores
+    adapter = os.path.join(folder, "adapter")
+    run = [f"--fold={fold}", f"--seed={seed}"]
+    if command["jobs"] > 1:
+        run.append("--noprogressbar")  # several would overwrite each other
+    stages = command["stages"]
+    if command["adapter_training"]:
+        train_adapter.main(
+            [stages["adapter"]["file"], *stages["adapter"]["arguments"]]
+            + [*run, f"--output_folder={adapter}"]
         )
-        ddp_barrier()  # the main process writes the scores
-    return run_on_main(lambda: json.loads(scores_file.read_text("utf-8")))
+        run.append(f"--adapter_folder={adapter}")
+    train_classifier.main(
+        [stages["classifier"]["file"], *stages["classifier"]["arguments"]]
+        + [*run, f"--output_folder={os.path.join(folder, 'classifier')}"]
+    )
+    ddp_barrier()  # the main process writes the scores
+    return run_on_main(read_scores, args=[folder])
+
+
+def read_scores(folder):
+    """Reads what a finished fold has scored.
+
+    Arguments
+    ---------
+    folder : str
+        Holds the folders adapter and classifier.
+
+    Returns
+    -------
+    scores : dict
+        Content of the classifier's scores.json.
+    """
+    keys = ("classes", "fold", "seed", "session", "n", *SCORES, "confusion")
+    path = os.path.join(folder, "classifier", "scores.json")
+    return read_json(path, "run the same command again.", keys)
+
+
+def find_scores(command, folder):
+    """Looks whether a fold has been run to its end.
+
+    Arguments
+    ---------
+    command : dict
+        What :func:`parse_command` gave.
+    folder : str
+        Holds the folders adapter and classifier.
+
+    Returns
+    -------
+    scores : dict or None
+        None where a stage is still to be run, or has got more epochs. Where
+        the adapter has, its stage 2 is removed: it began with another one.
+    """
+    wanted = {
+        stage: command["stages"][stage]["settings"]["number_of_epochs"]
+        for stage in STAGES
+    }
+    record = Path(folder, "adapter", RECORD)
+    if command["adapter_training"] and record.is_file():
+        has = read_json(record, f"delete {folder} to run the fold anew.")
+        if has["number_of_epochs"] < wanted["adapter"]:
+            classifier = Path(folder, "classifier")
+            if classifier.is_dir():
+                logger.warning(
+                    f"{classifier} is removed and trained anew: its adapter "
+                    f"gets {wanted['adapter']} epochs, no longer "
+                    f"{has['number_of_epochs']}."
+                )
+                shutil.rmtree(classifier)
+            return None
+    if not Path(folder, "classifier", "scores.json").is_file():
+        return None
+    try:
+        scores = read_scores(folder)
+    except RecipeError as error:
+        logger.warning(f"{error} The fold is tested again.")
+        return None
+    done = scores.get("number_of_epochs", wanted["classifier"])
+    if done > wanted["classifier"]:
+        raise RecipeError(
+            f"{folder} holds a run with classifier.number_of_epochs={done}, "
+            f"which may grow but not shrink to {wanted['classifier']}: choose "
+            "another output_folder, or delete this one to start anew."
+        )
+    return scores if done == wanted["classifier"] else None
 
 
 def refuse_different_models(command):
@@ -439,8 +511,7 @@ def main(arguments):
         Content of results.json.
     """
     command = parse_command(arguments)
-    if not is_distributed_initialized():
-        ddp_init_group(command["run_opts"])
+    start_ranks(command["run_opts"])
     if command["jobs"] > 1 and is_distributed_initialized():
         raise RecipeError(
             "--jobs is for a single process: under torchrun the ranks work on "

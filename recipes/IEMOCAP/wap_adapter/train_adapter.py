@@ -13,12 +13,7 @@ On several GPUs:
 """
 
 import speechbrain as sb
-from speechbrain.utils.distributed import (
-    ddp_init_group,
-    infer_device,
-    is_distributed_initialized,
-    run_on_main,
-)
+from speechbrain.utils.distributed import infer_device, run_on_main
 from speechbrain.utils.logger import get_logger
 from torch.nn import functional as F
 
@@ -47,6 +42,7 @@ from speechbrain_wap.losses import (
     pseudo_label_loss,
 )
 from speechbrain_wap.masking import sample_utterance_masks
+from speechbrain_wap.ranks import start_ranks
 
 logger = get_logger(__name__)
 
@@ -252,8 +248,7 @@ def main(arguments):
         The command line: a YAML file and ``--key=value``.
     """
     hparams_file, run_opts, overrides = parse_arguments(arguments)
-    if not is_distributed_initialized():
-        ddp_init_group(run_opts)
+    start_ranks(run_opts)
     hparams, overrides, settings = load_recipe(
         hparams_file, overrides, run_opts, expected_key="mask_ratio"
     )

@@ -18,10 +18,8 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.distributed import (
-    ddp_init_group,
     if_main_process,
     infer_device,
-    is_distributed_initialized,
     run_on_main,
 )
 from speechbrain.utils.logger import get_logger
@@ -51,7 +49,7 @@ from speechbrain_wap.hparams import (
 from speechbrain_wap.lengths import valid_frames
 from speechbrain_wap.masking import sample_utterance_masks
 from speechbrain_wap.metrics import emotion_scores
-from speechbrain_wap.ranks import gather_over_ranks
+from speechbrain_wap.ranks import gather_over_ranks, start_ranks
 
 logger = get_logger(__name__)
 
@@ -214,6 +212,7 @@ class EmotionBrain(RecipeBrain):
             "classes": self.classes,
             "fold": self.hparams.fold,
             "seed": self.hparams.seed,
+            "number_of_epochs": self.hparams.number_of_epochs,
             "session": "+".join(sorted(set(table["session"]))),
             "n": len(table),
             **scores,
@@ -274,8 +273,7 @@ def main(arguments):
         The command line: a YAML file and ``--key=value``.
     """
     hparams_file, run_opts, overrides = parse_arguments(arguments)
-    if not is_distributed_initialized():
-        ddp_init_group(run_opts)
+    start_ranks(run_opts)
     hparams, overrides, settings = load_recipe(
         hparams_file, overrides, run_opts, expected_key="sap_heads"
     )
