@@ -1,6 +1,8 @@
 # Two commands do all the set-up:
 #   make demo   environment, install, mini corpus, both stages, five folds
 #   make test   environment, install, all tests
+# and a third one measures:
+#   make bench  environment, install, what training costs (half an hour)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +10,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 DEMO ?= demo
 RECIPE := recipes/IEMOCAP/wap_adapter
 
-.PHONY: demo test lint install clean
+.PHONY: demo test bench lint install clean
 
 install: $(VENV)/.installed
 
@@ -33,6 +35,12 @@ demo: install
 
 test: install
 	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q
+
+# vector-quantize-pytorch is only compared with. BENCH takes further options.
+bench: install
+	"$(BIN)/python" -m pip install --quiet "vector-quantize-pytorch>=1.32"
+	"$(BIN)/python" benchmarks/training.py --json=benchmarks/training.json \
+		--figure=benchmarks/training.png $(BENCH)
 
 lint:
 	"$(BIN)/python" -m pip install --quiet ruff==0.12.4 yamllint==1.35.1 \

@@ -15,10 +15,7 @@ after the other, several times:
 import argparse
 import logging
 import shutil
-import statistics
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -29,6 +26,8 @@ from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
 from speechbrain.integrations.huggingface.whisper import Whisper
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.seed import seed_everything
+from timing import RECIPES, measure_seconds, show_ratio, time_ratio
+from train_adapter import AdapterBrain
 
 from speechbrain_wap.audio import inspect_audio, read_audio
 from speechbrain_wap.data import (
@@ -41,7 +40,7 @@ from speechbrain_wap.features import FeatureCache, format_bytes
 from speechbrain_wap.hparams import load_recipe, parse_arguments
 from speechbrain_wap.report import markdown_table
 
-RECIPE = Path(__file__).resolve().parents[1] / "recipes/EmoDB/wap_adapter"
+RECIPE = RECIPES / "EmoDB/wap_adapter"
 WHISPER_LAYER = 3
 
 
@@ -65,24 +64,6 @@ def load_whisper(source):
 def load_hubert(source):
     """Loads SpeechBrain's wav2vec 2.0 wrapper."""
     return Wav2Vec2(source, source, freeze=True, output_all_hiddens=True).eval()
-
-
-def time_ratio(slow, fast, repeats):
-    """Times two functions in turn; median, lowest and highest ratio."""
-    ratios = []
-    for _ in range(repeats):
-        times = []
-        for run in (slow, fast):
-            started = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - started)
-        ratios.append(times[0] / times[1])
-    return statistics.median(ratios), min(ratios), max(ratios)
-
-
-def show_ratio(ratio):
-    """Writes median and spread of a ratio."""
-    return "{:.2f} ({:.2f} to {:.2f})".format(*ratio)
 
 
 def compare_extraction(source, layer, context, wrapper, entries, repeats):
@@ -137,9 +118,6 @@ def extraction_table(options, entries, hubert):
 
 def compare_epochs(options, folder):
     """Times an epoch of adapter training with and without the cache."""
-    sys.path.insert(0, str(RECIPE.parents[1] / "IEMOCAP/wap_adapter"))
-    from train_adapter import AdapterBrain
-
     hparams_file, run_opts, overrides = parse_arguments(
         [
             str(RECIPE / "hparams/adapter.yaml"),
@@ -157,9 +135,8 @@ def compare_epochs(options, folder):
     prepare_adapter_data(hparams["corpus"], 1, "paper", "train", manifests)
     train = read_manifests(manifests)["train"]
     cache = hparams["feature_cache"]
-    started = time.perf_counter()
-    cache.extract({entry["digest"]: entry for entry in train.values()})
-    once = time.perf_counter() - started
+    entries = {entry["digest"]: entry for entry in train.values()}
+    once = measure_seconds(lambda: cache.extract(entries))
     wrapper = load_whisper(options.whisper)
 
     class InLoopBrain(AdapterBrain):
