@@ -7,7 +7,7 @@ import json
 import math
 import os
 import sys
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import speechbrain as sb
@@ -26,7 +26,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.errors import RecipeError, places_as_mistakes, say_mistakes
-from speechbrain_wap.files import read_json, write_text
+from speechbrain_wap.files import read_json, write_atomically, write_text
 from speechbrain_wap.key_values import check_values
 from speechbrain_wap.ranks import count_ranks, is_lost_rank, own_rank
 
@@ -595,6 +595,40 @@ def refuse_changes(save_folder, settings):
             f"{recorded['number_of_epochs']}, which may grow but not shrink "
             f"to {settings['number_of_epochs']}: {cure}"
         )
+
+
+@contextmanager
+def restored_if_refused(output_folder, save_folder, paths):
+    """Puts an earlier run's files back where this one may not go on with it.
+
+    That the corpus has changed is only known once it is prepared.
+
+    Arguments
+    ---------
+    output_folder : str
+        Of the run.
+    save_folder : str
+        Holds settings.json where there was an earlier run.
+    paths : list of str
+        Files that are written before the settings are compared.
+
+    Raises
+    ------
+    RecipeError
+        Whatever was raised within.
+    """
+    before = {}
+    if if_main_process() and Path(save_folder, "settings.json").is_file():
+        paths = [Path(output_folder, "hyperparams.yaml"), *map(Path, paths)]
+        before = {p: p.read_bytes() for p in paths if p.is_file()}
+    try:
+        yield
+    except RecipeError:
+        for path, content in before.items():
+            if not path.is_file() or path.read_bytes() != content:
+                with write_atomically(path) as temporary:
+                    Path(temporary).write_bytes(content)
+        raise
 
 
 def record_settings(save_folder, settings):

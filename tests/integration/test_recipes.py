@@ -292,6 +292,27 @@ def test_the_adapter_of_another_fold_is_refused(tiny, adapter, tmp_path):
         )
 
 
+@pytest.mark.parametrize("change", ["corpus", "encoder"])
+def test_a_refused_change_leaves_the_earlier_run_as_it_was(
+    tiny, adapter, tmp_path, make_checkpoint, change
+):
+    run_folder = tmp_path / "run"
+    shutil.copytree(adapter, run_folder)
+    arguments = [*tiny, *ADAPTER, f"--output_folder={run_folder}"]
+    if change == "corpus":
+        table = pd.read_csv(adapter / "corpus.csv").iloc[:-3]
+        table.to_csv(tmp_path / "other.csv", index=False)
+        arguments.append(f"--corpus_csv={tmp_path / 'other.csv'}")
+    else:
+        source = make_checkpoint(tmp_path / "wavlm", "wavlm")
+        arguments.append(f"--encoder_source={source}")
+    names = ["corpus.csv", "train.json", "test.json", "hyperparams.yaml"]
+    before = {n: (run_folder / n).read_bytes() for n in names}
+    with pytest.raises(RecipeError, match=f"another value of the {change}"):
+        call("train_adapter.py", "adapter", *arguments)
+    assert before == {n: (run_folder / n).read_bytes() for n in names}
+
+
 def test_an_unfinished_adapter_is_refused(tiny, tmp_path):
     arguments = ["train_adapter.py", "adapter", *tiny, *ADAPTER]
     arguments.append("--number_of_epochs=200")

@@ -47,6 +47,7 @@ from speechbrain_wap.hparams import (
     read_keys,
     read_settings,
     record_settings,
+    restored_if_refused,
     run_script,
     split_options,
     unknown_key,
@@ -517,7 +518,12 @@ def main(arguments):
             "--jobs is for a single process: under torchrun the ranks work on "
             "one fold together."
         )
-    with only_process(command["output_folder"]):
+    folder = command["output_folder"]
+    prepared = [os.path.join(folder, "corpus.csv")]
+    with (
+        only_process(folder),
+        restored_if_refused(folder, folder, prepared),
+    ):
         return run_all(command)
 
 

@@ -33,6 +33,7 @@ from speechbrain_wap.hparams import (
     load_recipe,
     parse_arguments,
     record_settings,
+    restored_if_refused,
     run_script,
 )
 from speechbrain_wap.lengths import valid_frames
@@ -252,9 +253,14 @@ def main(arguments):
     hparams, overrides, settings = load_recipe(
         hparams_file, overrides, run_opts, expected_key="mask_ratio"
     )
-    with only_process(hparams["output_folder"]):
+    folder = hparams["output_folder"]
+    prepared = [hparams["corpus_table"], *hparams["manifests"].values()]
+    with (
+        only_process(folder),
+        restored_if_refused(folder, hparams["save_folder"], prepared),
+    ):
         sb.create_experiment_directory(
-            experiment_directory=hparams["output_folder"],
+            experiment_directory=folder,
             hyperparams_to_save=hparams_file,
             overrides=overrides,
         )
