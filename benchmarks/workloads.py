@@ -346,7 +346,7 @@ class Training:
         """Eq. 1 to 6, plainly; moves the local attributes."""
         feats, lens, valid, mask, _ = batch
         attributes = self.modules["local_attributes"]
-        z_student = self.modules["student"](feats, lens, mask)
+        z_student = self.modules["student"](feats, lens, mask, only_masked=True)
         z_teacher = self.modules["teacher"](feats, lens)
         if self.hparams["target_norm"] == "layer":
             z_teacher = F.layer_norm(z_teacher, z_teacher.shape[-1:])
@@ -433,8 +433,12 @@ def count_step(hparams, lengths, num_masked):
     """
     d, num_frames = hparams["d_model"], sum(lengths)
     forward = count_forward(hparams, num_frames, sum(n * n for n in lengths))
+    # beyond the last layer's attention, the student computes masked frames
+    per_frame = 2 * d * hparams["d_ffn"] + hparams["mlp_layers"] * d * d
+    left_out = 2 * (num_frames - num_masked) * per_frame
     # the features need no gradient
-    student = 3 * forward - 2 * num_frames * hparams["encoder_dim"] * d
+    student = 3 * (forward - left_out)
+    student -= 2 * num_frames * hparams["encoder_dim"] * d
     distances = 2 * num_frames * hparams["num_attributes"] * d
     logits = 2 * 2 * num_masked * hparams["num_attributes"] * d
     return student + forward + distances + logits
