@@ -10,7 +10,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 DEMO ?= demo
 RECIPE := recipes/IEMOCAP/wap_adapter
 
-.PHONY: demo test bench lint install clean
+.PHONY: demo test faults bench lint install clean
 
 install: $(VENV)/.installed
 
@@ -41,6 +41,11 @@ bench: install
 	"$(BIN)/python" -m pip install --quiet "vector-quantize-pytorch>=1.32"
 	"$(BIN)/python" benchmarks/training.py --json=benchmarks/training.json \
 		--figure=benchmarks/training.png $(BENCH)
+
+# The table in docs/ of what was tried, with more kills than in `make test`.
+faults: install
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q tests/faults --kills=30 \
+		--fault-table=docs/faults.md
 
 lint:
 	"$(BIN)/python" -m pip install --quiet ruff==0.12.4 yamllint==1.35.1 \

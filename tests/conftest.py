@@ -163,9 +163,9 @@ def pytest_addoption(parser):
     group.addoption(
         "--kills",
         type=int,
-        default=30,
+        default=12,
         metavar="N",
-        help="kill runs at so many random moments (default: 30)",
+        help="kill runs at so many random moments (default: 12)",
     )
 
 

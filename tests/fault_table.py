@@ -1,6 +1,6 @@
 """The table of faults in docs/faults.md: what the tests write and read.
 
-``pytest --fault-table=docs/faults.md tests/faults`` writes it anew.
+``make faults`` writes it anew.
 """
 
 import re
@@ -16,7 +16,7 @@ What the recipes do about bad input and interruptions. Every row is a test that
 has passed; the words are those that were printed. Written by
 
 ```
-python -m pytest tests/faults --fault-table=docs/faults.md
+make faults
 ```
 """
 
