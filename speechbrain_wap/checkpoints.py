@@ -31,6 +31,8 @@ from speechbrain_wap.ranks import count_ranks, gather_over_ranks, own_rank
 logger = get_logger(__name__)
 
 METAFILE = sb_checkpoints.METAFNAME
+# What the others of a checkpoint hold; the meta file is read far more often
+FILES = "files.json"
 # For what has to hear of all ranks before the main process writes it.
 saved_by_all_ranks = partial(
     sb_checkpoints.register_checkpoint_hooks, save_on_main_only=False
@@ -95,13 +97,14 @@ def find_damage(checkpoint):
     damaged : pathlib.Path or None
         The first such file.
     """
-    for name, description in checkpoint.meta.get("files", {}).items():
-        path = checkpoint.path / name
-        try:
+    path = checkpoint.path / FILES
+    try:
+        for name, description in json.loads(path.read_text("utf-8")).items():
+            path = checkpoint.path / name
             if describe_file(path) != description:
                 return path
-        except OSError:
-            return path
+    except (OSError, ValueError, AttributeError):
+        return path
     return None
 
 
@@ -161,13 +164,13 @@ class Checkpointer(sb_checkpoints.Checkpointer):
 
     def _show(self, checkpoint):
         """Makes a written checkpoint visible, and removes what is none."""
-        checkpoint.meta["files"] = {
+        files = {
             path.name: describe_file(path)
             for path in sorted(checkpoint.paramfiles.values())
         }
+        with open(checkpoint.path / FILES, "w", encoding="utf-8") as file:
+            json.dump(files, file)
         partial = checkpoint.path / f"{METAFILE}.partial"
-        with open(partial, "w", encoding="utf-8") as file:
-            yaml.safe_dump(checkpoint.meta, file)
         os.replace(partial, checkpoint.path / METAFILE)
         for left in self.checkpoints_dir.glob("CKPT*"):
             if not (left / METAFILE).is_file():  # of a run that was killed

@@ -151,9 +151,17 @@ class Run:
         return list(self.cache.glob("*/*/[!.]*.safetensors"))
 
     def list_unfinished(self):
-        """Lists folders of checkpoints that are not there for SpeechBrain."""
+        """Lists folders of checkpoints that are not there for SpeechBrain.
+
+        With the time of their last change: names are of a second and serve
+        again.
+        """
         folders = self.output.glob("seed*/fold*/*/save/CKPT*")
-        return {f for f in folders if not (f / "CKPT.yaml").exists()}
+        return {
+            (folder, folder.stat().st_ctime_ns)
+            for folder in folders
+            if not (folder / "CKPT.yaml").exists()
+        }
 
     def find_checkpoint(self, fold, stage):
         """Finds the newest checkpoint, and its meta file's content."""

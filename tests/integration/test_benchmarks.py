@@ -1,6 +1,7 @@
 """The benchmarks run, on models too small to be measured."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def training(monkeypatch):
     monkeypatch.setattr(
         training, "run_child", lambda script, *a: children[script.name](*a)
     )
-    return training
+    yield training
+    logging.disable(logging.NOTSET)  # which main() does not want
 
 
 def test_all_sections_but_cross_validation(training, tmp_path, capsys):

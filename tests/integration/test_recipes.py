@@ -257,7 +257,7 @@ def test_two_runs_with_one_seed_are_the_same(tiny, adapter, tmp_path):
 
 def test_a_killed_adapter_training_ends_as_if_it_had_not_been(tiny, tmp_path):
     arguments = ["train_adapter.py", "adapter", *tiny, *ADAPTER]
-    arguments.append("--number_of_epochs=12")
+    arguments.append("--number_of_epochs=8")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     call(*arguments, f"--output_folder={whole}")
     kill_after_epoch(2, killed, *arguments)
@@ -269,8 +269,8 @@ def test_a_killed_adapter_training_ends_as_if_it_had_not_been(tiny, tmp_path):
 
 def test_a_training_killed_within_an_epoch_goes_on_there(tiny, tmp_path):
     arguments = ["train_classifier.py", "classifier", *tiny]
-    arguments += ["--number_of_epochs=8", "--batch_size=4"]
-    arguments += ["--ckpt_interval_minutes=0", "--ckpt_interval_steps=3"]
+    arguments += ["--number_of_epochs=5", "--batch_size=4"]
+    arguments += ["--ckpt_interval_minutes=0", "--ckpt_interval_steps=4"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     call(*arguments, f"--output_folder={whole}")
     kill_after_epoch(2, killed, *arguments)

@@ -18,10 +18,12 @@ from speechbrain.utils.checkpoints import (
 from torch import nn
 
 from speechbrain_wap.checkpoints import (
+    FILES,
     METAFILE,
     Checkpointer,
     EpochStatistics,
     RandomState,
+    describe_file,
 )
 from speechbrain_wap.errors import RecipeError
 
@@ -306,6 +308,11 @@ def remove(path):
     path.unlink()
 
 
+def remove_description(path):
+    """Removes what says how the other files were."""
+    (path.parent / FILES).unlink()
+
+
 def empty_meta_file(path):
     """Empties the file that makes the folder a checkpoint."""
     (path.parent / METAFILE).write_text("")
@@ -316,7 +323,8 @@ def cut_meta_file(path):
     (path.parent / METAFILE).write_text("{epoch: 2, 'UA")
 
 
-DAMAGES = [truncate, flip_a_bit, remove, empty_meta_file, cut_meta_file]
+DAMAGES = [truncate, flip_a_bit, remove, remove_description]
+DAMAGES += [empty_meta_file, cut_meta_file]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -379,9 +387,8 @@ def test_a_checkpoint_cannot_run_code(tmp_path, name):
     checkpointer = Checkpointer(tmp_path / "save", recoverables)
     saved = checkpointer.save_checkpoint()
     torch.save({"weight": Trap(tmp_path / "trap")}, saved.paramfiles[name])
-    saved.meta.pop("files")  # as if it had been saved so
-    with open(saved.path / METAFILE, "w", encoding="utf-8") as file:
-        yaml.safe_dump(saved.meta, file)
+    files = {p.name: describe_file(p) for p in saved.paramfiles.values()}
+    (saved.path / FILES).write_text(json.dumps(files))  # as if saved so
     with pytest.raises(Exception, match="[Ww]eights.only"):
         checkpointer.recover_if_possible()
     assert not (tmp_path / "trap").exists()
