@@ -45,7 +45,6 @@ class RecipeBrain(sb.Brain):
         loader : speechbrain.dataio.dataloader.SaveableDataLoader
         """
         self.num_utterances = len(dataset)
-        self.batch_size = batch_size
         self.train_sampler = BatchOrderSampler(
             dataset, batch_size, count_ranks(), seed=seed
         )

@@ -571,6 +571,8 @@ def refuse_changes(save_folder, settings):
         # another share of the same batch is the same training
         changed = [key for key in changed if not key.endswith("batch_size")]
         for key in (k for k in guarded if k.endswith("batch_size")):
+            if key not in before:
+                continue
             whole, now_whole = ranks * before[key], now * guarded[key]
             if whole != now_whole and if_main_process():
                 logger.warning(

@@ -26,18 +26,13 @@ from speechbrain_wap.errors import RecipeError
 REFUSED, SKIPPED, USED = "refused", "skipped", "used"
 KIND = "bad input"
 
-# Why a case does not pass yet
-TRACEBACK = "ends with a traceback"
-SILENT = "is used without a word"
-UNNAMED = "is refused, but the sentence does not say what is wrong"
-
 
 class Case(NamedTuple):
     """A fault and how a run with it has to end.
 
     fault(bench) spoils what it likes. All regular expressions of says are in
     the sentence, the reason of the listing, or the log. check(bench) follows
-    the run. defect says why the case does not pass yet.
+    the run.
     """
 
     outcome: str
@@ -45,7 +40,6 @@ class Case(NamedTuple):
     says: tuple = ()
     stage: str = "classifier"
     check: Any = None
-    defect: str = ""
 
 
 def refused(fault, *says, **kwargs):
@@ -1093,16 +1087,6 @@ FILES = {
 }
 
 CASES = {**AUDIO, **TABLE, **IEMOCAP, **PLACES, **KEYS, **FILES}
-PARAMETERS = [
-    pytest.param(
-        name,
-        marks=[pytest.mark.xfail(strict=True, reason=case.defect)]
-        if case.defect
-        else [],
-    )
-    for name, case in CASES.items()
-]
-
 # The tests -------------------------------------------------------------------
 
 
@@ -1190,7 +1174,7 @@ def case(name):
     return CASES[name]
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", CASES)
 def test_bad_input_is_refused_skipped_or_used(name, case, bench, record_fault):
     case.fault(bench)
     before = bench.results()
@@ -1229,5 +1213,4 @@ def test_bad_input_is_refused_skipped_or_used(name, case, bench, record_fault):
 def test_the_table_of_faults_lists_these_cases():
     if not FILE.is_file():
         pytest.skip("docs/faults.md has not been written yet")
-    passing = [name for name, case in CASES.items() if not case.defect]
-    assert read_faults(FILE, KIND) == passing
+    assert read_faults(FILE, KIND) == list(CASES)
