@@ -12,8 +12,11 @@ from torch.nn import functional as F
 
 from speechbrain_wap.lengths import valid_frames
 
-# An utterance joins a group whose longest one it reaches up to this share.
-LIKE_LENGTH = 0.8
+# An utterance joins a group whose longest one it reaches up to this share. On
+# a CPU, masks and copies cost more than attending to each length by itself; a
+# GPU would wait for so many small kernels to be started.
+LIKE_LENGTH_CPU = 1.0
+LIKE_LENGTH_GPU = 0.8
 
 
 class Packing:
@@ -30,6 +33,9 @@ class Packing:
         Length T of the padded batch.
     device : torch.device
         Where the frames are.
+    like_length : float, optional
+        0 to 1: how long an utterance must be, against the longest of a group,
+        to be attended to with it. By default, what suits the device.
 
     Example
     -------
@@ -43,7 +49,10 @@ class Packing:
 
     # its loops over lengths are not for torch.compile
     @torch.compiler.disable
-    def __init__(self, lens, num_steps, device):
+    def __init__(self, lens, num_steps, device, like_length=None):
+        if like_length is None:
+            on_cpu = torch.device(device).type == "cpu"
+            like_length = LIKE_LENGTH_CPU if on_cpu else LIKE_LENGTH_GPU
         num_frames, _ = valid_frames(lens.cpu(), num_steps)
         lengths, order = num_frames.sort(descending=True, stable=True)
         self.shape = (len(lens), num_steps)
@@ -60,7 +69,7 @@ class Packing:
         lengths = [n for n in lengths.tolist() if n > 0]
         while lengths:
             longest = lengths[0]
-            size = sum(n >= LIKE_LENGTH * longest for n in lengths)
+            size = sum(n >= like_length * longest for n in lengths)
             self.groups.append(_Group(lengths[:size], device))
             lengths = lengths[size:]
 

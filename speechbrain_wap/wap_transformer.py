@@ -199,7 +199,7 @@ class WAPTransformer(nn.Module):
             )
         packing = Packing(lens, num_steps, feats.device)
         x = packing.pack(feats).to(self.input_mean.dtype)  # (N, input_size)
-        x = (x - self.input_mean) / self.input_std
+        x = x.sub_(self.input_mean).div_(self.input_std)  # our own copy
         if self.encoder_layer_weights is not None:
             weights = self.encoder_layer_weights.softmax(dim=0)
             x = (weights[:, None] * x).sum(dim=1)
