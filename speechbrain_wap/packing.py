@@ -63,6 +63,8 @@ class Packing:
             lengths
         )
         places = steps + (order * num_steps).repeat_interleave(lengths)
+        self.device = device
+        self.places_on_cpu = places
         self.steps = steps.to(device, non_blocking=True)
         self.places = places.to(device, non_blocking=True)
         self.groups = []
@@ -87,6 +89,29 @@ class Packing:
             Shape [N, ...].
         """
         return x.flatten(end_dim=1).index_select(0, self.places)
+
+    def find(self, mask):
+        """Finds which of the packed frames a mask chooses.
+
+        Arguments
+        ---------
+        mask : torch.Tensor
+            Shape [B, T], boolean. On a GPU, it is waited for: keep it on the
+            CPU where you can.
+
+        Returns
+        -------
+        chosen : torch.Tensor
+            Shape [N], boolean.
+        numbers : torch.Tensor
+            Numbers of the frames where it is True.
+        """
+        chosen = mask.cpu().flatten()[self.places_on_cpu]
+        numbers = chosen.nonzero()[:, 0]
+        return (
+            chosen.to(self.device, non_blocking=True),
+            numbers.to(self.device, non_blocking=True),
+        )
 
     def unpack(self, frames, numbers=None):
         """Puts packed frames back into a batch that is zero elsewhere.
@@ -124,13 +149,13 @@ class Packing:
         attended : torch.Tensor
             Shape [N, D].
         """
-        device = queries_keys_values.device.type
-        if device != "cpu":
-            return self._attend(queries_keys_values, num_heads)
-        # On a CPU, the gradient of attention in bfloat16 takes six times as
-        # long as in float32.
-        with torch.autocast(device, enabled=False):
-            return self._attend(queries_keys_values.float(), num_heads)
+        x = queries_keys_values
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+            return self._attend(x, num_heads)
+        # There, the gradient of attention in bfloat16 takes six times as long
+        # as in float32.
+        with torch.autocast("cpu", enabled=False):
+            return self._attend(x.float(), num_heads)
 
     def _attend(self, queries_keys_values, num_heads):
         """See attend; in the precision of what it is given."""
