@@ -32,6 +32,7 @@ from unittest import mock
 import numpy as np
 import torch
 from codebooks import Codebooks
+from extraction import compare_epochs
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.io import wavfile
@@ -271,6 +272,33 @@ def time_arithmetic(bench):
             operations=operations,
             counted_by_torch=counted,
         )
+
+
+def time_cached(bench):
+    """Stage 1 from the cache against SpeechBrain's wrapper in the loop."""
+    options = bench.options
+    if not (options.data_folder and options.encoder_source):
+        bench.note(
+            "cached: left out, it needs EmoDB and a Whisper checkpoint "
+            "(--data_folder, --encoder_source, --encoder_layer)."
+        )
+        return
+    folder = bench.folder / "cached"
+    folder.mkdir()
+    ratios, *_ = compare_epochs(
+        options.data_folder,
+        options.encoder_source,
+        int(options.encoder_layer),
+        bench.repeats,
+        folder,
+    )
+    bench.add(
+        "encoder in the loop",
+        list(ratios),
+        20.0,
+        100.0,
+        "stage-1 epoch on EmoDB: SpeechBrain's wrapper in it / cached",
+    )
 
 
 def time_codebook(bench):
@@ -649,6 +677,7 @@ SECTIONS = {
     "stage1_loop": time_stage1_loop,
     "stage2_loop": time_stage2_loop,
     "arithmetic": time_arithmetic,
+    "cached": time_cached,
     "codebook": time_codebook,
     "padding": measure_padding,
     "waiting": measure_waiting,
