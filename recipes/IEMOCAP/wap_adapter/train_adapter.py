@@ -59,7 +59,7 @@ class AdapterBrain(RecipeBrain):
         """Runs the student on masked and the teacher on whole utterances."""
         # lengths and masks stay on the CPU: a GPU need not be waited for
         lens = batch.feats.lengths
-        feats = batch.to(self.device).feats.data
+        feats = batch.to(self.device, non_blocking=True).feats.data
         num_frames, valid = valid_frames(lens, feats.shape[1])
         # one mask per utterance and epoch; always the same in validation
         training = stage == sb.Stage.TRAIN

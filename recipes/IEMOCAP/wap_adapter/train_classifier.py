@@ -65,7 +65,7 @@ class EmotionBrain(RecipeBrain):
         if stage == sb.Stage.TRAIN:
             mask = self.augmentation_mask(batch)
         lens = batch.feats.lengths
-        feats = batch.to(self.device).feats.data
+        feats = batch.to(self.device, non_blocking=True).feats.data
         z = self.modules.adapter(feats, lens, mask)  # (B, T, D)
         pooled = self.modules.pooling(z, batch.feats.lengths)  # (B, 2 H D)
         return self.modules["classifier"](pooled)
