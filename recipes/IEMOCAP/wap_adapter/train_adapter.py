@@ -152,12 +152,10 @@ class AdapterBrain(RecipeBrain):
     def on_fit_start(self):
         """Looks at the untrained networks, unless it goes on with a run."""
         super().on_fit_start()
-        is_untrained = self.optimizer_step == 0 and self.step == 0
-        if is_untrained and not self.hparams.statistics.rows:
-            values = self.diagnose(0)
-            if values:
-                row = dict.fromkeys(("epoch", "lr", "rec_weight"))
-                self.log_row({**row, "epoch": 0}, values, None, None)
+        values = self.diagnose(0) if self.optimizer_step == 0 else {}
+        if values:
+            row = {"epoch": 0, "lr": None, "rec_weight": None}
+            self.log_row(row, values, None, None)
 
     def diagnose(self, epoch):
         """Measures what the frames tell, in epochs that are due.
