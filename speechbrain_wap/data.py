@@ -76,7 +76,9 @@ def prepare_table(
 
 
 def prepare_adapter_data(corpus, fold, protocol, adapter_data, manifests):
-    """Writes the manifests of stage 1: all utterances, no labels (D8).
+    """Writes the manifests of stage 1: all utterances, labelled or not (D8).
+
+    Labels serve to watch the training, with those of the training sessions.
 
     Arguments
     ---------
@@ -96,6 +98,9 @@ def prepare_adapter_data(corpus, fold, protocol, adapter_data, manifests):
     splits = split_table(table, fold, protocol)
     if adapter_data == "all":
         nothing = table[:0]
+        # labels of held-out speakers are not even written down
+        is_train = table["id"].isin(splits["train"]["id"])
+        table = table.assign(emo=table["emo"].where(is_train, ""))
         splits = {"train": table, "valid": nothing, "test": nothing}
         logger.warning(
             "adapter_data=all: the adapter sees the held-out session's "

@@ -45,6 +45,8 @@ UNGUARDED_KEYS = {
     "feature_workers",
     "num_workers",
     "ckpt_interval_minutes",
+    "probe_every",
+    "probe_utterances",
     "number_of_epochs",  # may grow
 }
 
@@ -56,6 +58,8 @@ UNNAMED_KEYS = {
     "feature_workers",
     "num_workers",
     "ckpt_interval_minutes",
+    "probe_every",
+    "probe_utterances",
 }
 # Run options of SpeechBrain that decide what a run computes.
 GUARDED_RUN_OPTIONS = (

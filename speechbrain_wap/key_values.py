@@ -31,12 +31,15 @@ COUNTS = {
     "batch_size": 1,
     "num_workers": 0,
     "feature_workers": 0,
+    "probe_every": 0,
+    "probe_utterances": 1,
 }
 LARGEST = 2**31
 # Those that may be null, and what that means
 NULLABLE = {
     "revive_after": "never",
     "feature_workers": "one per core",
+    "probe_every": "never",
 }
 # Numbers and their bounds; None is infinity
 NUMBERS = {

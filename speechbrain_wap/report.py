@@ -14,6 +14,16 @@ from speechbrain_wap.files import write_atomically, write_text
 logger = get_logger(__name__)
 
 SCORES = ("UA", "WA", "F1")
+# Of student and teacher against the encoder's own frames
+STYLES = {"teacher": "solid", "student": "dashed", "raw": "dotted"}
+DIAGNOSTIC_PANELS = [
+    (
+        f"{title} of teacher (student --, raw ..)",
+        None,
+        {f"{name}_{branch}": style for branch, style in STYLES.items()},
+    )
+    for title, name in (("probe UA", "probe"), ("effective rank", "rank"))
+]
 
 
 def sum_up(runs, settings):
@@ -192,15 +202,28 @@ def draw_confusion(results, path):
     _save(figure, path)
 
 
+def _find_curve(rows, split, name):
+    """Lists the epochs of a history that have a value, and the values."""
+    epochs, values = [], []
+    for row in rows:
+        value = ((row[split] or {}) if split else row).get(name)
+        if value is not None:
+            epochs.append(row["epoch"])
+            values.append(value)
+    return epochs, values
+
+
 def draw_curves(histories, panels, path):
-    """Draws one panel for each quantity, one line for each run.
+    """Draws one panel for each quantity, one colour for each run.
 
     Arguments
     ---------
     histories : dict
         Rows of each run's history.json, by the run's name.
     panels : list of tuple
-        Title, "train" or "valid", and the quantity's name.
+        Title; "train", "valid", or None for what a row itself has; and the
+        quantity's name, or a dict of the styles (solid, dashed, dotted) of
+        the lines of several quantities. Epochs without a value are left out.
     path : str
         PNG file to write.
     """
@@ -209,13 +232,18 @@ def draw_curves(histories, panels, path):
     figure = Figure(figsize=(4.2 * columns, 3.0 * lines))
     for number, (title, split, name) in enumerate(panels, start=1):
         axes = figure.add_subplot(lines, columns, number)
-        for run, rows in histories.items():
-            axes.plot(
-                [row["epoch"] for row in rows],
-                [row[split][name] for row in rows],
-                label=run,
-                linewidth=1.2,
-            )
+        styles = name if isinstance(name, dict) else {name: "solid"}
+        for color, (run, rows) in enumerate(histories.items()):
+            for quantity, style in styles.items():
+                epochs, values = _find_curve(rows, split, quantity)
+                axes.plot(
+                    epochs,
+                    values,
+                    label=run if style == "solid" else None,
+                    color=f"C{color % 10}",
+                    linestyle=style,
+                    linewidth=1.2,
+                )
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
@@ -312,21 +340,29 @@ def write_report(output_folder, results, adapters, classifiers, notes):
                 ("perplexity of the attributes", "train", "perplexity"),
                 ("share of attributes used", "train", "used"),
                 ("teacher spread", "train", "teacher_spread"),
+                *DIAGNOSTIC_PANELS,
             ],
             folder / "adapter_curves.png",
         )
         names = ("rec_loss", "pce_loss", "agreement", "perplexity", "used")
+        probes = ("probe_raw", "probe_student", "probe_teacher")
         rows = [
             [run, rows[-1]["epoch"]]
             + [f"{rows[-1]['train'][name]:.3g}" for name in names]
+            + [
+                "-" if rows[-1].get(name) is None else percent(rows[-1][name])
+                for name in probes
+            ]
             for run, rows in histories.items()
         ]
         parts += [
             "## Adapter training",
             "At the last epoch; `agreement`: masked frames whose local "
             "attribute the student predicts; `perplexity` and `used` of the "
-            "codebook.",
-            markdown_table(["run", "epochs", *names], rows),
+            "codebook; `probe_...`: UA, in percent, with which a linear probe "
+            "of the frames of the encoder (raw), student and teacher tells the "
+            "labels of training sessions that it was not fitted on.",
+            markdown_table(["run", "epochs", *names, *probes], rows),
             "![Adapter training curves](adapter_curves.png)",
         ]
     settings = results["settings"]

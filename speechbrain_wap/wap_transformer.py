@@ -144,6 +144,31 @@ class WAPTransformer(nn.Module):
         self.input_mean.copy_(mean)
         self.input_std.copy_(torch.where(std < 1e-5, torch.ones_like(std), std))
 
+    def standardise(self, feats):
+        """Standardises frames by the fixed statistics.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            The encoder's frames, shape [..., input_size], or [...,
+            num_encoder_layers, input_size], in any floating point type.
+
+        Returns
+        -------
+        feats : torch.Tensor
+            The same shape, in the type of the statistics.
+
+        Example
+        -------
+        >>> net = WAPTransformer(2, d_model=8, nhead=2, d_ffn=8)
+        >>> net.set_input_statistics(torch.ones(2), torch.ones(2))
+        >>> net.standardise(torch.tensor([1.0, 2.0])).tolist()
+        [0.0, 1.0]
+        """
+        # half precision becomes float32 on the way, without a copy more
+        feats = (feats - self.input_mean).div_(self.input_std)
+        return feats.to(self.input_mean.dtype)
+
     def average_weights(self):
         """Returns the weights w_l of the layers' average (Sec. II-A.2).
 
@@ -198,8 +223,7 @@ class WAPTransformer(nn.Module):
                 "long_utterances: cut"
             )
         packing = Packing(lens, num_steps, feats.device)
-        x = packing.pack(feats).to(self.input_mean.dtype)  # (N, input_size)
-        x = x.sub_(self.input_mean).div_(self.input_std)  # our own copy
+        x = self.standardise(packing.pack(feats))  # (N, input_size)
         if self.encoder_layer_weights is not None:
             weights = self.encoder_layer_weights.softmax(dim=0)
             x = (weights[:, None] * x).sum(dim=1)

@@ -511,7 +511,9 @@ TABLE = {
         cell("emo", "", slice(None)), "at least two classes", "emo"
     ),
     "no labels, adapter training": used(
-        cell("emo", "", slice(None)), stage="adapter"
+        cell("emo", "", slice(None)),
+        "No probe of the emotions: .* no labels",
+        stage="adapter",
     ),
     "no labels in the held-out session": refused(
         cell("emo", "", slice(0, 3)), "fold 1 has no labelled utterance"
@@ -838,6 +840,10 @@ VALUES = [
     value("rec_weight_start=.nan", stage="adapter"),
     value("rec_weight_shape=steep", "one of linear, cosine", stage="adapter"),
     value("adapter_data=some", "choose one of train, all", stage="adapter"),
+    value("probe_every=-1", "at least 0, or null: never", stage="adapter"),
+    value("probe_every=often", "=often.*whole number", stage="adapter"),
+    value("probe_utterances=0", "=0.*at least 1", stage="adapter"),
+    value("probe_utterances=0.5", "=0.5.*whole number", stage="adapter"),
     value("encoder_layer=last_but_one", "=last_but_one does not exist"),
     value("feature_precision=int8", "one of float16, bfloat16, float32"),
     value("precision=fp8"),
@@ -890,6 +896,17 @@ KEYS = {
         options("lr=1e30", "protocol=held_out"),
         "nan|NaN|finite",
         "lower lr",
+        stage="adapter",
+    ),
+    "frames that overflow after the very last step": refused(
+        options("lr=1e30"),
+        "networks' frames are not finite at optimiser step 1",
+        "try a lower lr",
+        stage="adapter",
+    ),
+    "--probe_utterances=1, of which nothing can be learned": used(
+        options("probe_utterances=1"),
+        "No probe of the emotions: it needs two labels",
         stage="adapter",
     ),
     "the YAML does not exist": refused(

@@ -16,6 +16,7 @@ import torch
 from recipe_runs import RECIPES, TINY, call, command, load_script, run, run_well
 
 from speechbrain_wap.checkpoints import Checkpointer
+from speechbrain_wap.diagnostics import DIAGNOSTICS
 from speechbrain_wap.errors import RecipeError
 
 ADAPTER = ["--num_attributes=8", "--number_of_epochs=3"]
@@ -51,6 +52,11 @@ def assert_equal_states(one, two):
         assert one == two
 
 
+def read_history(output_folder):
+    """Reads the rows of a run."""
+    return json.loads(Path(output_folder, "history.json").read_text("utf-8"))
+
+
 def kill_after_epoch(epoch, output_folder, *arguments, **kwargs):
     """Starts a script and kills it without warning after an epoch."""
     history = Path(output_folder, "history.json")
@@ -65,7 +71,7 @@ def kill_after_epoch(epoch, output_folder, *arguments, **kwargs):
         while time.time() < deadline and process.poll() is None:
             saved = list(Path(output_folder, "save").glob("CKPT*/CKPT.yaml"))
             if saved and history.is_file():
-                if len(json.loads(history.read_text("utf-8"))) >= epoch:
+                if json.loads(history.read_text("utf-8"))[-1]["epoch"] >= epoch:
                     break
             time.sleep(0.005)
         assert process.poll() is None, "it ended before it could be killed"
@@ -190,7 +196,7 @@ def test_a_finished_cross_validation_can_be_mended_and_grow(
 
     def count_epochs():
         return [
-            len(json.loads((run_folder / stage / "history.json").read_text()))
+            read_history(run_folder / stage)[-1]["epoch"]
             for stage in ("adapter", "classifier")
         ]
 
@@ -257,7 +263,7 @@ def test_two_runs_with_one_seed_are_the_same(tiny, adapter, tmp_path):
 
 def test_a_killed_adapter_training_ends_as_if_it_had_not_been(tiny, tmp_path):
     arguments = ["train_adapter.py", "adapter", *tiny, *ADAPTER]
-    arguments.append("--number_of_epochs=8")
+    arguments += ["--number_of_epochs=8", "--probe_every=3"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     call(*arguments, f"--output_folder={whole}")
     kill_after_epoch(2, killed, *arguments)
@@ -265,6 +271,15 @@ def test_a_killed_adapter_training_ends_as_if_it_had_not_been(tiny, tmp_path):
     assert_equal_states(load_checkpoint(killed), load_checkpoint(whole))
     history = (killed / "history.json").read_bytes()
     assert history == (whole / "history.json").read_bytes()
+    rows = read_history(whole)
+    assert [row["epoch"] for row in rows] == list(range(9))
+    assert len({tuple(row) for row in rows}) == 1
+    log = (whole / "train_log.txt").read_text("utf-8").splitlines()
+    for row, line in zip(rows, log, strict=True):
+        # the training sessions' labels are told better than by chance (1/7)
+        is_due = row["epoch"] in (0, 3, 6, 8)
+        assert is_due == bool(row["probe_raw"] and row["probe_raw"] > 0.3)
+        assert is_due == ("probe_teacher: " in line and "rank_raw: " in line)
 
 
 def test_a_training_killed_within_an_epoch_goes_on_there(tiny, tmp_path):
@@ -350,9 +365,9 @@ def test_two_ranks_cross_validate(tiny, tmp_path):
     assert predictions["id"].tolist() == list(expected)
     assert run["n"] == len(expected)
     for stage in ("adapter", "classifier"):
-        history = json.loads((folder / stage / "history.json").read_text())
-        assert [row["epoch"] for row in history] == [1, 2]
-        assert all(row["valid"]["loss"] > 0 for row in history)
+        rows = [row for row in read_history(folder / stage) if row["epoch"]]
+        assert [row["epoch"] for row in rows] == [1, 2]
+        assert all(row["valid"]["loss"] > 0 for row in rows)
 
 
 def find_differences(one, two, atol=1e-5):
@@ -379,17 +394,22 @@ def assert_same_training(one, two, stage, atol=1e-5):
     for part in STATES[stage]:
         differences = find_differences(*(s[part] for s in states), atol)
         assert not differences, part
-    histories = [
-        json.loads((folder / "history.json").read_text())
-        for folder in (one, two)
-    ]
+    histories = [read_history(folder) for folder in (one, two)]
     for rows in zip(*histories, strict=True):
+        looks = [
+            {k: row[k] for k in DIAGNOSTICS if row.get(k) is not None}
+            for row in rows
+        ]
+        # a rounding may tip what is on the fence
+        assert looks[1] == pytest.approx(looks[0], rel=0.05, abs=0.05)
         for split in ("train", "valid"):
             values = [dict(row[split] or {}) for row in rows]
             # of a rank's frames, which are fewer
             spreads = [v.pop("teacher_spread", 0.0) for v in values]
             assert spreads[1] == pytest.approx(spreads[0], abs=0.02)
             assert values[1] == pytest.approx(values[0], abs=1e-4)
+    if stage == "adapter":
+        assert looks[0]
     if stage == "classifier":
         tables = [pd.read_csv(f / "predictions.csv") for f in (one, two)]
         pd.testing.assert_frame_equal(*tables, atol=1e-4)
@@ -555,7 +575,7 @@ def test_the_other_readings_of_the_paper_go_through_both_stages(tiny, tmp_path):
         f"--adapter_folder={folder}",
         f"--output_folder={tmp_path / 'classifier'}",
     )
-    (row,) = json.loads((folder / "history.json").read_text("utf-8"))
+    row = read_history(folder)[-1]
     assert row["valid"]["loss"] > 0  # held_out leaves a session to validate on
     scores = json.loads((tmp_path / "classifier/scores.json").read_text())
     assert {"hap", "exc", "xxx"} < set(scores["classes"])

@@ -138,6 +138,12 @@ def test_all_data_are_for_training_where_that_is_asked_for(
     assert len(splits["train"]) == 40
     assert splits["valid"] == splits["test"] == {}
     assert "held-out session" in caplog.text
+    # labels are those of the training sessions only, whoever reads them
+    kept = {"s1", "s2", "s5"} | ({"s4"} if protocol == "paper" else set())
+    for entry in splits["train"].values():
+        number = int(entry["wav"].rpartition("/")[2][-5])
+        label = ("joy", "rage", "calm", "")[number]
+        assert entry["emo"] == (label if entry["session"] in kept else "")
 
 
 def test_another_reading_of_adapter_data_is_refused(prepare_adapter):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from speechbrain_wap.report import (
+    STYLES,
     draw_confusion,
     markdown_table,
     percent,
@@ -186,6 +187,55 @@ def test_a_report_comes_with_results_and_figures(tmp_path, folders, one_seed):
     assert sorted(path.name for path in out.iterdir()) == sorted(
         [*pictures, "report.md", "results.json"]
     )
+
+
+def test_the_probe_is_in_table_and_curves_where_there_is_one(
+    tmp_path, folders, one_seed, monkeypatch
+):
+    """One run as it is written now, one of before there was a probe."""
+    path = Path(folders[0]["fold 1, seed 7"], "history.json")
+    _, second = json.loads(path.read_text())
+    numbers = {f"rank_{branch}": 5.5 for branch in STYLES}
+    numbers |= {f"probe_{branch}": 0.25 for branch in STYLES}
+    rows = [
+        {"epoch": 0, **numbers, "train": None, "valid": None},
+        {"epoch": 1, **dict.fromkeys(numbers), **{"train": second["train"]}},
+        {**second, **numbers, "probe_raw": 0.876, "probe_teacher": 0.5},
+    ]
+    path.write_text(json.dumps(rows))
+    drawn = {}
+    monkeypatch.setattr(
+        "speechbrain_wap.report._save",
+        lambda figure, path: drawn.setdefault(path.name, figure),
+    )
+    text = write_report(tmp_path, sum_up(one_seed, {}), *folders, [])
+    header = next(x for x in text.splitlines() if x.startswith("| run "))
+    assert header.split()[-6:-1:2] == [
+        *("probe_raw", "probe_student", "probe_teacher")
+    ]
+    runs = [x.split() for x in text.splitlines() if ", seed 7 |" in x]
+    assert runs[0][-6:-1:2] == ["87.6", "25.0", "50.0"]
+    assert runs[1][-6:-1:2] == ["-", "-", "-"]
+    panels = {
+        axes.get_title(): axes.get_lines()
+        for axes in drawn["adapter_curves.png"].axes
+    }
+    (probe,) = [v for k, v in panels.items() if k.startswith("probe UA")]
+    curves = {
+        line.get_linestyle(): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in probe[:3]
+    }
+    assert curves == {
+        "-": ([0, 2], [0.25, 0.5]),
+        "--": ([0, 2], [0.25, 0.25]),
+        ":": ([0, 2], [0.25, 0.876]),
+    }
+    # lines of one run have one colour, and those of training no epoch 0
+    assert len({line.get_color() for line in probe[:3]}) == 1
+    assert len({line.get_color() for line in probe}) == 2
+    assert list(panels["teacher spread"][0].get_xdata()) == [1, 2]
+    (rank,) = [v for k, v in panels.items() if k.startswith("effective rank")]
+    assert list(rank[0].get_ydata()) == [5.5, 5.5]
 
 
 def test_a_report_without_adapter_training_does_not_speak_of_it(

@@ -28,6 +28,7 @@ from speechbrain_wap.data import (
     prepare_adapter_data,
     read_manifests,
 )
+from speechbrain_wap.diagnostics import DIAGNOSTICS, Diagnostics
 from speechbrain_wap.files import only_process
 from speechbrain_wap.hparams import (
     load_recipe,
@@ -54,6 +55,8 @@ COLLAPSED_SPREAD = 0.05
 
 class AdapterBrain(RecipeBrain):
     """Trains the student by mask prediction and self-distillation."""
+
+    diagnostics = None  # what is watched, if anything
 
     def compute_forward(self, batch, stage):
         """Runs the student on masked and the teacher on whole utterances."""
@@ -150,6 +153,93 @@ class AdapterBrain(RecipeBrain):
         self.optimizers_dict = {"optimizer": self.optimizer}
         self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
+    def on_fit_start(self):
+        """Looks at the untrained networks, unless it goes on with a run."""
+        super().on_fit_start()
+        values = self.diagnose(0) if self.optimizer_step == 0 else {}
+        if values:
+            row = {"epoch": 0, "lr": None, "rec_weight": None}
+            self.log_row(row, values, None, None)
+
+    def diagnose(self, epoch):
+        """Measures what the frames tell, in epochs that are due.
+
+        Arguments
+        ---------
+        epoch : int
+            0 before the training.
+
+        Returns
+        -------
+        values : dict
+            See :class:`speechbrain_wap.diagnostics.Diagnostics`; empty in the
+            other epochs.
+
+        Raises
+        ------
+        RecipeError
+            If frames are not finite.
+        """
+        every = self.hparams.probe_every
+        if self.diagnostics is None or not every:
+            return {}
+        if epoch % every != 0 and epoch != self.hparams.number_of_epochs:
+            return {}
+        # by one rank, which reads the cache of its node; the modules as they
+        # are under the wrappers for several ranks, or for torch.compile
+        values = run_on_main(
+            self.diagnostics.measure,
+            args=[self.hparams.student, self.hparams.teacher],
+        )
+        if any(value != value for value in values.values()):
+            raise self.not_finite("the networks' frames are not finite")
+        if epoch > 0 and is_below_raw(values):
+            before = [
+                is_below_raw(row)
+                for row in self.hparams.statistics.rows
+                if row["epoch"] > 0 and row.get("probe_teacher") is not None
+            ]
+            if not before or not before[-1]:
+                logger.warning(
+                    "Probe: the teacher's frames tell the training sessions' "
+                    f"labels with UA {100 * values['probe_teacher']:.1f} % in "
+                    f"epoch {epoch}, the encoder's own with "
+                    f"{100 * values['probe_raw']:.1f} %: adapter training "
+                    "loses information; try more epochs, a lower ema_decay "
+                    "where steps are few, or mlp_residual=True if it is not."
+                )
+        return values
+
+    def log_row(self, row, values, train_stats, valid_stats):
+        """Writes an epoch to train_log.txt and history.json.
+
+        Arguments
+        ---------
+        row : dict
+            The epoch and what held in it.
+        values : dict
+            What :meth:`diagnose` gave.
+        train_stats : dict or None
+            Means over the training.
+        valid_stats : dict or None
+            Means over the validation.
+        """
+        shown = {**row, **values}
+        self.hparams.train_logger.log_stats(
+            {key: value for key, value in shown.items() if value is not None},
+            train_stats=train_stats,
+            valid_stats=valid_stats,
+        )
+        self.hparams.statistics.end_epoch(
+            {
+                **row,
+                **dict.fromkeys(DIAGNOSTICS),
+                **values,
+                "train": train_stats,
+                "valid": valid_stats,
+            }
+        )
+
     def on_stage_start(self, stage, epoch=None):
         """Starts the count of used attributes or the validation means."""
         super().on_stage_start(stage, epoch)
@@ -184,12 +274,8 @@ class AdapterBrain(RecipeBrain):
             "lr": self.optimizer.param_groups[0]["lr"],
             "rec_weight": self.hparams.rec_weight_schedule(self.progress()),
         }
-        self.hparams.train_logger.log_stats(
-            row, train_stats=self.train_stats, valid_stats=valid_stats
-        )
-        self.hparams.statistics.end_epoch(
-            {**row, "train": self.train_stats, "valid": valid_stats}
-        )
+        values = self.diagnose(epoch)
+        self.log_row(row, values, self.train_stats, valid_stats)
         self.step = 0  # the checkpoint is of the epoch's end
         self.checkpointer.save_and_keep_only(
             meta={"epoch": epoch}, num_to_keep=2
@@ -211,6 +297,23 @@ def teacher_spread(frames):
     """
     variance = frames.var(dim=0, unbiased=False).mean()
     return (variance / frames.square().mean().clamp(min=1e-12)).sqrt()
+
+
+def is_below_raw(values):
+    """Tells whether the teacher's frames tell less than the encoder's.
+
+    Arguments
+    ---------
+    values : dict
+        What was measured, as in a row of history.json.
+
+    Returns
+    -------
+    is_below : bool
+        False where nothing was probed.
+    """
+    raw, teacher = values["probe_raw"], values["probe_teacher"]
+    return raw is not None and teacher < raw
 
 
 def dataio_prep(hparams, splits, cache):
@@ -336,6 +439,15 @@ def train(hparams, settings, run_opts):
         checkpointer=hparams["checkpointer"],
     )
     brain.has_validation = datasets["valid"] is not None
+    if hparams["probe_every"]:
+        brain.diagnostics = Diagnostics(
+            splits["train"],
+            cache,
+            max_frames=hparams["max_frames"],
+            most=hparams["probe_utterances"],
+            seed=hparams["seed"],
+            device=brain.device,
+        )
     train_loader = brain.make_train_loader(
         datasets["train"],
         seed=hparams["seed"],
