@@ -2,7 +2,6 @@
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from speechbrain_wap.metrics import emotion_scores
@@ -32,7 +31,9 @@ def frame_statistics(feats):
     return np.concatenate([feats.mean(dim=0).numpy(), std.numpy()])
 
 
-def linear_probe(splits, cache, classes, strength=0.01):
+def linear_probe(
+    splits, cache, classes, labelled=None, pooled=None, strength=0.01
+):
     """Fits logistic regression on pooled frames and scores the test split.
 
     Arguments
@@ -43,6 +44,12 @@ def linear_probe(splits, cache, classes, strength=0.01):
         The filled feature cache.
     classes : list of str
         The classes in their order.
+    labelled : dict, optional
+        The training entries whose labels are used; all by default. The others
+        only help to find mean and standard deviation of what is pooled.
+    pooled : dict, optional
+        What is pooled of an utterance, by its digest; filled as need be, so
+        that several probes read the cache once.
     strength : float
         Inverse of the regularisation's weight (scikit-learn's C).
 
@@ -51,17 +58,24 @@ def linear_probe(splits, cache, classes, strength=0.01):
     scores : dict
         UA, WA and F1, fractions.
     """
-    pooled, labels = {}, {}
-    for name in ("train", "test"):
-        entries = splits[name].values()
-        pooled[name] = np.stack(
-            [frame_statistics(cache.read(e["digest"])) for e in entries]
-        )
-        labels[name] = [e["label"] for e in entries]
-    model = make_pipeline(
-        StandardScaler(),
-        LogisticRegression(C=strength, max_iter=2000, class_weight="balanced"),
+    pooled = {} if pooled is None else pooled
+
+    def pool(entries):
+        """Stacks what is pooled of utterances."""
+        for digest in (entry["digest"] for entry in entries.values()):
+            if digest not in pooled:
+                pooled[digest] = frame_statistics(cache.read(digest))
+        return np.stack([pooled[e["digest"]] for e in entries.values()])
+
+    labelled = splits["train"] if labelled is None else labelled
+    scaler = StandardScaler().fit(pool(splits["train"]))
+    model = LogisticRegression(
+        C=strength, max_iter=2000, class_weight="balanced"
     )
-    model.fit(pooled["train"], labels["train"])
-    predictions = model.predict(pooled["test"]).tolist()
-    return emotion_scores(labels["test"], predictions, classes)
+    model.fit(
+        scaler.transform(pool(labelled)),
+        [entry["label"] for entry in labelled.values()],
+    )
+    predictions = model.predict(scaler.transform(pool(splits["test"]))).tolist()
+    labels = [entry["label"] for entry in splits["test"].values()]
+    return emotion_scores(labels, predictions, classes)
