@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from scipy.stats import ttest_rel
+from scipy.stats import sem, ttest_1samp
 
 from speechbrain_wap.files import write_text
 from speechbrain_wap.report import SCORES, markdown_table, percent, save_figure
@@ -50,14 +50,12 @@ def paired_difference(results, baseline):
     )
     one, other = np.array([(ua, other[run]) for run, ua in one.items()]).T
     differences = (one - other).round(12)  # what is equal differs by nothing
-    spread = differences.std(ddof=1) if len(differences) > 1 else None
-    p = ttest_rel(one, other).pvalue if spread else None
+    error = sem(differences) if len(differences) > 1 else None
+    p = ttest_1samp(differences, 0.0).pvalue if np.ptp(differences) else None
     return {
         "runs": len(differences),
         "mean": float(differences.mean()),
-        "standard_error": (
-            None if spread is None else float(spread / len(differences) ** 0.5)
-        ),
+        "standard_error": None if error is None else float(error),
         "p": None if p is None else float(p),
         "better": int((differences > 0).sum()),
         "equal": int((differences == 0).sum()),

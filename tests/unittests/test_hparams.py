@@ -409,6 +409,7 @@ def test_a_run_resumes_with_the_same_settings(yaml_of, tmp_path, stage):
         ("classifier", "classes", {"a": ["ang"], "b": ["sad"]}),
         ("classifier", "adapter_branch", "student"),
         ("classifier", "sap_heads", 2),
+        ("classifier", "label_fraction", 0.5),
     ],
 )
 def test_other_settings_are_refused_by_the_keys_name(
