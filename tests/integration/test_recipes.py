@@ -640,6 +640,8 @@ def test_the_curve_of_label_fractions_shares_the_adapters(comparison, tmp_path):
     for (name, fraction), entry in found.items():
         seeds = (1,) if (name, fraction) == ("linear probe", 1.0) else (1, 2)
         assert [r["seed"] for r in entry["runs"]] == list(seeds)
+    few, all_labels = (found["linear probe", f]["runs"][0] for f in (0.2, 1.0))
+    assert few["UA"] != all_labels["UA"]
     manifest = json.loads(
         (folder / "from_scratch/seed1/fold1/classifier/train.json").read_text()
     )
@@ -650,7 +652,7 @@ def test_the_curve_of_label_fractions_shares_the_adapters(comparison, tmp_path):
             for place in (
                 "labels_0.2/from_scratch",
                 "labels_0.2/with_adapter",
-                "with_adapter",
+                "from_scratch",
             )
         ]
         scores = [json.loads((r / "scores.json").read_text()) for r in runs]
@@ -662,22 +664,28 @@ def test_the_curve_of_label_fractions_shares_the_adapters(comparison, tmp_path):
         tables = [pd.read_csv(run / "predictions.csv") for run in runs]
         for table in tables:
             assert table["id"].equals(tables[2]["id"])
-        progress = [load_checkpoint(run)["brain"] for run in runs]
-        assert progress[0] == progress[1] == progress[2]
+        states = [load_checkpoint(run) for run in runs]
+        assert len({state["brain"] for state in states}) == 1  # the steps
+        means = [state["adapter"]["input_mean"] for state in states]
+        assert torch.equal(means[0], means[2])
         assert (runs[0] / "train.json").read_bytes() == (
             runs[2] / "train.json"
         ).read_bytes()
-    # a grown adapter is another one for the runs that share it, too
-    longer = [*arguments, "--seeds=1", "--adapter.number_of_epochs=2"]
-    call(*longer, "--label_fractions=0.2")
-    call(*longer)
-    for run_folder in folder.glob("*/with_adapter/seed1/fold1/classifier"):
-        record = json.loads(
-            (
-                folder / "with_adapter/seed1/fold1/adapter/adapter.json"
-            ).read_text()
+    # an adapter that has grown is another one for all runs that share it
+    adapters = folder / "with_adapter"
+    arguments[0] = "cross_validate.py"
+    arguments += ["--seeds=1", "--adapter.number_of_epochs=2"]
+    for place, fraction in (("labels_0.2/with_adapter", 0.2), (adapters, 1.0)):
+        call(
+            *(*arguments, f"--label_fraction={fraction}"),
+            f"--adapters_folder={adapters}",
+            f"--output_folder={folder / place}",
         )
+        run_folder = folder / place / "seed1" / "fold1" / "classifier"
         settings = json.loads((run_folder / "save/settings.json").read_text())
+        path = adapters / "seed1" / "fold1" / "adapter" / "adapter.json"
+        record = json.loads(path.read_text())
+        assert record["number_of_epochs"] == 2
         identity = settings["settings"]["adapter_identity"]
         assert identity == identify_adapter(record)
 
@@ -694,19 +702,18 @@ def test_ravdess_is_read_and_cross_validated(cache, tmp_path):
     run_well(
         *("cross_validate.py", "adapter", "classifier", *TINY),
         *("--num_attributes=8", "--number_of_epochs=1", "--num_layers=1"),
-        f"--data_folder={tmp_path / 'RAVDESS'}",
+        *("--folds=2", f"--data_folder={tmp_path / 'RAVDESS'}"),
         f"--cache_folder={cache}",
         f"--output_folder={tmp_path / 'out'}",
         corpus="RAVDESS",
     )
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["classes"] == ["angry", "happy", "sad", "neutral"]
-    assert [(r["session"], r["n"]) for r in results["runs"]] == [
-        *[("11_12", 8), ("13_14", 8)]
-    ]
-    run_folder = tmp_path / "out" / "seed1993" / "fold1"
+    (held_out,) = results["runs"]
+    assert (held_out["session"], held_out["n"]) == ("13_14", 8)
+    run_folder = tmp_path / "out" / "seed1993" / "fold2"
     record = json.loads((run_folder / "adapter/adapter.json").read_text())
-    assert record["speakers"] == ["Actor_13", "Actor_14"]
+    assert record["speakers"] == ["Actor_11", "Actor_12"]
     # all emotions serve adapter training
     assert len(record["utterances"]) == 2 * 16
 
