@@ -106,6 +106,22 @@ def write_adapter_record(output_folder, settings, train, adapter_data):
     write_text(path, json.dumps(record, indent=1))
 
 
+def identify_adapter(record):
+    """Digests what an adapter is and what it was trained on.
+
+    Arguments
+    ---------
+    record : dict
+        What :func:`write_adapter_record` wrote.
+
+    Returns
+    -------
+    identity : str
+        For the settings guard of what is trained on top of it.
+    """
+    return record_digest(json.dumps(record, sort_keys=True))
+
+
 def check_adapter(adapter_folder, settings, splits):
     """Refuses an adapter of another model or one that saw a held-out speaker.
 
@@ -137,7 +153,7 @@ def check_adapter(adapter_folder, settings, splits):
         )
     keys = ("model", "adapter_data", "speakers", "utterances")
     record = read_json(path, "run train_adapter.py again.", keys)
-    identity = record_digest(json.dumps(record, sort_keys=True))
+    identity = identify_adapter(record)
     for key in MODEL_KEYS:
         mine, theirs = settings[key], record["model"].get(key)
         if mine != theirs:

@@ -26,7 +26,15 @@ class RecipeBrain(sb.Brain):
     utterances) of all ranks and of all batches that it accumulates.
     """
 
-    def make_train_loader(self, dataset, seed, batch_size, **options):
+    def make_train_loader(
+        self,
+        dataset,
+        seed,
+        batch_size,
+        num_passes=1,
+        epoch_size=None,
+        **options,
+    ):
         """Makes the training loader, with the same batches for any ranks.
 
         Arguments
@@ -37,6 +45,12 @@ class RecipeBrain(sb.Brain):
             Of the order.
         batch_size : int
             Of one rank.
+        num_passes : int
+            How often the dataset lists the same utterances, one pass after the
+            other.
+        epoch_size : int, optional
+            Number of utterances of an epoch, where they are not all of the
+            dataset: the last pass may stop at any of its utterances.
         **options : dict
             Further options of the loader.
 
@@ -44,9 +58,13 @@ class RecipeBrain(sb.Brain):
         -------
         loader : speechbrain.dataio.dataloader.SaveableDataLoader
         """
-        self.num_utterances = len(dataset)
+        self.num_utterances = epoch_size or len(dataset)
         self.train_sampler = BatchOrderSampler(
-            dataset, batch_size, count_ranks(), seed=seed
+            range(len(dataset) // num_passes),
+            batch_size,
+            count_ranks(),
+            seed=seed,
+            num_samples=self.num_utterances,
         )
         loader = self.make_dataloader(
             dataset,

@@ -57,7 +57,10 @@ NUMBERS = {
     "classifier_lr": (0.0, 1e30),
     "lr_end": (0.0, None),
     "ckpt_interval_minutes": (0.0, None),
+    "label_fraction": (0.0, 1.0),
 }
+# Those of them that must be above the lower bound
+ABOVE = ("label_fraction",)
 FLAGS = ("skip_prep", "input_norm", "mlp_residual", "normalize_before")
 CHOICES = {
     "target_norm": ("layer", "none"),
@@ -112,6 +115,8 @@ def find_mistake(key, value):
             return f"must be a whole number of at least {COUNTS[key]}{null}"
     elif key in NUMBERS:
         low, high = NUMBERS[key]
+        if key in ABOVE and not (is_number and low < value <= high):
+            return f"must be above {low:g} and at most {high:g}"
         if is_number and low <= value <= (math.inf if high is None else high):
             return None if math.isfinite(value) else "must be finite"
         if high is None:

@@ -32,8 +32,8 @@ def frame_statistics(feats):
     return np.concatenate([feats.mean(dim=0).numpy(), std.numpy()])
 
 
-def make_probe(strength=0.01):
-    """Makes a classifier of pooled frames that has yet to be fitted.
+def make_classifier(strength=0.01):
+    """Makes a classifier of standardised numbers that has yet to be fitted.
 
     Arguments
     ---------
@@ -42,13 +42,11 @@ def make_probe(strength=0.01):
 
     Returns
     -------
-    model : sklearn.pipeline.Pipeline
-        Logistic regression, which draws no random numbers; all classes weigh
-        the same.
+    model : sklearn.linear_model.LogisticRegression
+        It draws no random numbers; all classes weigh the same.
     """
-    return make_pipeline(
-        StandardScaler(),
-        LogisticRegression(C=strength, max_iter=2000, class_weight="balanced"),
+    return LogisticRegression(
+        C=strength, max_iter=2000, class_weight="balanced"
     )
 
 
@@ -79,7 +77,8 @@ def cross_validate_probe(pooled, labels, folds):
     predictions = np.empty_like(labels)
     for fold in np.unique(folds):
         is_test = folds == fold
-        model = make_probe().fit(pooled[~is_test], labels[~is_test].tolist())
+        model = make_pipeline(StandardScaler(), make_classifier())
+        model.fit(pooled[~is_test], labels[~is_test].tolist())
         predictions[is_test] = model.predict(pooled[is_test])
     scores = emotion_scores(
         labels.tolist(), predictions.tolist(), sorted(set(labels))
@@ -87,7 +86,9 @@ def cross_validate_probe(pooled, labels, folds):
     return scores["UA"]
 
 
-def linear_probe(splits, cache, classes, strength=0.01):
+def linear_probe(
+    splits, cache, classes, labelled=None, pooled=None, strength=0.01
+):
     """Fits logistic regression on pooled frames and scores the test split.
 
     Arguments
@@ -98,6 +99,12 @@ def linear_probe(splits, cache, classes, strength=0.01):
         The filled feature cache.
     classes : list of str
         The classes in their order.
+    labelled : dict, optional
+        The training entries whose labels are used; all by default. The others
+        only help to find mean and standard deviation of what is pooled.
+    pooled : dict, optional
+        What is pooled of an utterance, by its digest; filled as need be, so
+        that several probes read the cache once.
     strength : float
         Inverse of the regularisation's weight (scikit-learn's C).
 
@@ -106,14 +113,22 @@ def linear_probe(splits, cache, classes, strength=0.01):
     scores : dict
         UA, WA and F1, fractions.
     """
-    pooled, labels = {}, {}
-    for name in ("train", "test"):
-        entries = splits[name].values()
-        pooled[name] = np.stack(
-            [frame_statistics(cache.read(e["digest"])) for e in entries]
-        )
-        labels[name] = [e["label"] for e in entries]
-    model = make_probe(strength)
-    model.fit(pooled["train"], labels["train"])
-    predictions = model.predict(pooled["test"]).tolist()
-    return emotion_scores(labels["test"], predictions, classes)
+    pooled = {} if pooled is None else pooled
+
+    def pool(entries):
+        """Stacks what is pooled of utterances."""
+        for digest in (entry["digest"] for entry in entries.values()):
+            if digest not in pooled:
+                pooled[digest] = frame_statistics(cache.read(digest))
+        return np.stack([pooled[e["digest"]] for e in entries.values()])
+
+    labelled = splits["train"] if labelled is None else labelled
+    scaler = StandardScaler().fit(pool(splits["train"]))
+    model = make_classifier(strength)
+    model.fit(
+        scaler.transform(pool(labelled)),
+        [entry["label"] for entry in labelled.values()],
+    )
+    predictions = model.predict(scaler.transform(pool(splits["test"]))).tolist()
+    labels = [entry["label"] for entry in splits["test"].values()]
+    return emotion_scores(labels, predictions, classes)

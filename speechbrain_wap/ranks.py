@@ -82,6 +82,11 @@ class BatchOrderSampler(ReproducibleRandomSampler):
     beginning with the r-th. What the ranks then have at a step is, one after
     the other, the batch that a single rank would have.
 
+    An epoch may be longer than the data: it then goes through all of them
+    again, in another order each time, until it is long enough. What it draws in
+    the k-th pass, from 0, is number k * len(data_source) and the following
+    ones, so that repeats can be told apart.
+
     Arguments
     ---------
     data_source : sized
@@ -91,7 +96,8 @@ class BatchOrderSampler(ReproducibleRandomSampler):
     world_size : int
         Number of ranks.
     **kwargs : dict
-        seed and epoch, as in SpeechBrain's sampler.
+        seed and epoch, as in SpeechBrain's sampler; num_samples, the length of
+        an epoch, where it is another one.
 
     Example
     -------
@@ -99,6 +105,9 @@ class BatchOrderSampler(ReproducibleRandomSampler):
     >>> order = list(BatchOrderSampler(range(10), batch_size=2, world_size=2))
     >>> order[0:4:2] + order[1:4:2] == alone[:4]
     True
+    >>> sampler = BatchOrderSampler(range(2), batch_size=4, num_samples=5)
+    >>> [number // 2 for number in sampler]
+    [0, 0, 1, 1, 2]
     """
 
     def __init__(self, data_source, batch_size, world_size=1, **kwargs):
@@ -107,7 +116,11 @@ class BatchOrderSampler(ReproducibleRandomSampler):
         self.world_size = world_size
 
     def __iter__(self):
-        order = list(super().__iter__())
+        num_items = len(self.data_source)
+        order = [
+            place // num_items * num_items + number
+            for place, number in enumerate(super().__iter__())
+        ]
         size = self.batch_size * self.world_size
         for start in range(0, len(order), size):
             batch = order[start : start + size]

@@ -161,8 +161,16 @@ def total_confusion(results):
     return np.sum([run["confusion"] for run in results["runs"]], axis=0)
 
 
-def _save(figure, path):
-    """Writes a figure as PNG, without a display."""
+def save_figure(figure, path):
+    """Writes a figure as PNG, without a display.
+
+    Arguments
+    ---------
+    figure : matplotlib.figure.Figure
+        The figure.
+    path : str
+        The file to write.
+    """
     FigureCanvasAgg(figure)
     figure.tight_layout()
     with write_atomically(path) as temporary:
@@ -199,7 +207,7 @@ def draw_confusion(results, path):
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.set_title(f"All runs, UA {percent(results['mean']['UA'])} %")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _find_curve(rows, split, name):
@@ -249,7 +257,7 @@ def draw_curves(histories, panels, path):
         axes.grid(alpha=0.3)
         if number == 1 and len(histories) <= 10:
             axes.legend(fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def read_histories(folders):

@@ -16,6 +16,7 @@ SCRIPTS = {
     "adapter": ("train_adapter.py", ["adapter"]),
     "classifier": ("train_classifier.py", ["classifier"]),
     "cross_validate": ("cross_validate.py", ["adapter", "classifier"]),
+    "compare_systems": ("compare_systems.py", ["adapter", "classifier"]),
 }
 LABELS = ("joy", "rage")
 
@@ -57,7 +58,7 @@ def list_files(folder):
 
 
 class Bench:
-    """A run on a corpus of one's own, or on one in IEMOCAP's layout.
+    """A run on a corpus of one's own, or on one in another one's layout.
 
     Arguments
     ---------
@@ -81,6 +82,7 @@ class Bench:
         self.options = []
         self.csv = self.input / "own.csv"
         self.corpus = None  # else the folder of a corpus
+        self.recipe = "IEMOCAP"  # whose YAML files are used
         self.cache = cache
         self.hparams = None  # else the YAML files
         self.held_out = "s1"
@@ -127,6 +129,28 @@ class Bench:
         self.options.append("--classes={happy: [hap], angry: [ang]}")
         return self.corpus
 
+    def make_ravdess(self):
+        """Writes the corpus in RAVDESS's layout; returns its folder."""
+        self.corpus = self.input / "RAVDESS"
+        self.recipe = "RAVDESS"
+        emotions = dict(zip(LABELS, ("03", "05")))
+        for number, row in self.table.iterrows():
+            man = 9 + 2 * int(row["session"][1])  # 11, 13, 15
+            actor = f"{man + (row['speaker'][-1] == 'f')}"
+            name = f"03-01-{emotions[row['emo']]}-01-01-01-{actor}"
+            wav = self.corpus / f"Actor_{actor}" / f"{name}.wav"
+            wav.parent.mkdir(parents=True, exist_ok=True)
+            wav.write_bytes(Path(row["wav"]).read_bytes())
+            self.table.loc[number, "wav"] = str(wav)
+            self.table.loc[number, "id"] = name
+            self.table.loc[number, "speaker"] = f"Actor_{actor}"
+            self.table.loc[number, "session"] = f"{man}_{man + 1}"
+        self.table = self.table.sort_values("wav", ignore_index=True)
+        self.faulty = [self.table["id"][0]]
+        self.held_out = "11_12"
+        self.options.append("--classes={happy: [happy], angry: [angry]}")
+        return self.corpus
+
     def evaluation(self, session=2):
         """Names an evaluation file of the corpus in IEMOCAP's layout."""
         folder = self.corpus / f"Session{session}" / "dialog/EmoEvaluation"
@@ -135,7 +159,7 @@ class Bench:
     def arguments(self):
         """The command line."""
         _, stages = SCRIPTS[self.stage]
-        recipe = RECIPES / "IEMOCAP" / "wap_adapter" / "hparams"
+        recipe = RECIPES / self.recipe / "wap_adapter" / "hparams"
         files = self.hparams or [recipe / f"{name}.yaml" for name in stages]
         corpus = f"--corpus_csv={self.csv}"
         if self.corpus is not None:

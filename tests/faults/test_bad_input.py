@@ -675,6 +675,71 @@ IEMOCAP = {
     ),
 }
 
+# A corpus in RAVDESS's layout ------------------------------------------------
+
+
+def ravdess(*changes):
+    """A fault in the release; a change gets the bench and actor 12's folder."""
+
+    def spoil(bench):
+        folder = bench.make_ravdess() / "Actor_12"
+        for change in changes:
+            change(bench, folder)
+
+    return spoil
+
+
+def beside(*names):
+    """Copies of an utterance of speech under other names."""
+
+    def copy(bench, folder):
+        for name in names:
+            shutil.copy(next(folder.glob("*.wav")), folder / name)
+
+    return copy
+
+
+def only_songs(bench, folder):
+    """Removes all speech."""
+    beside("03-02-05-01-01-01-12.wav")(bench, folder)
+    for path in bench.corpus.rglob("03-01-*"):
+        path.unlink()
+
+
+def without_actor(bench, folder):
+    """Removes an actor, so that a pair has one only."""
+    shutil.rmtree(folder)
+    rows(lambda entry: entry["speaker"] != folder.name)(bench)
+
+
+RAVDESS = {
+    "RAVDESS without an actor": used(
+        ravdess(without_actor), "In all 10 of 1440, of 5 of 24 actors"
+    ),
+    "songs, videos and hidden files among RAVDESS's speech": used(
+        ravdess(
+            beside("03-02-05-01-01-01-12.wav", "01-01-05-01-01-01-12.wav"),
+            beside("01-01-05-01-01-01-12.mp4", "._03-01-05-01-01-01-12.wav"),
+        )
+    ),
+    "songs in place of RAVDESS's speech": refused(
+        ravdess(only_songs), "no file like Actor_01/03-01-01-01-01-01-01.wav"
+    ),
+    "an emotion that RAVDESS does not have": refused(
+        ravdess(beside("03-01-09-01-01-01-12.wav")),
+        "03-01-09-01-01-01-12.wav has no name that RAVDESS gives",
+        "rename or remove it",
+    ),
+    "an actor whom RAVDESS does not have": refused(
+        ravdess(beside("03-01-05-01-01-01-25.wav")),
+        "03-01-05-01-01-01-25.wav has no name that RAVDESS gives",
+    ),
+    "an utterance of RAVDESS as wav and as FLAC": refused(
+        ravdess(beside("03-01-05-01-01-01-12.flac")),
+        "id 03-01-05-01-01-01-12 stands for more than one",
+    ),
+}
+
 # Places ----------------------------------------------------------------------
 
 
@@ -825,6 +890,17 @@ VALUES = [
     value("classes=joy", "classes is 'joy', but must map"),
     value("classes={}", "at least two classes"),
     value("classes={a: [joy], b: [joy]}", "joy is in two classes, a and b"),
+    value("label_fraction=0", "=0 must be above 0 and at most 1"),
+    value("label_fraction=1.5", "=1.5 must be above 0 and at most 1"),
+    value("label_fraction=.nan"),
+    value("label_fraction=all", "=all must be above 0"),
+    value(
+        "label_fractions=0.1,2",
+        "0.1,2 must be numbers above 0 and at most 1",
+        stage="compare_systems",
+    ),
+    value("label_fractions=some", stage="compare_systems"),
+    value("label_fraction=no", "=no must be above", stage="compare_systems"),
     value("model_selection=first", "choose one of last, best"),
     value("mask_ratio=2", "=2 must be within 0 and 1", stage="adapter"),
     value("ema_decay=1.5", "ema_decay=1.5 must be within", stage="adapter"),
@@ -871,6 +947,19 @@ KEYS = {
     ),
     "--grad_accumulation_factor=99, more than an epoch has": used(
         options("grad_accumulation_factor=99"), stage="adapter"
+    ),
+    "--label_fraction of less than an utterance": used(
+        options("label_fraction=0.01"), "2 of 8 labelled .* .joy 1, rage 1."
+    ),
+    "--label_fraction beside --label_fractions": refused(
+        options("label_fraction=0.1", "label_fractions=0.1,1"),
+        "either --label_fraction or --label_fractions",
+        stage="compare_systems",
+    ),
+    "--adapters_folder with --adapter_training=False": refused(
+        options("adapters_folder=x", "adapter_training=False"),
+        "--adapters_folder is of no use",
+        stage="cross_validate",
     ),
     "a batch of one": used(options("batch_size=1")),
     "a batch of one, adapter training": used(
@@ -1103,7 +1192,15 @@ FILES = {
     ),
 }
 
-CASES = {**AUDIO, **TABLE, **IEMOCAP, **PLACES, **KEYS, **FILES}
+CASES = {
+    **AUDIO,
+    **TABLE,
+    **IEMOCAP,
+    **RAVDESS,
+    **PLACES,
+    **KEYS,
+    **FILES,
+}
 # The tests -------------------------------------------------------------------
 
 

@@ -8,13 +8,16 @@ import signal
 import socket
 import subprocess
 import time
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from recipe_runs import RECIPES, TINY, call, command, load_script, run, run_well
+from speechbrain.dataio import audio_io
 
+from speechbrain_wap.adapter_folder import identify_adapter
 from speechbrain_wap.checkpoints import Checkpointer
 from speechbrain_wap.diagnostics import DIAGNOSTICS
 from speechbrain_wap.errors import RecipeError
@@ -286,6 +289,7 @@ def test_a_training_killed_within_an_epoch_goes_on_there(tiny, tmp_path):
     arguments = ["train_classifier.py", "classifier", *tiny]
     arguments += ["--number_of_epochs=5", "--batch_size=4"]
     arguments += ["--ckpt_interval_minutes=0", "--ckpt_interval_steps=4"]
+    arguments += ["--label_fraction=0.3"]  # an epoch is several passes
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     call(*arguments, f"--output_folder={whole}")
     kill_after_epoch(2, killed, *arguments)
@@ -429,7 +433,7 @@ def one_rank(tiny, adapter, tmp_path_factory):
         # more attributes than the first batch has frames
         + ["--revive_after=3", "--num_attributes=700"],
         "classifier": ["train_classifier.py", "classifier", *options]
-        + [f"--adapter_folder={folder / 'adapter'}"],
+        + [f"--adapter_folder={folder / 'adapter'}", "--label_fraction=0.3"],
     }
     for stage, command_line in commands.items():
         output = f"--output_folder={folder / stage}"
@@ -597,23 +601,141 @@ def test_a_transductive_adapter_says_so_in_the_report(tiny, tmp_path):
     assert len(record["speakers"]) == 10
 
 
-def test_systems_are_compared_in_one_table(tiny, tmp_path):
-    arguments = ["adapter", "classifier", *tiny, "--num_attributes=8"]
-    said = run_well(
-        *("compare_systems.py", *arguments, "--number_of_epochs=1"),
-        *("--folds=1,3", "--seeds=1,2", f"--output_folder={tmp_path}"),
-    )
-    results = json.loads((tmp_path / "comparison.json").read_text("utf-8"))
-    systems = ["linear probe", "without adapter training"]
-    assert list(results) == [*systems, "with adapter training"]
-    for name, result in results.items():
-        runs = [(r["seed"], r["fold"]) for r in result["runs"]]
+@pytest.fixture(scope="module")
+def comparison(tiny, tmp_path_factory):
+    """A comparison of all labels over two folds and two seeds."""
+    folder = tmp_path_factory.mktemp("comparison")
+    arguments = [
+        *("compare_systems.py", "adapter", "classifier", *tiny),
+        *("--num_attributes=8", "--number_of_epochs=1", "--folds=1,3"),
+        *("--seeds=1,2", f"--output_folder={folder}"),
+    ]
+    return folder, arguments, run_well(*arguments)
+
+
+def test_systems_are_compared_in_one_table(comparison):
+    folder, _, said = comparison
+    results = json.loads((folder / "comparison.json").read_text("utf-8"))
+    systems = {entry["system"]: entry for entry in results["systems"]}
+    assert list(systems) == [
+        *("linear probe", "without adapter training", "with adapter training")
+    ]
+    for name, entry in systems.items():
+        runs = [(r["seed"], r["fold"]) for r in entry["runs"]]
         seeds = (1,) if name == "linear probe" else (1, 2)
         assert runs == [(s, f) for s in seeds for f in (1, 3)]
         assert name in said
-    table = (tmp_path / "comparison.md").read_text("utf-8")
-    probe = 100 * results["linear probe"]["mean"]["UA"]
+    table = (folder / "comparison.md").read_text("utf-8")
+    probe = 100 * systems["linear probe"]["mean"]["UA"]
     assert f"| linear probe             | 1     | {probe:.1f}" in table
+    (difference,) = results["differences"]
+    without, with_adapter = (
+        systems[f"{how} adapter training"]["runs"]
+        for how in ("without", "with")
+    )
+    gains = [b["UA"] - a["UA"] for a, b in zip(without, with_adapter)]
+    assert difference["mean"] == pytest.approx(sum(gains) / 4)
+    assert difference["runs"] == 4
+
+
+def test_the_curve_of_label_fractions_shares_the_adapters(comparison, tmp_path):
+    finished, arguments, _ = comparison
+    folder = tmp_path / "out"
+    shutil.copytree(finished, folder)
+    arguments = [a for a in arguments if not a.startswith("--output_folder")]
+    arguments += ["--folds=1", f"--output_folder={folder}"]
+
+    def stamp():
+        """When what both fractions share was written."""
+        files = [*folder.glob("*/seed*/fold*/*/save/CKPT*/*")]
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    before = stamp()
+    call(*arguments, "--label_fractions=1.0,0.2")
+    assert stamp() == before
+    assert (folder / "comparison.png").stat().st_size > 5000
+    assert not list(folder.glob("labels_0.2/with_adapter/seed*/*/adapter"))
+    content = json.loads((folder / "comparison.json").read_text("utf-8"))
+    found = {(e["system"], e["label_fraction"]): e for e in content["systems"]}
+    for (name, fraction), entry in found.items():
+        seeds = (1,) if (name, fraction) == ("linear probe", 1.0) else (1, 2)
+        assert [r["seed"] for r in entry["runs"]] == list(seeds)
+    few, all_labels = (found["linear probe", f]["runs"][0] for f in (0.2, 1.0))
+    assert few["UA"] != all_labels["UA"]
+    manifest = json.loads(
+        (folder / "from_scratch/seed1/fold1/classifier/train.json").read_text()
+    )
+    sizes = Counter(entry["label"] for entry in manifest.values())
+    for seed in (1, 2):
+        runs = [
+            folder / place / f"seed{seed}" / "fold1" / "classifier"
+            for place in (
+                "labels_0.2/from_scratch",
+                "labels_0.2/with_adapter",
+                "from_scratch",
+            )
+        ]
+        scores = [json.loads((r / "scores.json").read_text()) for r in runs]
+        assert scores[0]["num_labelled"] == scores[1]["num_labelled"]
+        assert scores[2]["num_labelled"] == sizes
+        for name, count in scores[0]["num_labelled"].items():
+            assert count == max(1, round(0.2 * sizes[name]))
+        # the rest is as with all labels
+        tables = [pd.read_csv(run / "predictions.csv") for run in runs]
+        for table in tables:
+            assert table["id"].equals(tables[2]["id"])
+        states = [load_checkpoint(run) for run in runs]
+        assert len({state["brain"] for state in states}) == 1  # the steps
+        means = [state["adapter"]["input_mean"] for state in states]
+        assert torch.equal(means[0], means[2])
+        assert (runs[0] / "train.json").read_bytes() == (
+            runs[2] / "train.json"
+        ).read_bytes()
+    # an adapter that has grown is another one for all runs that share it
+    adapters = folder / "with_adapter"
+    arguments[0] = "cross_validate.py"
+    arguments += ["--seeds=1", "--adapter.number_of_epochs=2"]
+    for place, fraction in (("labels_0.2/with_adapter", 0.2), (adapters, 1.0)):
+        call(
+            *(*arguments, f"--label_fraction={fraction}"),
+            f"--adapters_folder={adapters}",
+            f"--output_folder={folder / place}",
+        )
+        run_folder = folder / place / "seed1" / "fold1" / "classifier"
+        settings = json.loads((run_folder / "save/settings.json").read_text())
+        path = adapters / "seed1" / "fold1" / "adapter" / "adapter.json"
+        record = json.loads(path.read_text())
+        assert record["number_of_epochs"] == 2
+        identity = settings["settings"]["adapter_identity"]
+        assert identity == identify_adapter(record)
+
+
+def test_ravdess_is_read_and_cross_validated(cache, tmp_path):
+    seconds = torch.arange(4800) / 16000
+    for number in range(4 * 8):
+        actor, emotion = 11 + number // 8, 1 + number % 8
+        place = tmp_path / "RAVDESS" / f"Actor_{actor}"
+        place.mkdir(parents=True, exist_ok=True)
+        path = place / f"03-01-{emotion:02d}-01-01-01-{actor}.flac"
+        tone = torch.sin(6.28 * (100 * emotion + actor) * seconds)
+        audio_io.save(path, 0.3 * tone[None], 16000)
+    run_well(
+        *("cross_validate.py", "adapter", "classifier", *TINY),
+        *("--num_attributes=8", "--number_of_epochs=1", "--num_layers=1"),
+        *("--folds=2", f"--data_folder={tmp_path / 'RAVDESS'}"),
+        f"--cache_folder={cache}",
+        f"--output_folder={tmp_path / 'out'}",
+        corpus="RAVDESS",
+    )
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["classes"] == ["angry", "happy", "sad", "neutral"]
+    (held_out,) = results["runs"]
+    assert (held_out["session"], held_out["n"]) == ("13_14", 8)
+    run_folder = tmp_path / "out" / "seed1993" / "fold2"
+    record = json.loads((run_folder / "adapter/adapter.json").read_text())
+    assert record["speakers"] == ["Actor_11", "Actor_12"]
+    # all emotions serve adapter training
+    assert len(record["utterances"]) == 2 * 16
 
 
 def test_debug_runs_leave_no_scores(tiny, tmp_path):

@@ -61,7 +61,14 @@ def make_dataset(num_utterances=NUM_UTTERANCES):
 def fit(tmp_path):
     """Fits the line; returns the brain."""
 
-    def run(batch_size, epochs=2, lr=0.1, optimizer=torch.optim.SGD, **opts):
+    def run(
+        batch_size,
+        epochs=2,
+        lr=0.1,
+        optimizer=torch.optim.SGD,
+        epoch=None,
+        **opts,
+    ):
         torch.manual_seed(0)
         brain = FrameBrain(
             {"model": nn.Linear(3, 1)},
@@ -75,7 +82,9 @@ def fit(tmp_path):
             Checkpointer(tmp_path / str(len(list(tmp_path.iterdir())))),
         )
         brain.seen, brain.rates = [], []
-        loader = brain.make_train_loader(make_dataset(), 3, batch_size)
+        loader = brain.make_train_loader(
+            make_dataset(), 3, batch_size, **(epoch or {})
+        )
         brain.fit(brain.hparams.epoch_counter, loader)
         return brain
 
@@ -109,6 +118,17 @@ def test_every_utterance_is_in_a_step_of_each_epoch(fit):
     assert sorted(ids) == sorted(f"u{i}" for i in range(NUM_UTTERANCES))
     assert [place for place, _, _ in brain.seen] == [0, 0, 0, 0, 1, 1]
     assert brain.optimizer_step == 2
+
+
+def test_an_epoch_may_stop_within_its_last_pass(fit):
+    # utterances 5 to 9 stand for repeats of 0 to 4
+    brain = fit(4, epoch={"num_passes": 2, "epoch_size": 8})
+    assert brain.num_batches == brain.steps_per_epoch == 2
+    for start in (0, 2):
+        passes = [ids for _, _, ids in brain.seen[start : start + 2]]
+        numbers = [int(key[1:]) for ids in passes for key in ids]
+        assert len(set(numbers)) == 8
+        assert max(numbers[:5]) < 5 <= min(numbers[5:])
 
 
 def test_progress_goes_from_zero_to_one(fit):

@@ -369,3 +369,169 @@ def test_the_real_emodb_has_535_utterances_and_the_known_counts(
     }
     assert table["digest"].is_unique
     assert sorted(set(table["speaker"])) == SPEAKERS
+
+
+# RAVDESS ---------------------------------------------------------------------
+
+RAVDESS_EMOTIONS = (
+    "neutral calm happy sad angry fearful disgust surprised".split()
+)
+
+
+@pytest.fixture(scope="session")
+def ravdess(import_script):
+    return import_script("recipes/RAVDESS/ravdess_prepare.py")
+
+
+@pytest.fixture
+def prepare_ravdess(ravdess, tmp_path):
+    def run(root):
+        return ravdess.prepare_ravdess(root, tmp_path / "corpus.csv")
+
+    return run
+
+
+@pytest.fixture
+def make_ravdess(tmp_path, make_wav):
+    """Writes the last repetition of some actors, with what lies about."""
+
+    def make(*actors, inside=".", suffix=".wav", sample_rate=16000):
+        root = tmp_path / "RAVDESS"
+        for actor in actors:
+            folder = root / inside / f"Actor_{actor:02d}"
+            for emotion in range(1, 9):
+                for intensity in (1, 2)[: 1 + (emotion > 1)]:
+                    name = f"03-01-{emotion:02d}-{intensity:02d}-02-02"
+                    path = folder / f"{name}-{actor:02d}{suffix}"
+                    make_wav(path, sample_rate=sample_rate, seed=actor)
+            make_wav(folder / f"03-02-06-02-02-02-{actor:02d}.wav")
+            make_wav(folder / f"02-01-06-02-02-02-{actor:02d}.wav")
+            (folder / f"01-01-06-02-02-02-{actor:02d}.mp4").write_text("film")
+            mac = f"._03-01-06-02-02-02-{actor:02d}.wav"
+            (folder / mac).write_bytes(b"\x00\x05\x16\x07")
+            (folder / ".DS_Store").write_bytes(b"\x00")
+        return root
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "inside, suffix, sample_rate",
+    [
+        (".", ".wav", 48000),
+        ("Audio_Speech_Actors_01-24", ".wav", 48000),
+        (".", ".flac", 16000),
+    ],
+)
+def test_the_speech_of_ravdess_is_read_whatever_the_copy(
+    make_ravdess, prepare_ravdess, inside, suffix, sample_rate
+):
+    root = make_ravdess(1, 2, inside=inside, suffix=suffix)
+    table = prepare_ravdess(root)
+    assert len(table) == 2 * 15
+    assert (table["duration"] == 0.1).all()
+    row = table.set_index("id").loc["03-01-05-02-02-02-01"]
+    place = root / inside / "Actor_01" / f"03-01-05-02-02-02-01{suffix}"
+    assert row["wav"] == str(place.resolve())
+    assert row["emo"] == "angry"
+    found = {row["id"][6:8]: row["emo"] for _, row in table.iterrows()}
+    assert [found[f"0{code}"] for code in range(1, 9)] == RAVDESS_EMOTIONS
+
+
+def test_a_name_of_ravdess_says_who_speaks_and_how(ravdess, tmp_path):
+    names = ("03-01-08-02-02-01-11.flac", "03-01-01-01-01-02-24.wav")
+    rows = [ravdess.read_name(tmp_path / name) for name in names]
+    keys = ("speaker", "session", "emo", "gender", "intensity", "statement")
+    assert [[row[key] for key in (*keys, "repetition")] for row in rows] == [
+        *[["Actor_11", "11_12", "surprised", "male", "strong", "dogs", "1"]],
+        *[["Actor_24", "23_24", "neutral", "female", "normal", "kids", "2"]],
+    ]
+
+
+@pytest.mark.parametrize("actors", [range(1, 13), range(11, 25), (9, 10, 11)])
+def test_each_fold_of_ravdess_is_one_pair_of_actors_in_order(
+    make_ravdess, prepare_ravdess, actors
+):
+    table = prepare_ravdess(make_ravdess(*actors))
+    pairs = table.groupby("session")["speaker"].unique()
+    sessions = list_sessions(table)
+    assert len(sessions) == len({(actor + 1) // 2 for actor in actors})
+    speakers = [s for name in sessions for s in sorted(pairs[name])]
+    assert speakers == [f"Actor_{actor:02d}" for actor in actors]
+    for name in sessions:
+        men, women = (int(part) for part in name.split("_"))
+        assert (men % 2, women) == (1, men + 1)
+        genders = table[table["session"] == name].groupby("speaker")["gender"]
+        assert genders.first().to_dict() == {
+            speaker: "male" if int(speaker[-2:]) % 2 else "female"
+            for speaker in pairs[name]
+        }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "03-01-09-01-01-01-11.wav",
+        "03-01-05-03-01-01-11.wav",
+        "03-01-05-01-01-01-25.wav",
+        "03-01-05-01-01-01-00.wav",
+        "03-01-05-01-01-11.wav",
+        "03-01-05-01-01-01-11 (1).wav",
+        "03-03-05-01-01-01-11.wav",
+        "silence.WAV",
+    ],
+)
+def test_a_wrong_name_in_ravdess_is_said(
+    make_ravdess, prepare_ravdess, make_wav, name
+):
+    root = make_ravdess(11)
+    make_wav(root / "Actor_11" / name)
+    with pytest.raises(RecipeError, match=r"rename or remove") as error:
+        prepare_ravdess(root)
+    assert name in str(error.value)
+
+
+def test_a_folder_without_speech_of_ravdess_is_refused(
+    prepare_ravdess, make_wav, tmp_path
+):
+    make_wav(tmp_path / "songs" / "Actor_11" / "03-02-01-01-01-01-11.wav")
+    make_wav(tmp_path / "flat" / "03-01-01-01-01-01-11.wav")
+    for folder in ("songs", "flat", "missing"):
+        with pytest.raises(RecipeError, match=f"data_folder=.*{folder}"):
+            prepare_ravdess(tmp_path / folder)
+
+
+def test_the_same_speech_of_ravdess_in_two_formats_is_refused(
+    make_ravdess, prepare_ravdess
+):
+    make_ravdess(11)
+    with pytest.raises(RecipeError, match="id 03-01-01-01-02-02-11 stands for"):
+        prepare_ravdess(make_ravdess(11, suffix=".flac"))
+
+
+def test_a_part_of_ravdess_passes_and_is_said_to_differ(
+    make_ravdess, prepare_ravdess, caplog
+):
+    caplog.set_level("INFO")
+    prepare_ravdess(make_ravdess(3, 11))
+    assert "neutral 2/96, calm 4/192" in caplog.text
+    said = "In all 30 of 1440, of 2 of 24 actors, utterances of Actor_03, "
+    assert f"{said}Actor_11 are missing" in caplog.text
+
+
+def test_the_real_ravdess_has_the_known_counts(shared, prepare_ravdess, caplog):
+    caplog.set_level("INFO")
+    table = prepare_ravdess(shared("corpora", "RAVDESS"))
+    assert len(table) == 840 and len(list_sessions(table)) == 7
+    said = "In all 840 of 1440, of 14 of 24 actors, each with all utterances"
+    assert said in caplog.text
+    counts = {**dict.fromkeys(RAVDESS_EMOTIONS, 112), "neutral": 56}
+    assert table["emo"].value_counts().to_dict() == counts
+    assert table["digest"].is_unique
+    for column, values in (
+        ("gender", 2),
+        ("intensity", 2),
+        ("statement", 2),
+        ("repetition", 2),
+    ):
+        assert table[column].nunique() == values

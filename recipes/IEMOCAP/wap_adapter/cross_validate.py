@@ -6,9 +6,11 @@
 
 Options of its own: --folds=1,2,3 (default: all), --seeds=1993,1994 (default:
 the YAML's), --adapter_training=False (no stage 1), --jobs=4 (that many folds at
-a time, each in a process of its own). Any other key goes to the
-stages whose YAML has it; --adapter.key=value and --classifier.key=value to one
-stage. The same command again takes up what was interrupted.
+a time, each in a process of its own), --adapters_folder=results/my_run (where
+stage 1 of each fold and seed lies or is to lie, for runs that differ in stage 2
+only; default: the output folder). Any other key goes to the stages whose YAML
+has it; --adapter.key=value and --classifier.key=value to one stage. The same
+command again takes up what was interrupted.
 """
 
 import hashlib
@@ -30,7 +32,7 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
-from speechbrain_wap.adapter_folder import MODEL_KEYS, RECORD
+from speechbrain_wap.adapter_folder import MODEL_KEYS, RECORD, identify_adapter
 from speechbrain_wap.corpus import (
     choose_classes,
     label_utterances,
@@ -67,7 +69,14 @@ import train_classifier  # noqa: E402
 # The outcome of such runs is no result.
 REFUSED_OPTIONS = ("debug", "debug_persistently", "test_only")
 STAGES = ("adapter", "classifier")
-OWN_KEYS = ("folds", "seeds", "adapter_training", "output_folder", "jobs")
+OWN_KEYS = (
+    "folds",
+    "seeds",
+    "adapter_training",
+    "adapters_folder",
+    "output_folder",
+    "jobs",
+)
 # Set here for each run.
 SET_KEYS = {
     "fold": "use --folds",
@@ -171,8 +180,8 @@ def parse_command(arguments):
     -------
     command : dict
         "stages" (YAML, arguments, overrides and settings of each stage),
-        "run_opts", "folds" (None: all), "seeds", "adapter_training", "jobs"
-        and "output_folder".
+        "run_opts", "folds" (None: all), "seeds", "adapter_training", "jobs",
+        "output_folder" and "adapters_folder".
     """
     positional, options = split_options(arguments)
     if len(positional) != 2:
@@ -188,6 +197,10 @@ def parse_command(arguments):
         raise RecipeError(
             f"--adapter_training={own['adapter_training']} must be True or "
             "False."
+        )
+    if "adapters_folder" in own and not adapter_training:
+        raise RecipeError(
+            "--adapters_folder is of no use with --adapter_training=False."
         )
     jobs = parse_list(own.get("jobs", "1"), "jobs")
     if len(jobs) != 1 or jobs[0] < 1:
@@ -231,7 +244,28 @@ def parse_command(arguments):
         "adapter_training": adapter_training,
         "jobs": jobs[0],
         "output_folder": output_folder,
+        "adapters_folder": own.get("adapters_folder") or output_folder,
     }
+
+
+def find_run(root, seed, fold):
+    """Names the folder of a fold and a seed.
+
+    Arguments
+    ---------
+    root : str
+        The output folder, or that of the adapters.
+    seed : int
+        The seed.
+    fold : int
+        Counted from 1.
+
+    Returns
+    -------
+    folder : str
+        Has the folders adapter and classifier.
+    """
+    return os.path.join(root, f"seed{seed}", f"fold{fold}")
 
 
 def prepare(command):
@@ -291,7 +325,7 @@ def prepare(command):
     return folds, sessions
 
 
-def run_fold(command, fold, seed, folder):
+def run_fold(command, fold, seed):
     """Runs both stages of one fold, or takes up where they stopped.
 
     Arguments
@@ -302,18 +336,18 @@ def run_fold(command, fold, seed, folder):
         Counted from 1.
     seed : int
         The seed of both stages.
-    folder : str
-        Gets the folders adapter and classifier.
 
     Returns
     -------
     scores : dict
         Content of the classifier's scores.json.
     """
-    scores = run_on_main(find_scores, args=[command, folder])
+    folder = find_run(command["output_folder"], seed, fold)
+    adapter = find_run(command["adapters_folder"], seed, fold)
+    adapter = os.path.join(adapter, "adapter")
+    scores = run_on_main(find_scores, args=[command, folder, adapter])
     if scores is not None:
         return scores
-    adapter = os.path.join(folder, "adapter")
     run = [f"--fold={fold}", f"--seed={seed}"]
     if command["jobs"] > 1:
         run.append("--noprogressbar")  # several would overwrite each other
@@ -338,7 +372,7 @@ def read_scores(folder):
     Arguments
     ---------
     folder : str
-        Holds the folders adapter and classifier.
+        Holds the folder classifier.
 
     Returns
     -------
@@ -350,7 +384,7 @@ def read_scores(folder):
     return read_json(path, "run the same command again.", keys)
 
 
-def find_scores(command, folder):
+def find_scores(command, folder, adapter):
     """Looks whether a fold has been run to its end.
 
     Arguments
@@ -358,31 +392,35 @@ def find_scores(command, folder):
     command : dict
         What :func:`parse_command` gave.
     folder : str
-        Holds the folders adapter and classifier.
+        Holds the folder classifier.
+    adapter : str
+        Output folder of stage 1.
 
     Returns
     -------
     scores : dict or None
         None where a stage is still to be run, or has got more epochs. Where
-        the adapter has, its stage 2 is removed: it began with another one.
+        the adapter has, be it in a run that shares it, its stage 2 is
+        removed: it began with another one.
     """
     wanted = {
         stage: command["stages"][stage]["settings"]["number_of_epochs"]
         for stage in STAGES
     }
-    record = Path(folder, "adapter", RECORD)
+    record = Path(adapter, RECORD)
     if command["adapter_training"] and record.is_file():
-        has = read_json(record, f"delete {folder} to run the fold anew.")
-        if has["number_of_epochs"] < wanted["adapter"]:
+        has = read_json(record, f"delete {adapter} to run the fold anew.")
+        missing = wanted["adapter"] - has["number_of_epochs"]
+        if missing > 0 or began_with_another(folder, has):
             classifier = Path(folder, "classifier")
             if classifier.is_dir():
                 logger.warning(
-                    f"{classifier} is removed and trained anew: its adapter "
-                    f"gets {wanted['adapter']} epochs, no longer "
-                    f"{has['number_of_epochs']}."
+                    f"{classifier} is removed and trained anew: the adapter "
+                    f"that it began with gets {wanted['adapter']} epochs."
                 )
                 shutil.rmtree(classifier)
-            return None
+        if missing:
+            return None  # stage 1 goes on, or refuses to shrink
     if not Path(folder, "classifier", "scores.json").is_file():
         return None
     try:
@@ -398,6 +436,29 @@ def find_scores(command, folder):
             "another output_folder, or delete this one to start anew."
         )
     return scores if done == wanted["classifier"] else None
+
+
+def began_with_another(folder, record):
+    """Tells whether stage 2 began with another adapter than there is.
+
+    Arguments
+    ---------
+    folder : str
+        Holds the folder classifier.
+    record : dict
+        What the adapter's training has recorded.
+
+    Returns
+    -------
+    is_another : bool
+        False where stage 2 has not begun.
+    """
+    path = Path(folder, "classifier", "save", "settings.json")
+    if not path.is_file():
+        return False
+    settings = read_json(path, f"delete {folder} to run the fold anew.")
+    identity = settings.get("settings", {}).get("adapter_identity")
+    return identity != identify_adapter(record)
 
 
 def refuse_different_models(command):
@@ -449,6 +510,12 @@ def list_notes(command):
             else "Validated on one session, tested on another (held_out)."
         ),
     ]
+    if settings["label_fraction"] != 1.0:
+        notes.append(
+            f"Fine-tuned on {100 * settings['label_fraction']:g} % of the "
+            "labelled training utterances of each class (label_fraction), in "
+            "as many steps as on all."
+        )
     if settings["model_selection"] == "last":
         notes.append("Scores are those of the last epoch.")
     elif settings["protocol"] == "paper":
@@ -570,14 +637,7 @@ def run_all(command):
     folds, sessions = run_on_main(prepare, args=[command])
     plan = [(seed, fold) for seed in command["seeds"] for fold in folds]
     names = [f"fold {fold}, seed {seed}" for seed, fold in plan]
-    folders = [
-        os.path.join(folder, f"seed{seed}", f"fold{fold}")
-        for seed, fold in plan
-    ]
-    tasks = [
-        (command, fold, seed, run_folder)
-        for (seed, fold), run_folder in zip(plan, folders)
-    ]
+    tasks = [(command, fold, seed) for seed, fold in plan]
     runs, started = [None] * len(plan), time.time()
     for done, (number, scores) in enumerate(run_folds(command, tasks), 1):
         runs[number] = scores
@@ -593,8 +653,11 @@ def run_all(command):
                 flush=True,
             )
     adapters, classifiers = (
-        {name: os.path.join(f, stage) for name, f in zip(names, folders)}
-        for stage in STAGES
+        {
+            name: os.path.join(find_run(root, *run), stage)
+            for name, run in zip(names, plan)
+        }
+        for stage, root in zip(STAGES, (command["adapters_folder"], folder))
     )
     results = sum_up(runs, summarise_settings(command, folds))
     if if_main_process():

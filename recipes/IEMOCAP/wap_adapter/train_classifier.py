@@ -12,6 +12,7 @@ Without --adapter_folder the WAP-Transformer is trained from scratch.
 """
 
 import json
+import math
 
 import pandas as pd
 import speechbrain as sb
@@ -46,6 +47,11 @@ from speechbrain_wap.hparams import (
     record_settings,
     restored_if_refused,
     run_script,
+)
+from speechbrain_wap.label_fraction import (
+    choose_labelled,
+    count_labels,
+    repeat_utterances,
 )
 from speechbrain_wap.lengths import valid_frames
 from speechbrain_wap.masking import sample_utterance_masks
@@ -216,6 +222,7 @@ class EmotionBrain(RecipeBrain):
             "fold": self.hparams.fold,
             "seed": self.hparams.seed,
             "number_of_epochs": self.hparams.number_of_epochs,
+            "num_labelled": self.num_labelled,
             "session": "+".join(sorted(set(table["session"]))),
             "n": len(table),
             **scores,
@@ -224,7 +231,7 @@ class EmotionBrain(RecipeBrain):
         write_text(self.hparams.scores_file, json.dumps(result, indent=1))
 
 
-def dataio_prep(hparams, splits, cache, classes):
+def dataio_prep(hparams, splits, cache, labelled, classes):
     """Makes the datasets of the labelled utterances.
 
     Arguments
@@ -235,6 +242,8 @@ def dataio_prep(hparams, splits, cache, classes):
         Manifest entries by utterance id of each split.
     cache : speechbrain_wap.features.FeatureCache
         The filled feature cache.
+    labelled : dict
+        Those of the training utterances whose labels are used.
     classes : list of str
         The classes in their order.
 
@@ -242,6 +251,9 @@ def dataio_prep(hparams, splits, cache, classes):
     -------
     datasets : dict
         "train" (with the minority classes' copies), "valid" and "test".
+    epoch : dict
+        epoch_size, as large as with all labels, and num_passes, how often
+        "train" has the labelled utterances for that.
     """
 
     @takes("label")
@@ -250,11 +262,12 @@ def dataio_prep(hparams, splits, cache, classes):
         """Turns the label into the class's index."""
         return classes.index(label)
 
-    entries = dict(splits)
-    entries["train"] = augment_minorities(
-        splits["train"], hparams["augmentation"], hparams["seed"]
-    )
-    return {
+    how = {"strategy": hparams["augmentation"], "seed": hparams["seed"]}
+    train = augment_minorities(labelled, **how)
+    epoch_size = len(augment_minorities(splits["train"], **how))
+    num_passes = math.ceil(epoch_size / len(train))
+    entries = {**splits, "train": repeat_utterances(train, num_passes)}
+    datasets = {
         name: make_dataset(
             entries[name],
             cache,
@@ -265,6 +278,7 @@ def dataio_prep(hparams, splits, cache, classes):
         )
         for name in ("train", "valid", "test")
     }
+    return datasets, {"num_passes": num_passes, "epoch_size": epoch_size}
 
 
 def main(arguments):
@@ -349,12 +363,21 @@ def train(hparams, overrides, settings, run_opts):
     settings["encoder_key"] = cache.key
     settings["class_names"] = classes
     settings["data"] = describe_data(splits, classes)
+    labelled = choose_labelled(
+        splits["train"], hparams["label_fraction"], hparams["seed"]
+    )
+    settings["num_labelled"] = count_labels(labelled, classes)
+    listing = ", ".join(f"{k} {n}" for k, n in settings["num_labelled"].items())
+    logger.info(
+        f"label_fraction={hparams['label_fraction']}: {len(labelled)} of "
+        f"{len(splits['train'])} labelled training utterances ({listing})."
+    )
     if hparams["adapter_folder"]:
         settings["adapter_identity"] = run_on_main(
             check_adapter, args=[hparams["adapter_folder"], settings, splits]
         )
     run_on_main(record_settings, args=[hparams["save_folder"], settings])
-    datasets = dataio_prep(hparams, splits, cache, classes)
+    datasets, epoch = dataio_prep(hparams, splits, cache, labelled, classes)
 
     # Loading an encoder draws random numbers, reading the cache does not.
     sb.utils.seed.seed_everything(hparams["seed"])
@@ -367,6 +390,8 @@ def train(hparams, overrides, settings, run_opts):
             hparams["adapter"],
         )
     elif hparams["input_norm"]:
+        # without their labels, as adapter training measures them: what a
+        # fraction of the labels costs is then not mixed with this
         statistics = measure_features(cache, splits["train"])
         hparams["adapter"].set_input_statistics(*statistics)
     brain = EmotionBrain(
@@ -377,9 +402,11 @@ def train(hparams, overrides, settings, run_opts):
         checkpointer=hparams["checkpointer"],
     )
     brain.splits, brain.classes = splits, classes
+    brain.num_labelled = settings["num_labelled"]
     train_loader = brain.make_train_loader(
         datasets["train"],
         seed=hparams["seed"],
+        **epoch,
         **hparams["dataloader_options"],
     )
     brain.fit(

@@ -1,0 +1,201 @@
+"""The comparison of systems: pairs, table, curve; and the linear probe."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import generator
+
+from speechbrain_wap.comparison import (
+    PROBE,
+    WITH,
+    WITHOUT,
+    draw_label_curve,
+    paired_difference,
+    write_comparison,
+)
+from speechbrain_wap.probe import StandardScaler, linear_probe
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def make_results(scores, seeds=(1, 2)):
+    """Results whose UA is given by seed and fold."""
+    runs = [
+        {"seed": seed, "fold": fold, "UA": ua}
+        for seed, row in zip(seeds, scores)
+        for fold, ua in enumerate(row, start=1)
+    ]
+    means = [float(np.mean(row)) for row in scores]
+    per_seed = [{"seed": s, "UA": m} for s, m in zip(seeds, means)]
+    return {
+        "classes": ["angry", "sad"],
+        "runs": runs,
+        "mean": dict.fromkeys(("UA", "WA", "F1"), float(np.mean(means))),
+        "std": dict.fromkeys(("UA", "WA", "F1"), 0.0125),
+        "per_seed": per_seed,
+    }
+
+
+BASELINE = [[0.5, 0.6, 0.7], [0.4, 0.8, 0.6]]
+RESULTS = [[0.6, 0.6, 0.8], [0.3, 0.9, 0.8]]
+
+
+def test_runs_are_paired_by_seed_and_fold():
+    results, baseline = make_results(RESULTS), make_results(BASELINE)
+    baseline["runs"].reverse()
+    found = paired_difference(results, baseline)
+    differences = np.array([0.1, 0.0, 0.1, -0.1, 0.1, 0.2])
+    error = differences.std(ddof=1) / np.sqrt(6)
+    assert found["runs"] == 6
+    assert found["mean"] == pytest.approx(differences.mean())
+    assert found["standard_error"] == pytest.approx(error)
+    # two-sided, of Student's t with 5 degrees of freedom, found by integration
+    t = np.linspace(0, differences.mean() / error, 100_001)
+    density = 0.3796066898 * (1 + t**2 / 5) ** -3
+    inside = ((density[1:] + density[:-1]) / 2).sum() * t[1]
+    assert found["p"] == pytest.approx(1 - 2 * inside, abs=1e-6)
+    assert (found["better"], found["equal"], found["worse"]) == (4, 1, 1)
+
+
+@pytest.mark.parametrize("gain", [0.0, 0.1])
+def test_differences_that_are_all_the_same_have_no_p(gain):
+    shifted = [[ua + gain for ua in row] for row in BASELINE]
+    found = paired_difference(make_results(shifted), make_results(BASELINE))
+    assert found["p"] is None
+    assert found["standard_error"] == pytest.approx(0.0)
+    assert found["better" if gain else "equal"] == 6
+
+
+def test_a_single_run_has_neither_error_nor_p():
+    one, other = make_results([[0.5]]), make_results([[0.7]])
+    found = paired_difference(one, other)
+    assert found["mean"] == pytest.approx(-0.2)
+    assert (found["standard_error"], found["p"]) == (None, None)
+    assert found["worse"] == 1
+
+
+def make_systems(*fractions):
+    """Three systems at each share of the labels."""
+    return [
+        {"system": name, "label_fraction": fraction, **results}
+        for fraction in fractions
+        for name, results in (
+            (PROBE, make_results([[0.5, 0.6, 0.9]])),
+            (WITHOUT, make_results(BASELINE)),
+            (WITH, make_results(RESULTS)),
+        )
+    ]
+
+
+def test_shares_of_the_labels_are_rows_and_a_curve(tmp_path):
+    systems = make_systems(0.05, 1.0)
+    said = write_comparison(tmp_path, systems)
+    text = (tmp_path / "comparison.md").read_text("utf-8")
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    assert lines[0] == "| system | labels | seeds | UA | WA | F1 |"
+    row = "| without adapter training | 5 % | 2 |" + " 60.0 ± 1.2 |" * 3
+    assert lines[3] == row
+    assert "| linear probe | 100 % | 1 | 66.7 | 66.7 | 66.7 |" in lines
+    assert "| 5 % | 6 | +6.7 | 4.2 | 0.17 | 4 / 1 / 1 |" in lines
+    assert all(line in text for line in said.splitlines())
+    assert "p is optimistic" in text and "label_fraction" in text
+    assert "](comparison.png)" in text
+    assert (tmp_path / "comparison.png").read_bytes().startswith(PNG)
+    content = json.loads((tmp_path / "comparison.json").read_text("utf-8"))
+    assert content["systems"] == systems
+    assert [d["label_fraction"] for d in content["differences"]] == [0.05, 1.0]
+
+
+def test_all_labels_alone_are_no_curve(tmp_path):
+    said = write_comparison(tmp_path, make_systems(1.0))
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    assert lines[0] == "| system | seeds | UA | WA | F1 |"
+    assert "| 100 % | 6 | +6.7 | 4.2 | 0.17 | 4 / 1 / 1 |" in lines
+    assert not (tmp_path / "comparison.png").exists()
+    text = (tmp_path / "comparison.md").read_text("utf-8")
+    assert "png" not in text and "label_fraction" not in text
+
+
+def test_the_curve_has_a_line_for_each_system_and_one_for_chance(
+    tmp_path, monkeypatch
+):
+    figures = []
+    monkeypatch.setattr(
+        "speechbrain_wap.comparison.save_figure",
+        lambda figure, path: figures.append(figure),
+    )
+    draw_label_curve(make_systems(0.1, 0.5, 1.0), tmp_path / "a.png")
+    (axes,) = figures[0].axes
+    assert axes.get_xscale() == "log"
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["10", "50", "100"]
+    lines = {bars.get_label(): bars.lines for bars in axes.containers}
+    assert list(lines) == [PROBE, WITHOUT, WITH]
+    for name, ua, spread in ((PROBE, 66.67, 0.0), (WITHOUT, 60.0, 1.25)):
+        line, _, (bars,) = lines[name]
+        assert line.get_xdata() == pytest.approx([10, 50, 100])
+        assert line.get_ydata() == pytest.approx([ua] * 3, abs=0.01)
+        low, high = bars.get_segments()[0][:, 1]
+        assert high - low == pytest.approx(2 * spread, abs=1e-6)
+    (chance,) = (x for x in axes.lines if x.get_label() == "chance")
+    assert set(chance.get_ydata()) == {50.0}
+
+
+# The linear probe ------------------------------------------------------------
+
+
+class FakeCache:
+    """Frames whose mean tells the class, and how often they are read."""
+
+    def __init__(self, sizes):
+        self.reads = 0
+        self.feats, self.splits = {}, {}
+        source = generator()
+        for split, size in sizes.items():
+            self.splits[split] = {}
+            for i in range(size):
+                label = "ab"[i % 2]
+                shift = 1.0 if label == "a" else -1.0
+                feats = shift + torch.randn(9, 4, generator=source)
+                self.feats[f"{split}{i}"] = feats
+                entry = {"digest": f"{split}{i}", "label": label}
+                self.splits[split][f"{split}{i}"] = entry
+
+    def read(self, digest):
+        self.reads += 1
+        return self.feats[digest]
+
+
+def test_the_probe_learns_from_the_labels_it_is_given_only():
+    cache = FakeCache({"train": 40, "test": 20})
+    splits = cache.splits
+    assert linear_probe(splits, cache, ["a", "b"])["UA"] == 1.0
+    labelled = dict(list(splits["train"].items())[:6])
+    expected = linear_probe(splits, cache, ["a", "b"], labelled)
+    for key, entry in splits["train"].items():
+        if key not in labelled:  # lies that must not matter
+            entry["label"] = "a" if entry["label"] == "b" else "b"
+    assert linear_probe(splits, cache, ["a", "b"], labelled) == expected
+    assert expected["UA"] == 1.0
+    assert linear_probe(splits, cache, ["a", "b"])["UA"] < 0.5
+
+
+def test_the_probe_scales_by_all_training_speech(monkeypatch):
+    cache = FakeCache({"train": 40, "test": 20})
+    labelled = dict(list(cache.splits["train"].items())[:6])
+    fitted, original = [], StandardScaler.fit
+    monkeypatch.setattr(
+        "speechbrain_wap.probe.StandardScaler.fit",
+        lambda self, rows: fitted.append(len(rows)) or original(self, rows),
+    )
+    linear_probe(cache.splits, cache, ["a", "b"], labelled)
+    assert fitted == [40]
+
+
+def test_several_probes_read_the_cache_once():
+    cache, pooled = FakeCache({"train": 40, "test": 20}), {}
+    for count in (4, 6, 40):
+        labelled = dict(list(cache.splits["train"].items())[:count])
+        linear_probe(cache.splits, cache, ["a", "b"], labelled, pooled)
+    assert cache.reads == len(pooled) == 60
