@@ -26,7 +26,9 @@ class RecipeBrain(sb.Brain):
     utterances) of all ranks and of all batches that it accumulates.
     """
 
-    def make_train_loader(self, dataset, seed, batch_size, **options):
+    def make_train_loader(
+        self, dataset, seed, batch_size, plan=None, **options
+    ):
         """Makes the training loader, with the same batches for any ranks.
 
         Arguments
@@ -37,6 +39,9 @@ class RecipeBrain(sb.Brain):
             Of the order.
         batch_size : int
             Of one rank.
+        plan : speechbrain_wap.epoch_plan.EpochPlan, optional
+            What of the dataset (its ``entries``) each epoch has; all, once, by
+            default.
         **options : dict
             Further options of the loader.
 
@@ -44,10 +49,10 @@ class RecipeBrain(sb.Brain):
         -------
         loader : speechbrain.dataio.dataloader.SaveableDataLoader
         """
-        self.num_utterances = len(dataset)
         self.train_sampler = BatchOrderSampler(
-            dataset, batch_size, count_ranks(), seed=seed
+            dataset, batch_size, count_ranks(), plan, seed=seed
         )
+        self.num_utterances = len(self.train_sampler)
         loader = self.make_dataloader(
             dataset,
             Stage.TRAIN,

@@ -90,6 +90,8 @@ class BatchOrderSampler(ReproducibleRandomSampler):
         Of one rank.
     world_size : int
         Number of ranks.
+    plan : speechbrain_wap.epoch_plan.EpochPlan, optional
+        What of the data each epoch has; all of them, once, by default.
     **kwargs : dict
         seed and epoch, as in SpeechBrain's sampler.
 
@@ -101,13 +103,20 @@ class BatchOrderSampler(ReproducibleRandomSampler):
     True
     """
 
-    def __init__(self, data_source, batch_size, world_size=1, **kwargs):
-        super().__init__(data_source, **kwargs)
+    def __init__(
+        self, data_source, batch_size, world_size=1, plan=None, **kwargs
+    ):
+        places = data_source if plan is None else range(len(plan))
+        super().__init__(places, **kwargs)
         self.batch_size = batch_size
         self.world_size = world_size
+        self.plan = plan
 
     def __iter__(self):
         order = list(super().__iter__())
+        if self.plan is not None:
+            chosen = self.plan.choose(self.epoch)
+            order = [chosen[place] for place in order]
         size = self.batch_size * self.world_size
         for start in range(0, len(order), size):
             batch = order[start : start + size]

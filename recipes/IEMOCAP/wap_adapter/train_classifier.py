@@ -347,9 +347,12 @@ def train(hparams, overrides, settings, run_opts):
     settings["encoder_key"] = cache.key
     settings["class_names"] = classes
     settings["data"] = describe_data(splits, classes)
+    settings["adapter_identity"] = None
     if hparams["adapter_folder"]:
         settings["adapter_identity"] = run_on_main(
-            check_adapter, args=[hparams["adapter_folder"], settings, splits]
+            check_adapter,
+            args=[hparams["adapter_folder"], settings, splits],
+            kwargs={"corpus_table": hparams["corpus_table"]},
         )
     run_on_main(record_settings, args=[hparams["save_folder"], settings])
     datasets = dataio_prep(hparams, splits, cache, classes)
