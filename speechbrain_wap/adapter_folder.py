@@ -173,7 +173,7 @@ def describe_adapter(adapter_folder):
     text : str
     """
     record = read_adapter_record(adapter_folder)
-    tables = [{**record, "name": "the corpus under test"}, *record["corpora"]]
+    tables = [{**record, "name": "its corpus under test"}, *record["corpora"]]
     heard = " and ".join(
         # an audio file and a name for each
         f"{len(table['utterances']) // 2} utterances of "

@@ -46,6 +46,22 @@ SPLITS = ("train", "valid", "test")
 AUDIO_INDEX = "audio_index.json"
 
 
+def find_index(cache_folder):
+    """Names the file that keeps which audio files are known.
+
+    Arguments
+    ---------
+    cache_folder : str
+        The cache's folder.
+
+    Returns
+    -------
+    audio_index : str
+        See :func:`speechbrain_wap.corpus.inspect_files`.
+    """
+    return os.path.join(cache_folder, AUDIO_INDEX)
+
+
 def prepare_table(
     prepare_corpus,
     data_folder,
@@ -77,7 +93,7 @@ def prepare_table(
     """
     kept = {
         "max_skipped": max_skipped,
-        "audio_index": os.path.join(cache_folder, AUDIO_INDEX),
+        "audio_index": find_index(cache_folder),
     }
     if corpus_csv:
         table = read_own_corpus(corpus_csv)
@@ -171,7 +187,7 @@ def prepare_tables(corpus, corpora=()):
     """
     if not corpora:
         return prepare_table(**corpus), None
-    audio_index = os.path.join(corpus["cache_folder"], AUDIO_INDEX)
+    audio_index = find_index(corpus["cache_folder"])
     skipped_csv = Path(corpus["corpus_table"]).with_name(SKIPPED_NAME)
     table, reasons, ids = None, {}, []
     if corpus["corpus_csv"] or corpus["data_folder"]:
@@ -380,7 +396,7 @@ def find_audio_index(hparams):
     """
     if not hparams["skip_prep"]:
         return None
-    return os.path.join(hparams["cache_folder"], AUDIO_INDEX)
+    return find_index(hparams["cache_folder"])
 
 
 def _check_entry(entry, fields, name):

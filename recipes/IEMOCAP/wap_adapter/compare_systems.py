@@ -5,8 +5,9 @@
     --data_folder=/path/to/corpus --seeds=1993,1994,1995 \
     --output_folder=results/comparison
 
-Takes the options of cross_validate.py but --adapter_training. All systems see
-the same features of the same folds. The same command again takes up what was
+Takes the options of cross_validate.py but --adapter_training; with
+--adapter_folder=DIR, the adapter is that of an earlier run. All systems see the
+same features of the same folds. The same command again takes up what was
 interrupted.
 """
 
@@ -99,14 +100,16 @@ def main(arguments):
     kept = positional + [
         f"--{key}" if text is None else f"--{key}={text}"
         for key, text in options
-        if key != "output_folder"
+        if key not in ("output_folder", "adapter_folder")
     ]
     results = {}
     for name, (folder, training) in SYSTEMS.items():
         folder = Path(command["output_folder"], folder)
+        how = f"--adapter_training={training}"
+        if training == "True" and command["adapter_folder"]:
+            how = f"--adapter_folder={command['adapter_folder']}"
         results[name] = cross_validate.main(
-            [*kept, f"--output_folder={folder}"]
-            + [f"--adapter_training={training}"]
+            [*kept, f"--output_folder={folder}", how]
         )
     if not if_main_process():
         return
