@@ -550,7 +550,9 @@ def load_recipe(hparams_file, overrides, run_opts, expected_key):
     if tree.get("corpus_csv") and "corpus_csv" not in overrides:
         overrides.setdefault("data_folder", "")
     data_folder = overrides.get("data_folder", tree["data_folder"])
-    corpora = read_corpora(hparams_file, overrides)
+    corpora = []
+    if overrides.get("corpora", tree.get("corpora")) is not None:
+        corpora = read_corpora(hparams_file, overrides)
     if isinstance(data_folder, TaggedScalar) or data_folder is None:
         if not corpora:
             raise RecipeError(

@@ -9,6 +9,7 @@ from torch import nn
 
 from speechbrain_wap.brain import RecipeBrain
 from speechbrain_wap.checkpoints import Checkpointer
+from speechbrain_wap.epoch_plan import EpochPlan
 from speechbrain_wap.errors import RecipeError
 
 NUM_UTTERANCES = 11
@@ -61,7 +62,14 @@ def make_dataset(num_utterances=NUM_UTTERANCES):
 def fit(tmp_path):
     """Fits the line; returns the brain."""
 
-    def run(batch_size, epochs=2, lr=0.1, optimizer=torch.optim.SGD, **opts):
+    def run(
+        batch_size,
+        epochs=2,
+        lr=0.1,
+        optimizer=torch.optim.SGD,
+        places=None,
+        **opts,
+    ):
         torch.manual_seed(0)
         brain = FrameBrain(
             {"model": nn.Linear(3, 1)},
@@ -75,7 +83,14 @@ def fit(tmp_path):
             Checkpointer(tmp_path / str(len(list(tmp_path.iterdir())))),
         )
         brain.seen, brain.rates = [], []
-        loader = brain.make_train_loader(make_dataset(), 3, batch_size)
+        dataset, plan = make_dataset(), None
+        if places:
+            groups = [(dataset.data_ids, places)]
+            plan = EpochPlan(dataset.data, groups, seed=1)
+            dataset = DynamicItemDataset(
+                plan.entries, output_keys=["id", "feats"]
+            )
+        loader = brain.make_train_loader(dataset, 3, batch_size, plan)
         brain.fit(brain.hparams.epoch_counter, loader)
         return brain
 
@@ -101,6 +116,22 @@ def test_accumulated_batches_are_one_large_batch(fit, optimizer, max_grad_norm):
     assert_same_weights(whole, parts)
     # and it is not for want of a difference
     assert len({count for _, count, _ in parts.seen}) > 2
+
+
+@pytest.mark.parametrize("places", [5, 11, 29])
+def test_an_epoch_has_what_is_planned(fit, places):
+    brain = fit(3, places=places, grad_accumulation_factor=2)
+    assert len(brain.seen) == 2 * -(-places // 3)
+    ids = [key for _, _, batch in brain.seen for key in batch]
+    for seen in (ids[:places], ids[places:]):
+        assert len(set(seen)) == places  # copies have ids of their own
+        originals = [key.partition("+")[0] for key in seen]
+        assert len(set(originals)) == min(places, NUM_UTTERANCES)
+    place, _, _ = brain.seen[-1]
+    assert place == brain.num_steps - 1
+    large = fit(6, places=places)
+    for name, weights in large.modules["model"].state_dict().items():
+        assert_near(brain.modules["model"].state_dict()[name], weights)
 
 
 def test_every_utterance_is_in_a_step_of_each_epoch(fit):
