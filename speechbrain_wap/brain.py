@@ -138,7 +138,8 @@ class RecipeBrain(sb.Brain):
         """
         if stage == Stage.TRAIN:
             self.batch_counts = []
-            self.place = self.find_place(self.step)
+            # of the batch before, which may have been the epoch's last
+            self.place = self.find_place(max(self.step - 1, 0))
 
     def find_place(self, step):
         """Counts the optimiser steps before a batch of the current epoch.
