@@ -1258,6 +1258,15 @@ FILES = {
         ),
         "adapter.ckpt is damaged: the checkpoint before it is used",
     ),
+    "an output folder of a run with an adapter, now without": refused(
+        lambda bench: shutil.copytree(
+            bench.make_classifier(
+                f"--adapter_folder={bench.make_adapter()}"
+            ).out,
+            bench.out,
+        ),
+        "another value of the adapter .adapter_folder.",
+    ),
     "an output folder of a run with another lr": refused(
         both(earlier_run(str), options("lr=0.5")), "lr=0.001 .now 0.5"
     ),

@@ -855,7 +855,7 @@ def test_one_adapter_serves_another_corpus_with_other_classes(
     """Stage 1 on tables alone, stage 2 on another one, for all folds."""
     usual = [*TINY, f"--cache_folder={cache}", "--number_of_epochs=1"]
     universal = tmp_path / "universal"
-    run_well(
+    call(
         *("train_adapter.py", "adapter", *usual, "--num_attributes=8"),
         f"--corpora={two_tables / 'first.csv'}",
         f"--output_folder={universal}",
@@ -869,23 +869,24 @@ def test_one_adapter_serves_another_corpus_with_other_classes(
     ]
     second = f"--corpus_csv={two_tables / 'second.csv'}"
     out = tmp_path / "second"
-    call(*arguments, second, f"--output_folder={out}")
+    call(*arguments, second, "--folds=2", f"--output_folder={out}")
     results = json.loads((out / "results.json").read_text("utf-8"))
     assert results["classes"] == ["cold", "hot"]
-    assert [r["fold"] for r in results["runs"]] == [1, 2]
+    assert [r["session"] for r in results["runs"]] == ["2"]
     assert results["settings"]["adapter_folder"] == str(universal)
     assert not any(k.startswith("adapter.") for k in results["settings"])
     report = (out / "report.md").read_text("utf-8")
     assert "6 speakers of first" in report and str(universal) in report
     # statistics and weights of stage 1 go on
     stage_1 = load_checkpoint(universal)["teacher"]["model.input_mean"]
-    run_folder = out / "seed1993" / "fold1" / "classifier"
+    run_folder = out / "seed1993" / "fold2" / "classifier"
     stage_2 = load_checkpoint(run_folder)["adapter"]
     assert torch.equal(stage_1, stage_2["input_mean"])
     with pytest.raises(RecipeError, match="another value of the adapter"):
         call(
             *arguments[:-1],
             "--adapter_training=False",
+            "--folds=2",
             second,
             f"--output_folder={out}",
         )

@@ -386,6 +386,33 @@ def test_manifests_of_other_tables_are_refused(prepare, write_table):
         plan_epochs(train, [], 1.0, seed=1)
 
 
+def test_a_cross_validation_notices_another_table(
+    import_script, repository, write_table, own_csv, tmp_path
+):
+    script = import_script("recipes/IEMOCAP/wap_adapter/cross_validate.py")
+    hparams = repository / "recipes" / "IEMOCAP" / "wap_adapter" / "hparams"
+    b = write_table("b", ("u1", "anna"), ("u2", "ben"))
+    arguments = [
+        *(str(hparams / f"{stage}.yaml") for stage in script.STAGES),
+        *("--encoder_source=fbank", "--d_model=8", "--nhead=2"),
+        *(f"--corpus_csv={own_csv}", "--folds=1", "--classes=all"),
+        f"--cache_folder={tmp_path / 'cache'}",
+        f"--output_folder={tmp_path / 'out'}",
+    ]
+
+    def prepare(*options):
+        return script.prepare(script.parse_command([*arguments, *options]))
+
+    prepare(f"--corpora={b}")
+    prepare(f"--corpora={b}")
+    with pytest.raises(RecipeError, match="adapter.corpora=.*weight"):
+        prepare(f"--corpora={{table: {b}, weight: 2}}")
+    table = pd.read_csv(b, keep_default_na=False)
+    table.iloc[:1].to_csv(b, index=False)
+    with pytest.raises(RecipeError, match="another value of the corpus"):
+        prepare(f"--corpora={b}")
+
+
 # The adapter in stage 2 ------------------------------------------------------
 
 SETTINGS = {key: f"some {key}" for key in MODEL_KEYS}
