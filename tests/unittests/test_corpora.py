@@ -332,6 +332,16 @@ def test_what_cannot_be_read_is_a_share_of_all_tables(
     assert "further b" in skipped["reason"][1]
 
 
+def test_a_corpus_under_test_may_lack_more_where_there_are_others(
+    prepare, write_table, own_csv
+):
+    b = write_table("b", *[(f"u{i}", "anna") for i in range(9)])
+    for name in ("s3f0", "s3f1"):
+        (own_csv.parent / "wav" / f"{name}.wav").unlink()
+    splits, _ = prepare(b, max_skipped=2.1 / 49)  # less than 2 / 40
+    assert len(splits["train"]) == 30 + 9
+
+
 def test_the_digest_of_the_data_is_of_the_tables_too(prepare, write_table):
     b = write_table("b", ("u1", "anna"), ("u2", "ben"))
     digests = {describe_data(prepare(value)[0]) for value in (None, b)}
