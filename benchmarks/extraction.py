@@ -116,15 +116,42 @@ def extraction_table(options, entries, hubert):
     return markdown_table(header, rows)
 
 
-def compare_epochs(options, folder):
-    """Times an epoch of adapter training with and without the cache."""
+def compare_epochs(data_folder, source, layer, repeats, folder):
+    """Times an epoch of adapter training with and without the cache.
+
+    Arguments
+    ---------
+    data_folder : str
+        EmoDB.
+    source : str
+        A Whisper checkpoint.
+    layer : int
+        Its layer.
+    repeats : int
+        How often both are timed, in turn.
+    folder : str
+        For temporary files.
+
+    Returns
+    -------
+    ratio : tuple
+        Seconds with SpeechBrain's wrapper in the loop / from the cache:
+        median, lowest, highest.
+    once : float
+        Seconds that filling the cache took.
+    size : int
+        Bytes of the cache.
+    hours : float
+        Of audio.
+    num_utterances : int
+    """
     hparams_file, run_opts, overrides = parse_arguments(
         [
             str(RECIPE / "hparams/adapter.yaml"),
             "--device=cpu",
-            f"--data_folder={options.data_folder}",
-            f"--encoder_source={options.whisper}",
-            f"--encoder_layer={WHISPER_LAYER}",
+            f"--data_folder={data_folder}",
+            f"--encoder_source={source}",
+            f"--encoder_layer={layer}",
             f"--output_folder={folder}/run",
             f"--cache_folder={folder}/cache",
             "--number_of_epochs=1",
@@ -137,7 +164,7 @@ def compare_epochs(options, folder):
     cache = hparams["feature_cache"]
     entries = {entry["digest"]: entry for entry in train.values()}
     once = measure_seconds(lambda: cache.extract(entries))
-    wrapper = load_whisper(options.whisper)
+    wrapper = load_whisper(source)
 
     class InLoopBrain(AdapterBrain):
         """Encodes each batch anew, as SpeechBrain's recipes do."""
@@ -146,7 +173,7 @@ def compare_epochs(options, folder):
             wavs, lens = batch.sig
             num_frames = -(-wavs.shape[1] // 320)
             with torch.no_grad():
-                feats = wrapper(wavs)[WHISPER_LAYER][:, :num_frames]
+                feats = wrapper(wavs)[layer][:, :num_frames]
             batch.feats = PaddedData(feats, lens)
             return super().compute_forward(batch, stage)
 
@@ -179,7 +206,7 @@ def compare_epochs(options, folder):
     ratio = time_ratio(
         lambda: run_epoch(InLoopBrain, raw),
         lambda: run_epoch(AdapterBrain, cached),
-        options.epoch_repeats,
+        repeats,
     )
     size = sum(f.stat().st_size for f in cache.folder.glob("*/*.safetensors"))
     hours = sum(entry["duration"] for entry in train.values()) / 3600
@@ -207,7 +234,11 @@ def main():
         hubert = make_hubert(Path(folder, "hubert"))
         table = extraction_table(options, entries, hubert)
         ratio, once, size, hours, num_utterances = compare_epochs(
-            options, folder
+            options.data_folder,
+            options.whisper,
+            WHISPER_LAYER,
+            options.epoch_repeats,
+            folder,
         )
     print(f"\n{len(entries)} utterances, {torch.get_num_threads()} threads\n")
     print(table)

@@ -32,6 +32,7 @@ from unittest import mock
 import numpy as np
 import torch
 from codebooks import Codebooks
+from extraction import compare_epochs
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.io import wavfile
@@ -60,7 +61,7 @@ from workloads import (
 )
 
 from speechbrain_wap.masking import sample_utterance_masks
-from speechbrain_wap.packing import Packing
+from speechbrain_wap.packing import LIKE_LENGTH_GPU, Packing
 from speechbrain_wap.report import markdown_table
 
 # Run as processes of their own
@@ -273,6 +274,33 @@ def time_arithmetic(bench):
         )
 
 
+def time_cached(bench):
+    """Stage 1 from the cache against SpeechBrain's wrapper in the loop."""
+    options = bench.options
+    if not (options.data_folder and options.encoder_source):
+        bench.note(
+            "cached: left out, it needs EmoDB and a Whisper checkpoint "
+            "(--data_folder, --encoder_source, --encoder_layer)."
+        )
+        return
+    folder = bench.folder / "cached"
+    folder.mkdir()
+    ratios, *_ = compare_epochs(
+        options.data_folder,
+        options.encoder_source,
+        int(options.encoder_layer),
+        bench.repeats,
+        folder,
+    )
+    bench.add(
+        "encoder in the loop",
+        list(ratios),
+        20.0,
+        100.0,
+        "stage-1 epoch on EmoDB: SpeechBrain's wrapper in it / cached",
+    )
+
+
 def time_codebook(bench):
     """Codes and update of the local attributes, against other ways."""
     shape = QUICK_CODEBOOK if bench.options.quick else CODEBOOK
@@ -355,13 +383,14 @@ def share_padding(hparams, lengths):
     padded : float
         Of a model that computes the whole padded batch.
     packed : float
-        Of WAPTransformer.
+        Of WAPTransformer, with the groups that it makes for a GPU; on a CPU,
+        it makes one for each length and computes no padding at all.
     """
     longest, count = max(lengths), len(lengths)
     useful = count_forward(hparams, sum(lengths), sum(n * n for n in lengths))
     padded = count_forward(hparams, count * longest, count * longest**2)
     lens = torch.tensor(lengths) / longest
-    groups = Packing(lens, longest, "cpu").groups
+    groups = Packing(lens, longest, "cpu", LIKE_LENGTH_GPU).groups
     area = sum(b * n * n for b, n in (group.shape for group in groups))
     packed = count_forward(hparams, sum(lengths), area)
     return 1 - useful / padded, 1 - useful / packed
@@ -383,7 +412,12 @@ def measure_padding(bench):
     padded, packed = np.array(shares).T.tolist()
     text = "of arithmetic, batches of 96, each repetition other lengths: "
     bench.add(
-        "padding", packed, 0.10, 0.03, f"{text}WAPTransformer", at_least=False
+        "padding",
+        packed,
+        0.10,
+        0.03,
+        f"{text}WAPTransformer as on a GPU",
+        at_least=False,
     )
     bench.add(
         "padding, padded model",
@@ -643,6 +677,7 @@ SECTIONS = {
     "stage1_loop": time_stage1_loop,
     "stage2_loop": time_stage2_loop,
     "arithmetic": time_arithmetic,
+    "cached": time_cached,
     "codebook": time_codebook,
     "padding": measure_padding,
     "waiting": measure_waiting,

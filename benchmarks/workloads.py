@@ -31,7 +31,7 @@ from speechbrain_wap.data import (
     read_manifests,
 )
 from speechbrain_wap.hparams import load_recipe, parse_arguments
-from speechbrain_wap.lengths import valid_frames
+from speechbrain_wap.lengths import select_frames, valid_frames
 from speechbrain_wap.losses import (
     adapter_loss,
     masked_reconstruction_loss,
@@ -347,20 +347,22 @@ class Training:
         feats, lens, valid, mask, _ = batch
         attributes = self.modules["local_attributes"]
         z_student = self.modules["student"](feats, lens, mask, only_masked=True)
+        z_student = select_frames(z_student, mask)
         z_teacher = self.modules["teacher"](feats, lens)
+        frames = select_frames(z_teacher, valid)
         if self.hparams["target_norm"] == "layer":
-            z_teacher = F.layer_norm(z_teacher, z_teacher.shape[-1:])
-        frames = z_teacher[valid]
+            frames = F.layer_norm(frames, frames.shape[-1:])
         if not attributes.initialised:
             attributes.initialise_(frames)
         codes = attributes.assign(frames)
+        masked = mask[valid]
         loss = adapter_loss(
             masked_reconstruction_loss(
-                z_student, z_teacher, mask, self.hparams["rec_reduction"]
+                z_student,
+                frames[masked],
+                reduction=self.hparams["rec_reduction"],
             ),
-            pseudo_label_loss(
-                attributes.logits(z_student[mask]), codes[mask[valid]]
-            ),
+            pseudo_label_loss(attributes.logits(z_student), codes[masked]),
             self.hparams["rec_weight_schedule"](progress),
         )
         attributes.update(frames, codes)

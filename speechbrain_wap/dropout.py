@@ -49,5 +49,7 @@ class Dropout(nn.Dropout):
         draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
         draws.random_(-(1 << 63), None)  # all 64 bits
         numbers = draws.view(torch.int16)[: x.numel()].view(x.shape)
-        is_kept = numbers < kept - LEVELS // 2
-        return x * is_kept.to(x.dtype).mul_(LEVELS / kept)
+        # written as numbers at once: x times booleans would convert twice
+        mask = torch.empty_like(x, requires_grad=False)
+        torch.lt(numbers, kept - LEVELS // 2, out=mask)
+        return x * mask.mul_(LEVELS / kept)

@@ -30,3 +30,29 @@ def valid_frames(lens, num_steps):
     num_frames = torch.round(lens.double() * num_steps).long()
     steps = torch.arange(num_steps, device=lens.device)
     return num_frames, steps[None, :] < num_frames[:, None]
+
+
+def select_frames(x, chosen):
+    """Takes frames out of a batch, without waiting for a GPU.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Shape [B, T, D].
+    chosen : torch.Tensor
+        Shape [B, T], boolean, on the CPU.
+
+    Returns
+    -------
+    frames : torch.Tensor
+        Shape [N, D], in the order of ``x``.
+
+    Example
+    -------
+    >>> x = torch.arange(4.0).view(1, 4, 1)
+    >>> select_frames(x, torch.tensor([[True, False, False, True]]))
+    tensor([[0.],
+            [3.]])
+    """
+    places = chosen.flatten().nonzero()[:, 0].to(x.device, non_blocking=True)
+    return x.flatten(end_dim=1).index_select(0, places)

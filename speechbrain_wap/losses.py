@@ -3,7 +3,7 @@
 from torch.nn import functional as F
 
 
-def masked_reconstruction_loss(student, teacher, mask, reduction="sum"):
+def masked_reconstruction_loss(student, teacher, mask=None, reduction="sum"):
     """Squared distance of student and teacher on the masked frames (Eq. 1).
 
     Arguments
@@ -12,8 +12,9 @@ def masked_reconstruction_loss(student, teacher, mask, reduction="sum"):
         Z^s, shape [B, T, D].
     teacher : torch.Tensor
         Z^t, shape [B, T, D]; no gradient flows into it.
-    mask : torch.Tensor
-        M, shape [B, T], boolean, True on the masked frames.
+    mask : torch.Tensor, optional
+        M, shape [B, T], boolean, True on the masked frames. Without it, the
+        masked frames alone are given, shape [N, D].
     reduction : str
         Over the D dimensions of a frame (D10): "sum" is Eq. 1 as printed,
         "mean" divides it by D, which brings the two losses of Eq. 6 to one
@@ -42,7 +43,9 @@ def masked_reconstruction_loss(student, teacher, mask, reduction="sum"):
         raise ValueError(
             f"reduction is {reduction!r}, but must be 'sum' or 'mean'"
         )
-    difference = student[mask].float() - teacher[mask].detach().float()
+    if mask is not None:
+        student, teacher = student[mask], teacher[mask]
+    difference = student.float() - teacher.detach().float()
     per_frame = difference.square().sum(dim=-1)  # (N,)
     if reduction == "mean":
         per_frame = per_frame / student.shape[-1]

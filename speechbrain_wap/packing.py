@@ -12,8 +12,11 @@ from torch.nn import functional as F
 
 from speechbrain_wap.lengths import valid_frames
 
-# An utterance joins a group whose longest one it reaches up to this share.
-LIKE_LENGTH = 0.8
+# An utterance joins a group whose longest one it reaches up to this share. On
+# a CPU, masks and copies cost more than attending to each length by itself; a
+# GPU would wait for so many small kernels to be started.
+LIKE_LENGTH_CPU = 1.0
+LIKE_LENGTH_GPU = 0.8
 
 
 class Packing:
@@ -30,6 +33,9 @@ class Packing:
         Length T of the padded batch.
     device : torch.device
         Where the frames are.
+    like_length : float, optional
+        0 to 1: how long an utterance must be, against the longest of a group,
+        to be attended to with it. By default, what suits the device.
 
     Example
     -------
@@ -43,7 +49,10 @@ class Packing:
 
     # its loops over lengths are not for torch.compile
     @torch.compiler.disable
-    def __init__(self, lens, num_steps, device):
+    def __init__(self, lens, num_steps, device, like_length=None):
+        if like_length is None:
+            on_cpu = torch.device(device).type == "cpu"
+            like_length = LIKE_LENGTH_CPU if on_cpu else LIKE_LENGTH_GPU
         num_frames, _ = valid_frames(lens.cpu(), num_steps)
         lengths, order = num_frames.sort(descending=True, stable=True)
         self.shape = (len(lens), num_steps)
@@ -54,13 +63,15 @@ class Packing:
             lengths
         )
         places = steps + (order * num_steps).repeat_interleave(lengths)
+        self.device = device
+        self.places_on_cpu = places
         self.steps = steps.to(device, non_blocking=True)
         self.places = places.to(device, non_blocking=True)
         self.groups = []
         lengths = [n for n in lengths.tolist() if n > 0]
         while lengths:
             longest = lengths[0]
-            size = sum(n >= LIKE_LENGTH * longest for n in lengths)
+            size = sum(n >= like_length * longest for n in lengths)
             self.groups.append(_Group(lengths[:size], device))
             lengths = lengths[size:]
 
@@ -78,6 +89,29 @@ class Packing:
             Shape [N, ...].
         """
         return x.flatten(end_dim=1).index_select(0, self.places)
+
+    def find(self, mask):
+        """Finds which of the packed frames a mask chooses.
+
+        Arguments
+        ---------
+        mask : torch.Tensor
+            Shape [B, T], boolean. On a GPU, it is waited for: keep it on the
+            CPU where you can.
+
+        Returns
+        -------
+        chosen : torch.Tensor
+            Shape [N], boolean.
+        numbers : torch.Tensor
+            Numbers of the frames where it is True.
+        """
+        chosen = mask.cpu().flatten()[self.places_on_cpu]
+        numbers = chosen.nonzero()[:, 0]
+        return (
+            chosen.to(self.device, non_blocking=True),
+            numbers.to(self.device, non_blocking=True),
+        )
 
     def unpack(self, frames, numbers=None):
         """Puts packed frames back into a batch that is zero elsewhere.
@@ -97,7 +131,7 @@ class Packing:
         num_places = self.shape[0] * self.shape[1]
         x = frames.new_zeros(num_places, frames.shape[1])
         places = self.places if numbers is None else self.places[numbers]
-        return x.index_copy(0, places, frames).unflatten(0, self.shape)
+        return x.index_copy_(0, places, frames).unflatten(0, self.shape)
 
     @torch.compiler.disable
     def attend(self, queries_keys_values, num_heads):
@@ -115,6 +149,16 @@ class Packing:
         attended : torch.Tensor
             Shape [N, D].
         """
+        x = queries_keys_values
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+            return self._attend(x, num_heads)
+        # There, the gradient of attention in bfloat16 takes six times as long
+        # as in float32.
+        with torch.autocast("cpu", enabled=False):
+            return self._attend(x.float(), num_heads)
+
+    def _attend(self, queries_keys_values, num_heads):
+        """See attend; in the precision of what it is given."""
         sizes = [group.num_frames for group in self.groups]
         parts = queries_keys_values.split(sizes)
         return torch.cat(

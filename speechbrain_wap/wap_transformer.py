@@ -174,7 +174,7 @@ class WAPTransformer(nn.Module):
             Relative lengths, shape [B], each in 0 to 1; best kept on the CPU.
         mask : torch.Tensor, optional
             Shape [B, T], boolean, True where the mask embedding e_[M] stands
-            in for the frame (Sec. II-B.1).
+            in for the frame (Sec. II-B.1); best kept on the CPU.
         only_masked : bool
             Whether only the masked frames' output is wanted, as by the losses
             of adapter training: what no masked frame needs is left out.
@@ -199,17 +199,17 @@ class WAPTransformer(nn.Module):
             )
         packing = Packing(lens, num_steps, feats.device)
         x = packing.pack(feats).to(self.input_mean.dtype)  # (N, input_size)
-        x = (x - self.input_mean) / self.input_std
+        x = x.sub_(self.input_mean).div_(self.input_std)  # our own copy
         if self.encoder_layer_weights is not None:
             weights = self.encoder_layer_weights.softmax(dim=0)
             x = (weights[:, None] * x).sum(dim=1)
         x = self.projection(x)  # (N, D)
         wanted = None  # all frames
         if mask is not None:
-            masked = packing.pack(mask)
+            masked, numbers = packing.find(mask)
             x = torch.where(masked[:, None], self.mask_embedding, x)
             if only_masked:
-                wanted = masked.nonzero()[:, 0]
+                wanted = numbers
         x = self.dropout(x + self.position_embedding[packing.steps])
 
         z = 0.0

@@ -45,6 +45,7 @@ def test_all_sections_but_cross_validation(training, tmp_path, capsys):
     # the bare loops do what the Brains do
     assert len(loops) == 4 and max(loops) < 1e-5
     assert "no --baseline is given" in said
+    assert "cached: left out" in said
     assert drawing.stat().st_size > 1000
 
 

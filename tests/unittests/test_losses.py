@@ -41,6 +41,9 @@ def test_reconstruction_loss_is_equation_1(reduction):
     loss = masked_reconstruction_loss(student, teacher, mask, reduction)
     assert loss.shape == ()
     assert_near(loss, expected)
+    # the same of the masked frames alone
+    frames = student[mask], teacher[mask]
+    assert masked_reconstruction_loss(*frames, reduction=reduction) == loss
 
 
 def test_the_printed_equation_is_the_default():

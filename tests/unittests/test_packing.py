@@ -12,7 +12,10 @@ from helpers import (
 from torch import nn
 
 from speechbrain_wap.dropout import Dropout
-from speechbrain_wap.packing import Packing
+from speechbrain_wap.lengths import select_frames, valid_frames
+from speechbrain_wap.losses import masked_reconstruction_loss
+from speechbrain_wap.packing import LIKE_LENGTH_CPU, LIKE_LENGTH_GPU, Packing
+from speechbrain_wap.teacher import EMATeacher
 from speechbrain_wap.wap_transformer import TransformerLayer, WAPTransformer
 
 LENGTHS = [[5], [4, 4, 4], [3, 9, 1, 8, 2, 9], [1, 40, 33, 32, 31, 7], [0, 3]]
@@ -32,19 +35,32 @@ def test_each_valid_frame_is_packed_once_and_comes_back(lengths):
     assert torch.equal(packing.pack(steps)[:, 0], packing.steps)
 
 
+# groups as on a CPU and as on a GPU
+LIKE_LENGTHS = [LIKE_LENGTH_CPU, LIKE_LENGTH_GPU]
+
+
+@pytest.mark.parametrize("like_length", LIKE_LENGTHS)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_groups_are_of_like_lengths_and_cover_all(lengths):
-    packing = Packing(torch.tensor(lengths) / max(lengths), max(lengths), "cpu")
+def test_groups_are_of_like_lengths_and_cover_all(lengths, like_length):
+    lens, longest = torch.tensor(lengths) / max(lengths), max(lengths)
+    packing = Packing(lens, longest, "cpu", like_length)
     assert sum(g.num_frames for g in packing.groups) == sum(lengths)
     for group in packing.groups:
         places = group.shape[0] * group.shape[1]
-        assert group.num_frames >= 0.8 * places
+        assert group.num_frames >= like_length * places
 
 
+def test_the_device_decides_how_alike_lengths_must_be():
+    lens = torch.tensor([1.0, 0.9])
+    assert len(Packing(lens, 10, "cpu").groups) == 2
+    assert len(Packing(lens, 10, "meta").groups) == 1
+
+
+@pytest.mark.parametrize("like_length", LIKE_LENGTHS)
 @pytest.mark.parametrize("norm_first", [True, False])
 @pytest.mark.parametrize("lengths", LENGTHS[:-1], ids=str)
 def test_a_packed_layer_equals_torchs_on_the_utterance_alone(
-    lengths, norm_first
+    lengths, norm_first, like_length
 ):
     mine = TransformerLayer(8, 2, 16, 0.0, norm_first)
     randomise_(mine)
@@ -54,7 +70,7 @@ def test_a_packed_layer_equals_torchs_on_the_utterance_alone(
     torchs.load_state_dict(mine.state_dict())
     utterances = make_utterances(lengths, 8)
     x, lens = pad_batch(utterances)
-    packing = Packing(lens, x.shape[1], "cpu")
+    packing = Packing(lens, x.shape[1], "cpu", like_length)
     out = packing.unpack(mine(packing.pack(x), packing))
     total = 0.0
     for row, utterance in zip(out, utterances):
@@ -70,6 +86,34 @@ def test_a_packed_layer_equals_torchs_on_the_utterance_alone(
             gradient.view(3, -1)[1] = 0.0  # see _without_keys
         scale = max(1.0, float(gradient.abs().max()))
         assert_near(a.grad / scale, gradient / scale)
+
+
+def test_attention_in_bfloat16_is_computed_in_float32_on_a_cpu():
+    packing = Packing(torch.tensor([1.0, 0.5]), 6, "cpu")
+    x = torch.randn(9, 24, generator=generator()).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        attended = packing.attend(x, 2)
+    assert attended.dtype == torch.float32
+    assert torch.equal(attended, packing.attend(x.float(), 2))
+
+
+def test_a_step_of_the_network_waits_for_no_device():
+    # Tensors on "meta" have no values: whatever looks at one on the host, as
+    # what waits for a GPU does, is an error.
+    net = WAPTransformer(4, 8, 2, 2, 16, max_frames=12).to("meta")
+    feats = torch.empty(3, 12, 4, device="meta", dtype=torch.float16)
+    lens = torch.tensor([1.0, 0.5, 0.25])
+    valid = valid_frames(lens, 12)[1]
+    mask = (torch.rand(3, 12, generator=generator()) < 0.4) & valid
+    z = select_frames(net(feats, lens, mask, only_masked=True), mask)
+    assert z.shape == (int(mask.sum()), 8)
+    teacher = EMATeacher(net)
+    frames = select_frames(teacher(feats, lens), valid)
+    masked = mask[valid].nonzero()[:, 0].to("meta")
+    masked_reconstruction_loss(z, frames[masked]).backward()
+    teacher.update(net)
+    with pytest.raises(RuntimeError):  # the law can be broken
+        net(feats, lens.to("meta"), mask)
 
 
 def test_dropout_keeps_the_expected_value_and_repeats_with_the_seed():

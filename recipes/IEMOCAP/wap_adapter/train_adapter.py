@@ -40,7 +40,7 @@ from speechbrain_wap.hparams import (
     restored_if_refused,
     run_script,
 )
-from speechbrain_wap.lengths import valid_frames
+from speechbrain_wap.lengths import select_frames, valid_frames
 from speechbrain_wap.losses import (
     adapter_loss,
     masked_reconstruction_loss,
@@ -61,8 +61,9 @@ class AdapterBrain(RecipeBrain):
 
     def compute_forward(self, batch, stage):
         """Runs the student on masked and the teacher on whole utterances."""
-        batch = batch.to(self.device)
-        feats, lens = batch.feats
+        # lengths and masks stay on the CPU: a GPU need not be waited for
+        lens = batch.feats.lengths
+        feats = batch.to(self.device, non_blocking=True).feats.data
         num_frames, valid = valid_frames(lens, feats.shape[1])
         # one mask per utterance and epoch; always the same in validation
         training = stage == sb.Stage.TRAIN
@@ -73,7 +74,7 @@ class AdapterBrain(RecipeBrain):
             self.hparams.mask_ratio,
             self.hparams.seed,
             epoch,
-        ).to(self.device)  # (B, T)
+        )  # (B, T)
         if training and self.repeats_last():
             valid[-1] = False
         mask &= valid
@@ -81,25 +82,28 @@ class AdapterBrain(RecipeBrain):
         z_student = self.modules.student(
             feats, lens, mask, only_masked=True
         )  # (B, T, D)
-        z_teacher = self.modules.teacher(feats, lens).float()
-        spread = teacher_spread(z_teacher[valid])
+        z_student = select_frames(z_student, mask)  # (M, D)
+        z_teacher = self.modules.teacher(feats, lens)  # (B, T, D)
+        frames = select_frames(z_teacher, valid).float()  # (N, D)
+        spread = teacher_spread(frames)
         if self.hparams.target_norm == "layer":
-            z_teacher = F.layer_norm(z_teacher, z_teacher.shape[-1:])
-        return z_student, z_teacher, mask, valid, spread
+            frames = F.layer_norm(frames, frames.shape[-1:])
+        # numbers of the masked frames among the valid ones
+        masked = mask[valid].nonzero()[:, 0].to(feats.device, non_blocking=True)
+        return z_student, frames, masked, spread
 
     def compute_objectives(self, predictions, batch, stage):
         """Joins reconstruction and pseudo-label cross entropy (Eq. 6)."""
-        z_student, z_teacher, mask, valid, spread = predictions
+        z_student, frames, masked, spread = predictions
         attributes = self.modules.local_attributes
-        frames = z_teacher[valid]  # (N, D)
         if not attributes.initialised:
             attributes.initialise_(frames)
         codes = attributes.assign(frames)  # Eq. 4
-        logits = attributes.logits(z_student[mask])
-        masked_codes = codes[mask[valid]]
+        logits = attributes.logits(z_student)
+        masked_codes = codes[masked]
 
         rec_loss = masked_reconstruction_loss(
-            z_student, z_teacher, mask, self.hparams.rec_reduction
+            z_student, frames[masked], reduction=self.hparams.rec_reduction
         )
         pce_loss = pseudo_label_loss(logits, masked_codes)
         rec_weight = self.hparams.rec_weight_schedule(self.progress())

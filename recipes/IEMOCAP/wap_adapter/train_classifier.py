@@ -60,17 +60,19 @@ class EmotionBrain(RecipeBrain):
 
     def compute_forward(self, batch, stage):
         """Computes the logits of the classes."""
-        batch = batch.to(self.device)
-        feats, lens = batch.feats
+        # lengths and masks stay on the CPU: a GPU need not be waited for
         mask = None
         if stage == sb.Stage.TRAIN:
-            mask = self.augmentation_mask(batch, feats, lens)
+            mask = self.augmentation_mask(batch)
+        lens = batch.feats.lengths
+        feats = batch.to(self.device, non_blocking=True).feats.data
         z = self.modules.adapter(feats, lens, mask)  # (B, T, D)
-        pooled = self.modules.pooling(z, lens)  # (B, 2 H D)
+        pooled = self.modules.pooling(z, batch.feats.lengths)  # (B, 2 H D)
         return self.modules["classifier"](pooled)
 
-    def augmentation_mask(self, batch, feats, lens):
+    def augmentation_mask(self, batch):
         """Masks embeddings of minority-class utterances (D11)."""
+        feats, lens = batch.feats
         num_frames, _ = valid_frames(lens, feats.shape[1])
         seed, epoch = self.hparams.seed, self.hparams.epoch_counter.current
         mask = sample_utterance_masks(
@@ -89,7 +91,7 @@ class EmotionBrain(RecipeBrain):
         ]
         # all False where nothing is masked, so that the mask embedding always
         # takes part in the graph, as distributed training asks for
-        return (mask & torch.tensor(chosen)[:, None]).to(self.device)
+        return mask & torch.tensor(chosen)[:, None]
 
     def compute_objectives(self, predictions, batch, stage):
         """Computes the cross entropy and keeps predictions to be scored."""
