@@ -10,6 +10,8 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.checkpoints import Checkpointer
+from speechbrain_wap.corpora import original_names
+from speechbrain_wap.corpus import read_corpus_table
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import read_json, write_text
 from speechbrain_wap.hparams import guard
@@ -51,27 +53,37 @@ def record_digest(text):
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-def utterance_name(utterance_id, entry):
-    """Names an utterance whatever the bytes of its audio file are.
+def list_heard(entries):
+    """Lists what an adapter has heard of one corpus.
 
     Arguments
     ---------
-    utterance_id : str
-        The utterance's id.
-    entry : dict
-        Its manifest entry.
+    entries : dict
+        Manifest entries by utterance id.
 
     Returns
     -------
-    name : str
-        Speaker and id: another copy of a corpus, at another sample rate say,
-        has the same.
+    heard : dict
+        "speakers": their names in their own table; "utterances": digest of
+        each audio file, and speaker and id, which another copy of a corpus, at
+        another sample rate say, has as well.
     """
-    return f"{entry['speaker']}/{utterance_id}"
+    named = [
+        (entry["digest"], *original_names(key, entry))
+        for key, entry in entries.items()
+    ]
+    return {
+        "speakers": sorted({speaker for _, speaker, _ in named}),
+        "utterances": sorted(
+            name
+            for digest, speaker, key in named
+            for name in (digest, f"{speaker}/{key}")
+        ),
+    }
 
 
 def write_adapter_record(output_folder, settings, train, adapter_data):
-    """Records what an adapter is and which utterances it has seen.
+    """Records what an adapter is and which utterances it has heard.
 
     Arguments
     ---------
@@ -90,40 +102,130 @@ def write_adapter_record(output_folder, settings, train, adapter_data):
         for key, value in guard(settings).items()
         if not key.endswith("batch_size")
     }
+    tables = {}
+    for key, entry in train.items():
+        tables.setdefault(entry.get("table"), {})[key] = entry
     record = {
         "model": {key: settings[key] for key in MODEL_KEYS},
         "settings": record_digest(json.dumps(kept)),
         "number_of_epochs": settings["number_of_epochs"],
         "adapter_data": adapter_data,
-        "speakers": sorted({entry["speaker"] for entry in train.values()}),
-        "utterances": sorted(
-            name
-            for key, entry in train.items()
-            for name in (entry["digest"], utterance_name(key, entry))
-        ),
+        **list_heard(tables.pop(None, {})),
     }
+    if tables:
+        record["corpora"] = [
+            {
+                "name": name,
+                "speaker_names": next(iter(mine.values()))["speaker_names"],
+                **list_heard(mine),
+            }
+            for name, mine in tables.items()
+        ]
     path = os.path.join(output_folder, RECORD)
     write_text(path, json.dumps(record, indent=1))
 
 
-def identify_adapter(record):
-    """Digests what an adapter is and what it was trained on.
+def read_adapter_record(adapter_folder, cure="run train_adapter.py again."):
+    """Reads what :func:`write_adapter_record` wrote.
 
     Arguments
     ---------
-    record : dict
-        What :func:`write_adapter_record` wrote.
+    adapter_folder : str
+        Output folder of an adapter training.
+    cure : str
+        What to do about a damaged one, as the errors say it.
 
     Returns
     -------
-    identity : str
-        For the settings guard of what is trained on top of it.
+    record : dict
+        "corpora" lists the further tables; it is empty where there are none.
+
+    Raises
+    ------
+    RecipeError
+        If there is none, or it is damaged.
     """
-    return record_digest(json.dumps(record, sort_keys=True))
+    path = Path(adapter_folder) / RECORD
+    if not path.is_file():
+        raise RecipeError(
+            f"adapter_folder={adapter_folder} holds no {RECORD}: give the "
+            "output folder of train_adapter.py."
+        )
+    keys = ("model", "number_of_epochs", "adapter_data")
+    keys += ("speakers", "utterances")
+    record = {"corpora": [], **read_json(path, cure, keys)}
+    for table in record["corpora"]:
+        lacks = {"name", "speaker_names", "speakers", "utterances"} - {*table}
+        if lacks:
+            raise RecipeError(
+                f"{path} is damaged (it lacks {min(lacks)}): {cure}"
+            )
+    return record
 
 
-def check_adapter(adapter_folder, settings, splits):
-    """Refuses an adapter of another model or one that saw a held-out speaker.
+def describe_adapter(adapter_folder):
+    """Says in words what an earlier adapter has learned from.
+
+    Arguments
+    ---------
+    adapter_folder : str
+        Output folder of an adapter training.
+
+    Returns
+    -------
+    text : str
+    """
+    record = read_adapter_record(adapter_folder)
+    tables = [{**record, "name": "its corpus under test"}, *record["corpora"]]
+    heard = " and ".join(
+        # an audio file and a name for each
+        f"{len(table['utterances']) // 2} utterances of "
+        f"{len(table['speakers'])} speakers of {table['name']}"
+        for table in tables
+        if table["utterances"]
+    )
+    return f"{record['number_of_epochs']} epochs on {heard}"
+
+
+def find_held_out(splits, corpus_table=None):
+    """Lists all utterances of the speakers who are validated or tested on.
+
+    Arguments
+    ---------
+    splits : dict
+        Manifest entries by utterance id of each split.
+    corpus_table : str, optional
+        The corpus table, which has utterances in no class, too.
+
+    Returns
+    -------
+    held_out : list of tuple
+        Split, id and manifest entry.
+    """
+    held_out = [
+        (name, key, entry)
+        for name in ("valid", "test")
+        for key, entry in splits[name].items()
+    ]
+    if corpus_table is not None and Path(corpus_table).is_file():
+        splits_of = {entry["speaker"]: name for name, _, entry in held_out}
+        known = {key for _, key, _ in held_out}
+        table = read_corpus_table(corpus_table)
+        held_out += [
+            (splits_of[entry["speaker"]], entry["id"], entry)
+            for entry in table.to_dict("records")
+            if entry["speaker"] in splits_of and entry["id"] not in known
+        ]
+    return held_out
+
+
+def check_adapter(adapter_folder, settings, splits, corpus_table=None):
+    """Refuses an adapter of another model or one that heard a held-out speaker.
+
+    A speaker was heard if an audio file of theirs was, or one of the same name:
+    in a further table whose names are shared; else, where the adapter was
+    trained on this very corpus, which shows in any utterance in common. Another
+    corpus's equal names are other people.
 
     Arguments
     ---------
@@ -133,6 +235,8 @@ def check_adapter(adapter_folder, settings, splits):
         Settings of the classifier training.
     splits : dict
         Manifest entries by utterance id of each split.
+    corpus_table : str, optional
+        The corpus table, for utterances in no class.
 
     Returns
     -------
@@ -145,14 +249,7 @@ def check_adapter(adapter_folder, settings, splits):
         If there is no adapter, a key differs (named), or the adapter was
         trained on a speaker of the validation or test split (named).
     """
-    path = Path(adapter_folder) / RECORD
-    if not path.is_file():
-        raise RecipeError(
-            f"adapter_folder={adapter_folder} holds no {RECORD}: give the "
-            "output folder of train_adapter.py."
-        )
-    keys = ("model", "adapter_data", "speakers", "utterances")
-    record = read_json(path, "run train_adapter.py again.", keys)
+    record = read_adapter_record(adapter_folder)
     identity = identify_adapter(record)
     for key in MODEL_KEYS:
         mine, theirs = settings[key], record["model"].get(key)
@@ -168,23 +265,60 @@ def check_adapter(adapter_folder, settings, splits):
             "(adapter_data=all): it has seen the held-out speakers."
         )
         return identity
-    seen, speakers = set(record["utterances"]), set(record["speakers"])
-    same_corpus = any(
-        entry["digest"] in seen or utterance_name(key, entry) in seen
-        for split in splits.values()
-        for key, entry in split.items()
-    )
-    for name in ("valid", "test"):
-        for entry in splits[name].values():
-            if entry["digest"] in seen or (
-                same_corpus and entry["speaker"] in speakers
-            ):
-                raise RecipeError(
-                    f"speaker {entry['speaker']} is in the {name} split, but "
-                    f"the adapter in {adapter_folder} was trained on that "
-                    "speaker: use the adapter of the same fold and protocol."
+    held_out = find_held_out(splits, corpus_table)
+    entries = [item for split in splits.values() for item in split.items()]
+    names = {entry["digest"] for _, entry in entries}
+    names |= {f"{entry['speaker']}/{key}" for key, entry in entries}
+    for table in [record, *record["corpora"]]:
+        heard, speakers = set(table["utterances"]), set(table["speakers"])
+        is_shared = table.get("speaker_names") == "shared"
+        compare_names = is_shared or not heard.isdisjoint(names)
+        for split, key, entry in held_out:
+            speaker = entry["speaker"]
+            by_audio = entry["digest"] in heard
+            if not (by_audio or (compare_names and speaker in speakers)):
+                continue
+            place = cure = ""
+            if table is not record:
+                place = f", in the table {table['name']} of corpora"
+                cure = ", or one that has this corpus under test"
+            if by_audio:
+                place += f" ({key} is the same audio)"
+            elif is_shared:
+                cure += (
+                    "; if they are but called alike, run train_adapter.py "
+                    "again with speakers: own for that table, which trains "
+                    "nothing anew"
                 )
+            raise RecipeError(
+                f"speaker {speaker} is in the {split} split, but the adapter "
+                f"in {adapter_folder} was trained on that speaker{place}: use "
+                f"the adapter of the same fold and protocol{cure}."
+            )
     return identity
+
+
+def identify_adapter(record):
+    """Digests what an adapter is.
+
+    Arguments
+    ---------
+    record : dict
+        What :func:`read_adapter_record` gave.
+
+    Returns
+    -------
+    identity : str
+        Whose names the speakers' are is no part of it.
+    """
+    corpora = [
+        {key: value for key, value in table.items() if key != "speaker_names"}
+        for table in record["corpora"]
+    ]
+    what = {key: value for key, value in record.items() if key != "corpora"}
+    if corpora:
+        what["corpora"] = corpora
+    return record_digest(json.dumps(what, sort_keys=True))
 
 
 def read_branch(adapter_folder, branch):
@@ -216,9 +350,7 @@ def read_branch(adapter_folder, branch):
             f"adapter_folder={adapter_folder} holds no checkpoint: give the "
             "output folder of train_adapter.py."
         )
-    record = read_json(
-        os.path.join(adapter_folder, RECORD), "run train_adapter.py again."
-    )
+    record = read_adapter_record(adapter_folder)
     epoch, epochs = checkpoint.meta.get("epoch"), record["number_of_epochs"]
     if epoch != epochs:
         raise RecipeError(

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.masking import utterance_generator
+from speechbrain_wap.masking import shuffle_utterances, utterance_number
 
 STRATEGIES = ("balance", "mask", "none")
 
@@ -66,11 +66,7 @@ def augment_minorities(manifest, strategy="balance", seed=0):
         members = [
             k for k, entry in manifest.items() if entry["label"] == label
         ]
-        members.sort(
-            key=lambda key: utterance_generator(
-                seed, 0, key, "copy"
-            ).initial_seed()
-        )
+        members = shuffle_utterances(members, seed, 0, "copy")
         for i in range(largest - size):
             key, number = members[i % size], i // size + 1
             while f"{key}+{number}" in augmented:  # may be an utterance's id
@@ -106,6 +102,5 @@ def is_masked(utterance_id, mask_probability, seed, epoch):
     >>> is_masked("u", 0.0, 1, 1), is_masked("u", 1.0, 1, 1)
     (False, True)
     """
-    generator = utterance_generator(seed, epoch, utterance_id, "augment")
-    # initial_seed is the digest itself: 64 uniform bits
-    return generator.initial_seed() % 2**32 < mask_probability * 2**32
+    number = utterance_number(seed, epoch, utterance_id, "augment")
+    return number % 2**32 < mask_probability * 2**32

@@ -27,13 +27,7 @@ class RecipeBrain(sb.Brain):
     """
 
     def make_train_loader(
-        self,
-        dataset,
-        seed,
-        batch_size,
-        num_passes=1,
-        epoch_size=None,
-        **options,
+        self, dataset, seed, batch_size, plan=None, **options
     ):
         """Makes the training loader, with the same batches for any ranks.
 
@@ -45,12 +39,9 @@ class RecipeBrain(sb.Brain):
             Of the order.
         batch_size : int
             Of one rank.
-        num_passes : int
-            How often the dataset lists the same utterances, one pass after the
-            other.
-        epoch_size : int, optional
-            Number of utterances of an epoch, where they are not all of the
-            dataset: the last pass may stop at any of its utterances.
+        plan : speechbrain_wap.epoch_plan.EpochPlan, optional
+            What of the dataset (its ``entries``) each epoch has; all, once, by
+            default.
         **options : dict
             Further options of the loader.
 
@@ -58,14 +49,10 @@ class RecipeBrain(sb.Brain):
         -------
         loader : speechbrain.dataio.dataloader.SaveableDataLoader
         """
-        self.num_utterances = epoch_size or len(dataset)
         self.train_sampler = BatchOrderSampler(
-            range(len(dataset) // num_passes),
-            batch_size,
-            count_ranks(),
-            seed=seed,
-            num_samples=self.num_utterances,
+            dataset, batch_size, count_ranks(), plan, seed=seed
         )
+        self.num_utterances = len(self.train_sampler)
         loader = self.make_dataloader(
             dataset,
             Stage.TRAIN,
@@ -151,7 +138,8 @@ class RecipeBrain(sb.Brain):
         """
         if stage == Stage.TRAIN:
             self.batch_counts = []
-            self.place = self.find_place(self.step)
+            # of the batch before, which may have been the epoch's last
+            self.place = self.find_place(max(self.step - 1, 0))
 
     def find_place(self, step):
         """Counts the optimiser steps before a batch of the current epoch.

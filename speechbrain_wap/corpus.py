@@ -25,6 +25,8 @@ logger = get_logger(__name__)
 PREDICTION_COLUMNS = ("id", "session", "speaker", "label", "prediction")
 COLUMNS = ["id", "wav", "duration", "speaker", "session", "emo"]
 STYLES = ("improvised", "scripted")
+# Beside a corpus table
+SKIPPED_NAME = "skipped.csv"
 OWN_COLUMNS = ["id", "wav", "speaker", "session", "emo"]
 
 
@@ -187,6 +189,33 @@ def inspect_files(wavs, audio_index=None):
     return [(None, f) if isinstance(f, str) else tuple(f[2:]) for f in found]
 
 
+def check_audio(table, audio_index=None):
+    """Decodes every audio file of a table once.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        With the columns id and wav.
+    audio_index : str, optional
+        See :func:`inspect_files`.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        The rows that can be read, with duration and digest of their files.
+    reasons : dict
+        Why the others cannot, by id.
+    """
+    results = inspect_files(table["wav"].tolist(), audio_index)
+    table = table.assign(
+        duration=[duration for duration, _ in results],
+        digest=[digest for _, digest in results],
+    )
+    unreadable = table["duration"].isna()
+    reasons = dict(zip(table["id"][unreadable], table["digest"][unreadable]))
+    return table[~unreadable].reset_index(drop=True), reasons
+
+
 def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
     """Checks every audio file and writes the corpus table.
 
@@ -223,21 +252,13 @@ def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
             f"the id {repeated.iloc[0]} stands for more than one utterance: "
             "ids must be unique."
         )
-    results = inspect_files(table["wav"].tolist(), audio_index)
-    table = table.assign(
-        duration=[duration for duration, _ in results],
-        digest=[digest for _, digest in results],
-    )
-    unreadable = table["duration"].isna()
+    ids = table["id"].tolist()
+    table, reasons = check_audio(table, audio_index)
     record_skipped(
-        Path(corpus_csv).with_name("skipped.csv"),
-        dict(zip(table["id"][unreadable], table["digest"][unreadable])),
-        table["id"].tolist(),
-        max_skipped,
+        Path(corpus_csv).with_name(SKIPPED_NAME), reasons, ids, max_skipped
     )
-    table = table[~unreadable]
     extra = [c for c in table.columns if c not in COLUMNS + ["digest"]]
-    table = table[COLUMNS + extra + ["digest"]].reset_index(drop=True)
+    table = table[COLUMNS + extra + ["digest"]]
     with write_atomically(corpus_csv) as temporary:
         table.to_csv(temporary, index=False)
     return table
@@ -270,14 +291,10 @@ def record_skipped(
     """
     if write:
         listed = dict(reasons)
-        if append and Path(skipped_csv).is_file():
-            try:
-                before = _read_csv(skipped_csv, ["id", "reason"], "")
-            except RecipeError:
-                logger.warning(f"{skipped_csv} is damaged and is made again.")
-                before = pd.DataFrame(columns=["id", "reason"])
-            others = before[~before["id"].isin(set(ids))]
-            listed = {**dict(zip(others["id"], others["reason"])), **reasons}
+        if append:
+            before, known = read_skipped(skipped_csv), set(ids)
+            others = {k: r for k, r in before.items() if k not in known}
+            listed = {**others, **reasons}
         _write_skipped(skipped_csv, listed)
     if not reasons:
         return
@@ -292,6 +309,29 @@ def record_skipped(
             f"max_skipped (now {max_skipped})."
         )
     logger.warning(f"{summary}; they are left out.")
+
+
+def read_skipped(skipped_csv):
+    """Reads what :func:`record_skipped` listed.
+
+    Arguments
+    ---------
+    skipped_csv : str
+        The file.
+
+    Returns
+    -------
+    reasons : dict
+        Reason by utterance id; empty where there is no file, or a damaged one.
+    """
+    if not Path(skipped_csv).is_file():
+        return {}
+    try:
+        table = _read_csv(skipped_csv, ["id", "reason"], "")
+    except RecipeError:
+        logger.warning(f"{skipped_csv} is damaged and is made again.")
+        return {}
+    return dict(zip(table["id"], table["reason"]))
 
 
 def _write_skipped(skipped_csv, reasons):
@@ -589,7 +629,7 @@ def check_speakers(splits):
                 )
 
 
-def write_manifest(table, path):
+def write_manifest(table, path, optional=()):
     """Writes one split as SpeechBrain's JSON manifest.
 
     Arguments
@@ -598,11 +638,16 @@ def write_manifest(table, path):
         Rows of a corpus table, with label where classes matter.
     path : str
         The file to write.
+    optional : tuple of str
+        Further columns, which only some of the rows have.
     """
     columns = ["wav", "duration", "speaker", "session", "emo", "digest"]
     columns += ["label"] if "label" in table.columns else []
     entries = {
-        row["id"]: {column: row[column] for column in columns}
+        row["id"]: {
+            **{column: row[column] for column in columns},
+            **{c: row[c] for c in optional if not pd.isna(row[c])},
+        }
         for row in table.to_dict("records")
     }
     write_text(path, json.dumps(entries, indent=1, ensure_ascii=False))

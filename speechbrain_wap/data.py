@@ -15,13 +15,24 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.audio import inspect_audio
+from speechbrain_wap.corpora import (
+    ORIGIN_COLUMNS,
+    choose_utterances,
+    find_held_out_people,
+    join_tables,
+    original_names,
+    read_tables,
+    report_choice,
+)
 from speechbrain_wap.corpus import (
+    SKIPPED_NAME,
     check_speakers,
     choose_classes,
     inspect_files,
     label_utterances,
     natural_key,
     read_own_corpus,
+    read_skipped,
     record_skipped,
     split_table,
     write_corpus_table,
@@ -34,6 +45,22 @@ logger = get_logger(__name__)
 SPLITS = ("train", "valid", "test")
 # In the cache folder: which audio files are known
 AUDIO_INDEX = "audio_index.json"
+
+
+def find_index(cache_folder):
+    """Names the file that keeps which audio files are known.
+
+    Arguments
+    ---------
+    cache_folder : str
+        The cache's folder.
+
+    Returns
+    -------
+    audio_index : str
+        See :func:`speechbrain_wap.corpus.inspect_files`.
+    """
+    return os.path.join(cache_folder, AUDIO_INDEX)
 
 
 def prepare_table(
@@ -67,7 +94,7 @@ def prepare_table(
     """
     kept = {
         "max_skipped": max_skipped,
-        "audio_index": os.path.join(cache_folder, AUDIO_INDEX),
+        "audio_index": find_index(cache_folder),
     }
     if corpus_csv:
         table = read_own_corpus(corpus_csv)
@@ -75,7 +102,15 @@ def prepare_table(
     return prepare_corpus(data_folder, corpus_table, **kept)
 
 
-def prepare_adapter_data(corpus, fold, protocol, adapter_data, manifests):
+def prepare_adapter_data(
+    corpus,
+    fold,
+    protocol,
+    adapter_data,
+    manifests,
+    corpora=(),
+    left_out_csv=None,
+):
     """Writes the manifests of stage 1: all utterances, labelled or not (D8).
 
     Labels serve to watch the training, with those of the training sessions.
@@ -83,7 +118,8 @@ def prepare_adapter_data(corpus, fold, protocol, adapter_data, manifests):
     Arguments
     ---------
     corpus : dict
-        Arguments of :func:`prepare_table`.
+        Arguments of :func:`prepare_table`; where they name no corpus, the
+        adapter trains on the further tables alone, and nothing is held out.
     fold : int
         Counted from 1.
     protocol : str
@@ -93,28 +129,95 @@ def prepare_adapter_data(corpus, fold, protocol, adapter_data, manifests):
         transductive reading.
     manifests : dict
         File to write for "train", "valid" and "test".
+    corpora : list of dict
+        Further tables, see :func:`speechbrain_wap.corpora.parse_corpora`.
+    left_out_csv : str, optional
+        Lists what of them may not be, or is already, among the training data.
     """
-    table = prepare_table(**corpus)
-    splits = split_table(table, fold, protocol)
-    if adapter_data == "all":
+    if adapter_data not in ("train", "all"):
+        raise RecipeError(
+            f"adapter_data={adapter_data} is unknown: choose train or all."
+        )
+    table, further = prepare_tables(corpus, corpora)
+    if table is None:
+        nothing = further[:0]
+        splits = {"train": nothing, "valid": nothing, "test": nothing}
+    else:
+        splits = split_table(table, fold, protocol)
+    if adapter_data == "all" and table is not None:
         nothing = table[:0]
         # labels of held-out speakers are not even written down
         is_train = table["id"].isin(splits["train"]["id"])
+        if corpora:
+            people = find_held_out_people(further, table[~is_train])
+            is_held_out = further["speaker"].isin(people)
+            further = further.assign(emo=further["emo"].mask(is_held_out, ""))
         table = table.assign(emo=table["emo"].where(is_train, ""))
         splits = {"train": table, "valid": nothing, "test": nothing}
         logger.warning(
             "adapter_data=all: the adapter sees the held-out session's "
             "speakers (without labels); the report says so."
         )
-    elif adapter_data != "train":
-        raise RecipeError(
-            f"adapter_data={adapter_data} is unknown: choose train or all."
-        )
     elif protocol == "paper":
         # The held-out session, valid and test in one, is not even looked at.
         splits["valid"] = splits["valid"][:0]
+    if corpora:
+        train, held_out = splits["train"], further[:0]
+        if table is not None:
+            held_out = table[~table["id"].isin(train["id"])]
+        added, left_out = choose_utterances(further, train, held_out)
+        report_choice(corpora, added, left_out, left_out_csv)
+        splits["train"] = join_tables(train, added)
     for name in SPLITS:
-        write_manifest(splits[name], manifests[name])
+        optional = ORIGIN_COLUMNS if corpora and name == "train" else ()
+        write_manifest(splits[name], manifests[name], optional)
+
+
+def prepare_tables(corpus, corpora=()):
+    """Writes the table of the corpus under test and reads the further ones.
+
+    Arguments
+    ---------
+    corpus : dict
+        Arguments of :func:`prepare_table`.
+    corpora : list of dict
+        Further tables, see :func:`speechbrain_wap.corpora.parse_corpora`.
+
+    Returns
+    -------
+    table : pandas.DataFrame or None
+        None where there is no corpus under test.
+    further : pandas.DataFrame or None
+        See :func:`speechbrain_wap.corpora.read_tables`; None without corpora.
+
+    Raises
+    ------
+    RecipeError
+        If too much of all tables together cannot be read, among others.
+    """
+    if not corpora:
+        return prepare_table(**corpus), None
+    audio_index = find_index(corpus["cache_folder"])
+    skipped_csv = Path(corpus["corpus_table"]).with_name(SKIPPED_NAME)
+    table, reasons, ids = None, {}, []
+    if corpus["corpus_csv"] or corpus["data_folder"]:
+        # what may be unreadable is a share of all tables
+        table = prepare_table(**{**corpus, "max_skipped": 1.0})
+        reasons = read_skipped(skipped_csv)
+        ids = [*table["id"], *reasons]
+    further, unreadable, further_ids = read_tables(corpora, audio_index)
+    ids += further_ids
+    repeated = set(ids) & set(further_ids) if len(set(ids)) < len(ids) else ()
+    if repeated:
+        raise RecipeError(
+            f"the id {min(repeated)} stands for an utterance of the corpus "
+            "under test and for one of corpora: give the table there another "
+            "name, as in {table: b.csv, name: mine}."
+        )
+    record_skipped(
+        skipped_csv, {**reasons, **unreadable}, ids, corpus["max_skipped"]
+    )
+    return table, further
 
 
 def split_labelled(table, classes, dialogue_style, fold, protocol):
@@ -303,7 +406,7 @@ def find_audio_index(hparams):
     """
     if not hparams["skip_prep"]:
         return None
-    return os.path.join(hparams["cache_folder"], AUDIO_INDEX)
+    return find_index(hparams["cache_folder"])
 
 
 def _check_entry(entry, fields, name):
@@ -387,7 +490,7 @@ def extract_features(cache, splits, skipped_csv, max_skipped):
     return usable
 
 
-def measure_features(cache, entries):
+def measure_features(cache, entries, weights=None):
     """Computes mean and standard deviation of the frames, per dimension.
 
     Arguments
@@ -396,6 +499,8 @@ def measure_features(cache, entries):
         The filled feature cache.
     entries : dict
         Manifest entries of the training utterances, and of no others.
+    weights : dict, optional
+        How often the training sees each, by id; once, by default.
 
     Returns
     -------
@@ -405,11 +510,12 @@ def measure_features(cache, entries):
         Shape [D].
     """
     count, total, squares = 0, 0.0, 0.0
-    for entry in entries.values():
+    for key, entry in entries.items():
         feats = cache.read(entry["digest"]).double()
-        count += len(feats)
-        total = total + feats.sum(dim=0)
-        squares = squares + feats.square().sum(dim=0)
+        weight = weights[key] if weights else 1.0
+        count += weight * len(feats)
+        total = total + weight * feats.sum(dim=0)
+        squares = squares + weight * feats.square().sum(dim=0)
     mean = total / count
     variance = (squares / count - mean.square()).clamp(min=0.0)
     return mean.float(), variance.sqrt().float()
@@ -432,7 +538,13 @@ def describe_data(splits, labels=None):
     """
     content = {
         name: [
-            [key, entry["speaker"], entry.get("label"), entry.get("digest")]
+            # whether a table's names are its own shows in who is left out
+            [
+                key,
+                original_names(key, entry)[0],
+                entry.get("label"),
+                entry.get("digest"),
+            ]
             for key, entry in sorted(split.items())
         ]
         for name, split in splits.items()

@@ -6,7 +6,6 @@ the encoder's own frames, and how many dimensions the frames make use of. It
 only looks: no random number is drawn and nothing that is trained is changed.
 """
 
-import hashlib
 import math
 from collections import Counter
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_wap.corpus import natural_key
 from speechbrain_wap.data import make_dataset
 from speechbrain_wap.lengths import valid_frames
+from speechbrain_wap.masking import shuffle_utterances
 from speechbrain_wap.probe import cross_validate_probe, frame_statistics
 
 logger = get_logger(__name__)
@@ -135,9 +135,10 @@ class Sample(NamedTuple):
 def choose_sample(entries, most, seed):
     """Chooses the training utterances that the diagnostics look at.
 
-    The corpus's own labels are what the probe tells apart. One training
-    session is left out at a time, or one speaker where there are labels in one
-    session only. Labels of which too few utterances are left to learn from,
+    The corpora's own labels are what the probe tells apart; where corpora have
+    one of the same name, it is one. One training session (of one corpus) is
+    left out at a time, or one speaker where there are labels in one session
+    only. Labels of which too few utterances are left to learn from,
     whichever is left out, are dropped. Where there are more utterances than
     wanted, the choice is as even as can be over labels and folds.
 
@@ -170,19 +171,16 @@ def choose_sample(entries, most, seed):
     >>> sorted(Counter(zip(sample.labels, sample.folds)).items())
     [(('joy', 0), 5), (('joy', 1), 5), (('rage', 0), 5), (('rage', 1), 5)]
     """
-    draws = {key: _draw(seed, key) for key in entries}
-    ids = sorted(entries, key=draws.get)
+    ids = shuffle_utterances(entries, seed, 0, "probe")
     labels = {key: str(entries[key].get("emo") or "") for key in ids}
     labelled = [key for key in ids if labels[key]]
     for unit in ("session", "speaker"):
-        names = {key: str(entries[key].get(unit) or "") for key in labelled}
-        numbers = {
-            name: number % MOST_FOLDS
-            for number, name in enumerate(
-                sorted(set(names.values()), key=natural_key)
-            )
-        }
-        folds = {key: numbers[name] for key, name in names.items()}
+        units = {key: _find_unit(entries[key], unit) for key in labelled}
+        ordered = sorted(
+            set(units.values()), key=lambda unit: [natural_key(n) for n in unit]
+        )
+        numbers = {name: n % MOST_FOLDS for n, name in enumerate(ordered)}
+        folds = {key: numbers[name] for key, name in units.items()}
         kept = _keep_learnable(labelled, labels, folds)
         if len(kept) > most:
             places, seen = {}, Counter()
@@ -209,10 +207,11 @@ def choose_sample(entries, most, seed):
     return Sample(ids[:most], reason=reason)
 
 
-def _draw(seed, utterance_id):
-    """Draws a number that belongs to an utterance."""
-    text = f"probe\0{seed}\0{utterance_id}"
-    return hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+def _find_unit(entry, unit):
+    """Names an utterance's session or speaker, and its table if need be."""
+    # speakers are told apart, or are the same, by their names alone
+    table = entry.get("table", "") if unit == "session" else ""
+    return table, str(entry.get(unit) or "")
 
 
 def _keep_learnable(ids, labels, folds):

@@ -25,6 +25,7 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
+from speechbrain_wap.corpora import describe_corpora, parse_corpora
 from speechbrain_wap.errors import RecipeError, places_as_mistakes, say_mistakes
 from speechbrain_wap.files import read_json, write_atomically, write_text
 from speechbrain_wap.key_values import check_values
@@ -85,7 +86,7 @@ REFUSED_RUN_OPTIONS = {
 LABELS = {
     "encoder_key": "the encoder (encoder_source, encoder_layer, "
     "encoder_context, feature_precision or their code)",
-    "data": "the corpus (data_folder or corpus_csv)",
+    "data": "the corpus (data_folder, corpus_csv or corpora)",
     "adapter_identity": "the adapter (adapter_folder)",
     "class_names": "classes",
 }
@@ -151,7 +152,8 @@ def parse_value(key, text):
     key : str
         The key.
     text : str
-        YAML, but for folders and files, which stay text.
+        YAML, but for folders, files and lists of files without brackets, which
+        stay text.
 
     Returns
     -------
@@ -162,13 +164,17 @@ def parse_value(key, text):
     >>> parse_value("fold", "2"), parse_value("output_folder", "2")
     (2, '2')
     """
-    if is_text_key(key):
+    is_list = key == "corpora" and not text.lstrip().startswith(("[", "{"))
+    if is_text_key(key) or is_list:
         return None if text in ("", "null", "None") else text
     try:
         # as HyperPyYAML: 1e-4 is a number, which PyYAML takes for text
-        return YAML(typ="safe", pure=True).load(text)
+        value = YAML(typ="safe", pure=True).load(text)
     except YAMLError:
         raise RecipeError(f"--{key}={text} cannot be read as a YAML value.")
+    # a mapping would be merged with the YAML's value
+    is_item = key == "corpora" and isinstance(value, dict)
+    return [value] if is_item else value
 
 
 def unknown_key(key, known):
@@ -367,6 +373,60 @@ def _plain(node):
     return str(node)
 
 
+def _resolve(hparams_file, overrides):
+    """Reads a YAML with its references resolved, and without; no places."""
+    places = {
+        key: "-"
+        for key in read_keys(hparams_file)
+        if key in ("data_folder", "output_folder", "cache_folder")
+    }
+    overrides = drop_replaced_entries(hparams_file, {**overrides, **places})
+    with open(hparams_file, encoding="utf-8") as file:
+        text = resolve_references(file, overrides).getvalue()
+    with open(hparams_file, encoding="utf-8") as file:
+        tree = YAML().load(file)
+    recursive_update(tree, overrides)
+    return YAML().load(text), tree
+
+
+def read_corpora(hparams_file, overrides):
+    """Reads which further corpora a run trains on.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The YAML file.
+    overrides : dict
+        Values for its keys.
+
+    Returns
+    -------
+    corpora : list of dict
+        See :func:`speechbrain_wap.corpora.parse_corpora`; empty where the YAML
+        has no such key.
+    """
+    resolved, _ = _resolve(hparams_file, overrides)
+    return parse_corpora(_plain(resolved.get("corpora")))
+
+
+def name_data(corpus, corpora):
+    """Names what a run is about, for the digest in its default folder's name.
+
+    Arguments
+    ---------
+    corpus : str or None
+        The corpus under test: its folder or its table.
+    corpora : list of dict
+        Further tables.
+
+    Returns
+    -------
+    name : str
+    """
+    further = [[item["table"], item["speakers"]] for item in corpora]
+    return str(corpus) + (json.dumps(further) if further else "")
+
+
 def read_settings(hparams_file, overrides, run_opts=None):
     """Reads what a run computes off the YAML, without building anything.
 
@@ -384,18 +444,7 @@ def read_settings(hparams_file, overrides, run_opts=None):
     settings : dict
         Plain value of each key. Where things lie is left out everywhere.
     """
-    places = {
-        key: "-"
-        for key in read_keys(hparams_file)
-        if key in ("data_folder", "output_folder", "cache_folder")
-    }
-    overrides = drop_replaced_entries(hparams_file, {**overrides, **places})
-    with open(hparams_file, encoding="utf-8") as file:
-        text = resolve_references(file, overrides).getvalue()
-    resolved = YAML().load(text)
-    with open(hparams_file, encoding="utf-8") as file:
-        tree = YAML().load(file)
-    recursive_update(tree, overrides)
+    resolved, tree = _resolve(hparams_file, overrides)
     # What is built of other keys is kept as it is written, with references:
     # else it would change with keys that may change.
     settings = {
@@ -403,6 +452,10 @@ def read_settings(hparams_file, overrides, run_opts=None):
         for key, value in resolved.items()
         if not key.startswith("__")
     }
+    if "corpora" in settings:
+        settings["corpora"] = describe_corpora(
+            parse_corpora(_plain(resolved["corpora"]))
+        )
     if run_opts is not None:
         for option in GUARDED_RUN_OPTIONS:
             settings.setdefault(option, run_opts[option])
@@ -424,7 +477,7 @@ def default_output_folder(settings, root, data_folder):
     Returns
     -------
     folder : str
-        root/encoder-layer/fold-seed-digest
+        root/encoder-layer/fold-seed-digest; a universal adapter has no fold.
     """
     named = {k: v for k, v in settings.items() if k not in UNNAMED_KEYS}
     text = json.dumps([named, str(data_folder)], sort_keys=True)
@@ -433,7 +486,8 @@ def default_output_folder(settings, root, data_folder):
     layer = settings["encoder_layer"]
     layers = layer if isinstance(layer, list) else [layer]
     encoder = f"{source}-layer_{'+'.join(map(str, layers))}"
-    run = f"fold{settings['fold']}-seed{settings['seed']}-{digest}"
+    fold = "no_fold" if settings["fold"] is None else f"fold{settings['fold']}"
+    run = f"{fold}-seed{settings['seed']}-{digest}"
     return os.path.join(root, encoder, run)
 
 
@@ -500,18 +554,27 @@ def load_recipe(hparams_file, overrides, run_opts, expected_key):
     if tree.get("corpus_csv") and "corpus_csv" not in overrides:
         overrides.setdefault("data_folder", "")
     data_folder = overrides.get("data_folder", tree["data_folder"])
+    corpora = []
+    if overrides.get("corpora", tree.get("corpora")) is not None:
+        corpora = read_corpora(hparams_file, overrides)
     if isinstance(data_folder, TaggedScalar) or data_folder is None:
-        raise RecipeError(
-            "no corpus given: say where it lies with --data_folder=..., or "
-            "give an own corpus table with --corpus_csv=..."
-        )
+        if not corpora:
+            raise RecipeError(
+                "no corpus given: say where it lies with --data_folder=..., or "
+                "give an own corpus table with --corpus_csv=..."
+            )
+        overrides["data_folder"] = data_folder = ""
     settings = read_settings(hparams_file, overrides, run_opts)
     check_values(settings, expected_key, hparams_file)
+    own = overrides.get("corpus_csv", tree.get("corpus_csv"))
+    if corpora and not (data_folder or own):
+        refuse_folds(settings)
+        settings["fold"] = None
     if "output_folder" not in overrides:
         overrides["output_folder"] = default_output_folder(
             settings,
             tree["output_folder"],
-            overrides.get("corpus_csv") or data_folder,
+            name_data(overrides.get("corpus_csv") or data_folder, corpora),
         )
     # before anything in the folder is written over
     refuse_changes(os.path.join(overrides["output_folder"], "save"), settings)
@@ -527,6 +590,28 @@ def load_recipe(hparams_file, overrides, run_opts, expected_key):
         reason = " ".join(str(part) for part in error.args)
         raise RecipeError(f"{hparams_file}: {' '.join(reason.split())}")
     return Hparams(hparams_file, hparams), overrides, settings
+
+
+def refuse_folds(settings):
+    """Refuses keys that mean nothing without a corpus under test.
+
+    Arguments
+    ---------
+    settings : dict
+        What :func:`read_settings` gave.
+
+    Raises
+    ------
+    RecipeError
+        If a fold or a validation session is asked for; names the key.
+    """
+    for key, value in (("fold", 1), ("protocol", "paper")):
+        if settings.get(key, value) != value:
+            raise RecipeError(
+                f"{key}={settings[key]} means nothing where the adapter trains "
+                "on corpora alone, without folds: leave it out, or give the "
+                "corpus under test with --data_folder=... or --corpus_csv=..."
+            )
 
 
 def guard(settings):

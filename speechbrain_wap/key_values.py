@@ -44,6 +44,7 @@ NULLABLE = {
 # Numbers and their bounds; None is infinity
 NUMBERS = {
     "max_skipped": (0.0, 1.0),
+    "corpus_weight": (0.001, 1000.0),
     "dropout": (0.0, 1.0),
     "mask_ratio": (0.0, 1.0),
     "augment_mask_ratio": (0.0, 1.0),

@@ -1,8 +1,8 @@
-"""Fine-tuning on a share of the labels, in as many steps as on all of them."""
+"""Fine-tuning on a share of the labels: which, and how many of each class."""
 
 from collections import Counter
 
-from speechbrain_wap.masking import utterance_generator
+from speechbrain_wap.masking import shuffle_utterances
 
 
 def choose_labelled(manifest, fraction, seed):
@@ -39,14 +39,8 @@ def choose_labelled(manifest, fraction, seed):
         classes.setdefault(entry["label"], []).append(key)
     chosen = set()
     for members in classes.values():
-        # initial_seed is the digest of seed and id itself
-        members.sort(
-            key=lambda key: (
-                utterance_generator(seed, 0, key, "label").initial_seed(),
-                key,
-            )
-        )
-        chosen.update(members[: max(1, round(fraction * len(members)))])
+        number = max(1, round(fraction * len(members)))
+        chosen.update(shuffle_utterances(members, seed, 0, "label")[:number])
     return {key: entry for key, entry in manifest.items() if key in chosen}
 
 
@@ -72,37 +66,3 @@ def count_labels(manifest, classes):
     """
     counts = Counter(entry["label"] for entry in manifest.values())
     return {name: counts[name] for name in classes}
-
-
-def repeat_utterances(manifest, num_passes):
-    """Lists utterances as often as an epoch may go through them.
-
-    A repeat has an id of its own, so that what is random about it (its mask)
-    is another one.
-
-    Arguments
-    ---------
-    manifest : dict
-        Entries by id.
-    num_passes : int
-        How often each is listed.
-
-    Returns
-    -------
-    repeated : dict
-        One pass after the other, each in the manifest's order. The first one
-        has the manifest's ids, the others a number behind them.
-
-    Example
-    -------
-    >>> list(repeat_utterances({"a": {}, "b": {}}, 2))
-    ['a', 'b', 'a*1', 'b*1']
-    """
-    repeated = dict(manifest)
-    for number in range(1, num_passes):
-        for key, entry in manifest.items():
-            name = f"{key}*{number}"
-            while name in repeated:  # may be an utterance's id
-                name += "'"
-            repeated[name] = entry
-    return repeated

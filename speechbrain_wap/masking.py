@@ -63,6 +63,68 @@ def sample_frame_mask(num_frames, mask_ratio, generator=None):
     return order < num_masked[:, None]
 
 
+def utterance_number(seed, epoch, utterance_id, purpose):
+    """Draws a number that belongs to one utterance in one epoch.
+
+    Arguments
+    ---------
+    seed : int
+        The run's seed.
+    epoch : int
+        The epoch, counted from 1; 0 for what is the same in all of them.
+    utterance_id : str
+        The utterance's id.
+    purpose : str
+        What the number is for; different purposes draw different numbers.
+
+    Returns
+    -------
+    number : int
+        64 random bits, the same for the same four arguments on any machine.
+
+    Example
+    -------
+    >>> 0 <= utterance_number(1, 2, "u", "mask") < 2**64
+    True
+    """
+    text = f"{purpose}\0{seed}\0{epoch}\0{utterance_id}"
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def shuffle_utterances(utterance_ids, seed, epoch, purpose):
+    """Puts utterances into a random order, whatever order they are given in.
+
+    Arguments
+    ---------
+    utterance_ids : iterable of str
+        Their ids.
+    seed : int
+        The run's seed.
+    epoch : int
+        See :func:`utterance_number`.
+    purpose : str
+        See :func:`utterance_number`.
+
+    Returns
+    -------
+    order : list of str
+        A choice of the utterances keeps its order.
+
+    Example
+    -------
+    >>> order = shuffle_utterances("abcdef", 1, 0, "choice")
+    >>> order == shuffle_utterances("fedcba", 1, 0, "choice")
+    True
+    """
+
+    def draw(utterance_id):
+        number = utterance_number(seed, epoch, utterance_id, purpose)
+        return number, utterance_id
+
+    return sorted(utterance_ids, key=draw)
+
+
 def utterance_generator(seed, epoch, utterance_id, purpose="mask"):
     """Makes the generator of what is random about one utterance in one epoch.
 
@@ -89,9 +151,8 @@ def utterance_generator(seed, epoch, utterance_id, purpose="mask"):
     >>> bool(a == b)
     True
     """
-    text = f"{purpose}\0{seed}\0{epoch}\0{utterance_id}"
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+    number = utterance_number(seed, epoch, utterance_id, purpose)
+    return torch.Generator().manual_seed(number)
 
 
 def sample_utterance_masks(

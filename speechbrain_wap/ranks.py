@@ -82,11 +82,6 @@ class BatchOrderSampler(ReproducibleRandomSampler):
     beginning with the r-th. What the ranks then have at a step is, one after
     the other, the batch that a single rank would have.
 
-    An epoch may be longer than the data: it then goes through all of them
-    again, in another order each time, until it is long enough. What it draws in
-    the k-th pass, from 0, is number k * len(data_source) and the following
-    ones, so that repeats can be told apart.
-
     Arguments
     ---------
     data_source : sized
@@ -95,9 +90,10 @@ class BatchOrderSampler(ReproducibleRandomSampler):
         Of one rank.
     world_size : int
         Number of ranks.
+    plan : speechbrain_wap.epoch_plan.EpochPlan, optional
+        What of the data each epoch has; all of them, once, by default.
     **kwargs : dict
-        seed and epoch, as in SpeechBrain's sampler; num_samples, the length of
-        an epoch, where it is another one.
+        seed and epoch, as in SpeechBrain's sampler.
 
     Example
     -------
@@ -105,22 +101,22 @@ class BatchOrderSampler(ReproducibleRandomSampler):
     >>> order = list(BatchOrderSampler(range(10), batch_size=2, world_size=2))
     >>> order[0:4:2] + order[1:4:2] == alone[:4]
     True
-    >>> sampler = BatchOrderSampler(range(2), batch_size=4, num_samples=5)
-    >>> [number // 2 for number in sampler]
-    [0, 0, 1, 1, 2]
     """
 
-    def __init__(self, data_source, batch_size, world_size=1, **kwargs):
-        super().__init__(data_source, **kwargs)
+    def __init__(
+        self, data_source, batch_size, world_size=1, plan=None, **kwargs
+    ):
+        places = data_source if plan is None else range(len(plan))
+        super().__init__(places, **kwargs)
         self.batch_size = batch_size
         self.world_size = world_size
+        self.plan = plan
 
     def __iter__(self):
-        num_items = len(self.data_source)
-        order = [
-            place // num_items * num_items + number
-            for place, number in enumerate(super().__iter__())
-        ]
+        order = list(super().__iter__())
+        if self.plan is not None:
+            chosen = self.plan.choose(self.epoch)
+            order = [chosen[place] for place in order]
         size = self.batch_size * self.world_size
         for start in range(0, len(order), size):
             batch = order[start : start + size]

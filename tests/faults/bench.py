@@ -167,7 +167,8 @@ class Bench:
         usual = [*TINY, corpus, f"--cache_folder={self.cache}"]
         usual += [f"--output_folder={self.out}", "--num_layers=1"]
         usual += ["--feature_workers=0", "--number_of_epochs=1"]
-        if self.stage != "classifier":
+        has_adapter = any("--adapter_folder" in o for o in self.options)
+        if self.stage != "classifier" and not has_adapter:
             usual.append("--num_attributes=4")
         return [*map(str, files), *usual, *self.options]
 
@@ -225,6 +226,10 @@ class Bench:
             self._check_weights()
             record = json.loads((self.out / "adapter.json").read_text("utf-8"))
             names = used["speaker"] + "/" + used["id"]
+            if "--corpus_csv=" in self.options:
+                (record,) = record["corpora"]  # the corpus is a further table
+            elif "--protocol=held_out" in self.options:
+                is_tested |= used["session"] == "s2"
             assert set(names[~is_tested]) <= set(record["utterances"])
             return
         manifest = json.loads((self.out / "train.json").read_text("utf-8"))

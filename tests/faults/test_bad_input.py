@@ -530,6 +530,168 @@ TABLE = {
     ),
 }
 
+# Further corpora of stage 1 ---------------------------------------------------
+
+ALONE = "corpus_csv="  # no corpus under test
+
+
+def further(*entries, change=None, more=()):
+    """A table b.csv beside the corpus, with (speaker, row) entries.
+
+    An entry with a row has the audio of that row of the corpus. change spoils
+    the table, its file or its audio.
+    """
+
+    def spoil(bench):
+        found = entries or [("anna", None), ("ben", None)]
+        table = []
+        for number, (speaker, row) in enumerate(found):
+            wav = bench.input / f"b{number}.wav"
+            if row is None:
+                values = make_samples(number=50 + number)
+                soundfile.write(wav, values, 16000)
+            else:
+                shutil.copy(bench.table["wav"][row], wav)
+            table.append([f"u{number}", wav.name, speaker, "x", ""])
+        columns = ["id", "wav", "speaker", "session", "emo"]
+        path = bench.input / "b.csv"
+        pd.DataFrame(table, columns=columns).to_csv(path, index=False)
+        if change:
+            change(path)
+        bench.options.append(f"--corpora={path}")
+        bench.options += [f"--{text}" for text in more]
+
+    return spoil
+
+
+def corpora(value, *more):
+    """The table b.csv with another value of the key."""
+    return further(more=[f"corpora={value}", *more])
+
+
+def heard(*names):
+    """Checks which speakers of b.csv the adapter has heard."""
+
+    def check(bench):
+        record = json.loads((bench.out / "adapter.json").read_text("utf-8"))
+        tables = {item["name"]: item for item in record.get("corpora", [])}
+        mine = tables.get("b", {"speakers": []})
+        assert mine["speakers"] == sorted(names)
+        return "heard of it: " + (", ".join(names) or "nobody")
+
+    return check
+
+
+def edit(old, new):
+    """Another text in the further table."""
+    return lambda path: path.write_text(path.read_text().replace(old, new))
+
+
+CORPORA = {
+    "a further table that does not exist": refused(
+        corpora("nowhere.csv"), "nowhere.csv does not exist", stage="adapter"
+    ),
+    "a further table that lacks a column": refused(
+        further(change=edit("speaker", "who")),
+        "b.csv lacks the columns speaker",
+        stage="adapter",
+    ),
+    "a further table with the same id twice": refused(
+        further(change=edit("u1,", "u0,")),
+        "b.csv: the id u0",
+        "unique",
+        stage="adapter",
+    ),
+    "a further table without a wav": refused(
+        further(change=lambda path: (path.parent / "b1.wav").unlink()),
+        "1 of 14 utterances cannot be used, first b/u1",
+        "b1.wav",
+        stage="adapter",
+    ),
+    "a further table with the ids of the corpus under test": used(
+        further(change=edit("u1", "s1f_joy")),
+        stage="adapter",
+        check=heard("anna", "ben"),
+    ),
+    "a further table that is the corpus under test": used(
+        lambda bench: bench.options.append(f"--corpora={bench.csv}"),
+        "own.csv .called own. adds 0 utterances",
+        stage="adapter",
+        check=heard(),
+    ),
+    "a further table with a held-out speaker": used(
+        further(("s1f", None), ("anna", None)),
+        "1 of the held-out speakers s1f are left out",
+        stage="adapter",
+        check=heard("anna"),
+    ),
+    "a further table with a held-out speaker under another name": used(
+        further(("anna", 0), ("anna", None), ("ben", None)),
+        "2 of the held-out speakers anna are left out",
+        stage="adapter",
+        check=heard("ben"),
+    ),
+    "a further table with a speaker of the validation session": used(
+        further(("s2f", None), ("anna", None), more=["protocol=held_out"]),
+        "1 of the held-out speakers s2f are left out",
+        stage="adapter",
+        check=heard("anna"),
+    ),
+    "a further table with an utterance of the training sessions": used(
+        further(("anna", 7), ("ben", None)),
+        "1 are in a table before it and train once",
+        stage="adapter",
+        check=heard("ben"),
+    ),
+    "--corpora=5": refused(
+        options("corpora=[5]"), "corpora has the item 5", stage="adapter"
+    ),
+    "--corpora=b.csv,": refused(
+        corpora("b.csv,"),
+        "corpora has an item without a table",
+        stage="adapter",
+    ),
+    "--corpora=b.csv,b.csv": refused(
+        corpora("b.csv,b.csv"), "corpora has b.csv twice", stage="adapter"
+    ),
+    "--corpora={table: b.csv, wait: 2}": refused(
+        corpora("{table: b.csv, wait: 2}"), "key wait", stage="adapter"
+    ),
+    "--corpora={table: b.csv, weight: -1}": refused(
+        corpora("{table: b.csv, weight: -1}"),
+        "corpora: weight=-1 of b.csv must be within",
+        stage="adapter",
+    ),
+    "--corpora={table: b.csv, speakers: mine}": refused(
+        corpora("{table: b.csv, speakers: mine}"),
+        "speakers=mine of b.csv is unknown: choose shared or own",
+        stage="adapter",
+    ),
+    "--corpora and no corpus under test, --fold=2": refused(
+        corpora("b.csv", ALONE, "fold=2"),
+        "fold=2 means nothing where the adapter trains on corpora alone",
+        stage="adapter",
+    ),
+    "--corpora and no corpus under test, --protocol=held_out": refused(
+        corpora("b.csv", ALONE, "protocol=held_out"),
+        "protocol=held_out means nothing",
+        stage="adapter",
+    ),
+    "--corpora, cross-validation, no corpus under test": refused(
+        corpora("b.csv", ALONE), "no corpus given", stage="cross_validate"
+    ),
+    "--corpora, comparison, --adapter_folder": refused(
+        corpora("b.csv", "adapter_folder=nowhere"),
+        "--corpora has no effect with --adapter_folder",
+        stage="compare_systems",
+    ),
+    "--corpora, cross-validation, --adapter_folder": refused(
+        corpora("b.csv", "adapter_folder=nowhere"),
+        "--corpora has no effect with --adapter_folder",
+        stage="cross_validate",
+    ),
+}
+
 # A corpus in IEMOCAP's layout ------------------------------------------------
 
 
@@ -868,6 +1030,7 @@ VALUES = [
     value("seed=-1", "seed=-1.*at least 0"),
     value("num_workers=-1", r"\bnum_workers\b"),
     value("ckpt_interval_minutes=often", stage="adapter"),
+    value("corpus_weight=0", "=0 must be within 0.001", stage="adapter"),
     value("max_skipped=2", "max_skipped=2 must be within 0 and 1"),
     value("skip_prep=no", "skip_prep=no"),
     value("input_norm=no"),
@@ -954,6 +1117,16 @@ KEYS = {
     "--label_fraction beside --label_fractions": refused(
         options("label_fraction=0.1", "label_fractions=0.1,1"),
         "either --label_fraction or --label_fractions",
+        stage="compare_systems",
+    ),
+    "--adapters_folder with --adapter_folder": refused(
+        options("adapters_folder=x", "adapter_folder=y"),
+        "--adapters_folder has no effect with --adapter_folder",
+        stage="cross_validate",
+    ),
+    "--adapters_folder, comparison": refused(
+        options("adapters_folder=x"),
+        "--adapters_folder cannot be set here: they lie in the output folder",
         stage="compare_systems",
     ),
     "--adapters_folder with --adapter_training=False": refused(
@@ -1156,6 +1329,25 @@ FILES = {
     "an adapter of another fold": refused(
         both(adapter_folder(), options("fold=2")), "speaker s2f", "same fold"
     ),
+    "an adapter of all sessions, as a further table": refused(
+        lambda bench: bench.options.append(
+            f"--adapter_folder={bench.make_universal()}"
+        ),
+        "speaker s1f .*in the table own of corpora .s1f_joy is the same audio",
+    ),
+    "an earlier adapter of another fold, cross-validation": refused(
+        lambda bench: bench.options.append(
+            f"--adapter_folder={bench.make_adapter()}"
+        ),
+        "fold 2: speaker s2f",
+        "may be used with --folds=1",
+        stage="cross_validate",
+    ),
+    "an earlier adapter that does not exist, cross-validation": refused(
+        options("adapter_folder=nowhere"),
+        "adapter_folder=nowhere",
+        stage="cross_validate",
+    ),
     "an adapter whose adapter.json is no JSON": refused(
         adapter_folder("adapter.json", change=lambda text: text[:-20]),
         "adapter.json",
@@ -1187,6 +1379,15 @@ FILES = {
         ),
         "adapter.ckpt is damaged: the checkpoint before it is used",
     ),
+    "an output folder of a run with an adapter, now without": refused(
+        lambda bench: shutil.copytree(
+            bench.make_classifier(
+                f"--adapter_folder={bench.make_adapter()}"
+            ).out,
+            bench.out,
+        ),
+        "another value of the adapter .adapter_folder.",
+    ),
     "an output folder of a run with another lr": refused(
         both(earlier_run(str), options("lr=0.5")), "lr=0.001 .now 0.5"
     ),
@@ -1195,6 +1396,7 @@ FILES = {
 CASES = {
     **AUDIO,
     **TABLE,
+    **CORPORA,
     **IEMOCAP,
     **RAVDESS,
     **PLACES,
@@ -1274,6 +1476,9 @@ def bench(
     bench.plain_entry = plain_entry
     bench.make_hubert = make_hubert
     bench.make_adapter = lambda *options: make_run("adapter", *options).out
+    bench.make_universal = lambda: make_run(
+        "adapter", "--corpus_csv=", f"--corpora={reference.csv}"
+    ).out
     bench.make_classifier = lambda *options: make_run("classifier", *options)
     monkeypatch.chdir(bench.input)
     # a list of all installed packages, which takes half of a run's time

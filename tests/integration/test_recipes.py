@@ -17,7 +17,8 @@ import torch
 from recipe_runs import RECIPES, TINY, call, command, load_script, run, run_well
 from speechbrain.dataio import audio_io
 
-from speechbrain_wap.adapter_folder import identify_adapter
+from speechbrain_wap.adapter_folder import identify_adapter, read_adapter_record
+from speechbrain_wap.brain import RecipeBrain
 from speechbrain_wap.checkpoints import Checkpointer
 from speechbrain_wap.diagnostics import DIAGNOSTICS
 from speechbrain_wap.errors import RecipeError
@@ -289,7 +290,7 @@ def test_a_training_killed_within_an_epoch_goes_on_there(tiny, tmp_path):
     arguments = ["train_classifier.py", "classifier", *tiny]
     arguments += ["--number_of_epochs=5", "--batch_size=4"]
     arguments += ["--ckpt_interval_minutes=0", "--ckpt_interval_steps=4"]
-    arguments += ["--label_fraction=0.3"]  # an epoch is several passes
+    arguments += ["--label_fraction=0.3"]  # an epoch has copies
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     call(*arguments, f"--output_folder={whole}")
     kill_after_epoch(2, killed, *arguments)
@@ -703,8 +704,7 @@ def test_the_curve_of_label_fractions_shares_the_adapters(comparison, tmp_path):
         )
         run_folder = folder / place / "seed1" / "fold1" / "classifier"
         settings = json.loads((run_folder / "save/settings.json").read_text())
-        path = adapters / "seed1" / "fold1" / "adapter" / "adapter.json"
-        record = json.loads(path.read_text())
+        record = read_adapter_record(adapters / "seed1" / "fold1" / "adapter")
         assert record["number_of_epochs"] == 2
         identity = settings["settings"]["adapter_identity"]
         assert identity == identify_adapter(record)
@@ -964,3 +964,171 @@ def test_an_unreadable_wav_is_named_without_a_traceback(tiny, corpus, tmp_path):
     call(*arguments, "--max_skipped=0.5")
     skipped = pd.read_csv(tmp_path / "out" / "skipped.csv")
     assert skipped["id"].tolist() == [rows[3]["id"]]
+
+
+# Several corpora -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_tables(adapter, tmp_path_factory):
+    """The demo corpus as two tables: sessions 1 to 3, and the other ones.
+
+    The second has other classes, other names of the same people, and sessions
+    that are counted from 1.
+    """
+    folder = tmp_path_factory.mktemp("tables")
+    table = pd.read_csv(adapter / "corpus.csv", dtype=str)
+    is_first = table["session"].isin(["1", "2", "3"])
+    table[is_first].to_csv(folder / "first.csv", index=False)
+    rest = table[~is_first & table["emo"].isin(["ang", "sad"])]
+    rest = rest[["id", "wav", "speaker", "session", "emo"]].assign(
+        speaker=rest["speaker"].str[-2:],
+        session=rest["session"].map({"4": "1", "5": "2"}),
+        emo=rest["emo"].map({"ang": "hot", "sad": "cold"}),
+    )
+    rest.to_csv(folder / "second.csv", index=False)
+    return folder
+
+
+def test_one_adapter_serves_another_corpus_with_other_classes(
+    two_tables, cache, tmp_path
+):
+    """Stage 1 on tables alone, stage 2 on another one, for all folds."""
+    usual = [*TINY, f"--cache_folder={cache}", "--number_of_epochs=1"]
+    universal = tmp_path / "universal"
+    call(
+        *("train_adapter.py", "adapter", *usual, "--num_attributes=8"),
+        f"--corpora={two_tables / 'first.csv'}",
+        f"--output_folder={universal}",
+    )
+    settings = json.loads((universal / "save/settings.json").read_text())
+    assert settings["settings"]["fold"] is None
+    assert len(json.loads((universal / "valid.json").read_text())) == 0
+    arguments = [
+        *("cross_validate.py", "adapter", "classifier", *usual),
+        f"--adapter_folder={universal}",
+    ]
+    second = f"--corpus_csv={two_tables / 'second.csv'}"
+    out = tmp_path / "second"
+    call(*arguments, second, "--folds=2", f"--output_folder={out}")
+    results = json.loads((out / "results.json").read_text("utf-8"))
+    assert results["classes"] == ["cold", "hot"]
+    assert [r["session"] for r in results["runs"]] == ["2"]
+    assert results["settings"]["adapter_folder"] == str(universal)
+    assert not any(k.startswith("adapter.") for k in results["settings"])
+    report = (out / "report.md").read_text("utf-8")
+    assert "6 speakers of first" in report and str(universal) in report
+    # statistics and weights of stage 1 go on
+    stage_1 = load_checkpoint(universal)["teacher"]["model.input_mean"]
+    run_folder = out / "seed1993" / "fold2" / "classifier"
+    stage_2 = load_checkpoint(run_folder)["adapter"]
+    assert torch.equal(stage_1, stage_2["input_mean"])
+    with pytest.raises(RecipeError, match="another value of the adapter"):
+        call(
+            *arguments[:-1],
+            "--adapter_training=False",
+            "--folds=2",
+            second,
+            f"--output_folder={out}",
+        )
+    # the corpus that it has heard is refused before any work
+    with pytest.raises(RecipeError, match="fold 1: speaker Ses01. "):
+        call(
+            *arguments,
+            f"--corpus_csv={two_tables / 'first.csv'}",
+            f"--output_folder={tmp_path / 'first'}",
+        )
+    assert not (tmp_path / "first" / "seed1993").exists()
+    # nor does a comparison train an adapter of its own
+    out = tmp_path / "comparison"
+    call(
+        *("compare_systems.py", *arguments[1:], second, "--folds=2"),
+        *("--label_fractions=0.5,1.0", f"--output_folder={out}"),
+    )
+    content = json.loads((out / "comparison.json").read_text("utf-8"))
+    used = [
+        entry["settings"].get("adapter_folder")
+        for entry in content["systems"]
+        if "adapter_training" in entry["settings"]
+    ]
+    assert used == 2 * [None, str(universal)]
+    assert not list(out.rglob("adapter.json"))
+
+
+def test_a_finished_fold_with_further_corpora_is_not_run_again(
+    two_tables, cache, tmp_path
+):
+    out = tmp_path / "out"
+    arguments = [
+        *("cross_validate.py", "adapter", "classifier", *TINY, "--folds=2"),
+        *("--number_of_epochs=1", "--num_attributes=8"),
+        f"--cache_folder={cache}",
+        f"--corpus_csv={two_tables / 'second.csv'}",
+        f"--corpora={two_tables / 'first.csv'}",
+        f"--output_folder={out}",
+    ]
+    call(*arguments)
+    run_folder = out / "seed1993" / "fold2"
+    files = [*run_folder.rglob("CKPT.yaml"), *run_folder.rglob("scores.json")]
+    before = {path: path.read_bytes() for path in files}
+    assert len(before) >= 3
+    call(*arguments)
+    assert before == {path: path.read_bytes() for path in files}
+    # the probe is of all corpora's training sessions
+    rows = read_history(run_folder / "adapter")
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert all(0.0 < row["probe_teacher"] <= 1.0 for row in rows)
+    # with one epoch more, stage 2 begins anew
+    call(*arguments, "--adapter.number_of_epochs=2")
+    settings = json.loads(
+        (run_folder / "classifier/save/settings.json").read_text()
+    )
+    record = read_adapter_record(run_folder / "adapter")
+    assert record["number_of_epochs"] == 2 and record["corpora"]
+    identity = settings["settings"]["adapter_identity"]
+    assert identity == identify_adapter(record)
+
+
+def test_further_corpora_come_as_often_however_it_is_run(
+    two_tables, cache, tmp_path, monkeypatch
+):
+    """Whole, stopped within an epoch, and on two ranks."""
+    first, second = two_tables / "first.csv", two_tables / "second.csv"
+    arguments = [
+        *("train_adapter.py", "adapter", *TINY, f"--cache_folder={cache}"),
+        *("--num_attributes=8", "--number_of_epochs=3", "--dropout=0.0"),
+        *(f"--corpus_csv={first}", "--corpus_weight=0.5", *ON_CPUS),
+        f"--corpora=[{{table: {second}, weight: 1.6, speakers: own}}]",
+        "--grad_accumulation_factor=2",
+    ]
+    whole, stopped, ranks = (tmp_path / n for n in ("whole", "stopped", "rank"))
+    call(*arguments, "--batch_size=4", f"--output_folder={whole}")
+    often = ["--ckpt_interval_minutes=0", "--ckpt_interval_steps=2"]
+    often += ["--batch_size=4", f"--output_folder={stopped}"]
+    fit_batch = RecipeBrain.fit_batch
+
+    def stop_in_the_second_epoch(brain, batch):
+        if (brain.hparams.epoch_counter.current, brain.step) == (2, 8):
+            raise KeyboardInterrupt
+        return fit_batch(brain, batch)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RecipeBrain, "fit_batch", stop_in_the_second_epoch)
+        call(*arguments, *often)
+    call(*arguments, *often)
+    assert_equal_states(load_checkpoint(stopped), load_checkpoint(whole))
+    output = f"--output_folder={ranks}"
+    run_well(*arguments, "--batch_size=2", output, launcher=TWO_RANKS)
+    assert_same_training(whole, ranks, "adapter")
+
+    train = json.loads((whole / "train.json").read_text())
+    assert not {"Ses01F", "Ses01M"} & {e["speaker"] for e in train.values()}
+    assert {e.get("table") for e in train.values()} == {None, "second"}
+    with pytest.raises(RecipeError, match=" corpus_weight=0.5"):
+        call(*arguments, "--corpus_weight=1", f"--output_folder={whole}")
+    table = pd.read_csv(second, dtype=str)
+    table.iloc[:-1].to_csv(second, index=False)
+    before = (whole / "train.json").read_bytes()
+    with pytest.raises(RecipeError, match="another value of the corpus"):
+        call(*arguments, "--batch_size=4", f"--output_folder={whole}")
+    assert (whole / "train.json").read_bytes() == before

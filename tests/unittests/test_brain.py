@@ -9,6 +9,7 @@ from torch import nn
 
 from speechbrain_wap.brain import RecipeBrain
 from speechbrain_wap.checkpoints import Checkpointer
+from speechbrain_wap.epoch_plan import EpochPlan
 from speechbrain_wap.errors import RecipeError
 
 NUM_UTTERANCES = 11
@@ -66,7 +67,7 @@ def fit(tmp_path):
         epochs=2,
         lr=0.1,
         optimizer=torch.optim.SGD,
-        epoch=None,
+        places=None,
         **opts,
     ):
         torch.manual_seed(0)
@@ -82,9 +83,14 @@ def fit(tmp_path):
             Checkpointer(tmp_path / str(len(list(tmp_path.iterdir())))),
         )
         brain.seen, brain.rates = [], []
-        loader = brain.make_train_loader(
-            make_dataset(), 3, batch_size, **(epoch or {})
-        )
+        dataset, plan = make_dataset(), None
+        if places:
+            groups = [(dataset.data_ids, places)]
+            plan = EpochPlan(dataset.data, groups, seed=1)
+            dataset = DynamicItemDataset(
+                plan.entries, output_keys=["id", "feats"]
+            )
+        loader = brain.make_train_loader(dataset, 3, batch_size, plan)
         brain.fit(brain.hparams.epoch_counter, loader)
         return brain
 
@@ -112,23 +118,28 @@ def test_accumulated_batches_are_one_large_batch(fit, optimizer, max_grad_norm):
     assert len({count for _, count, _ in parts.seen}) > 2
 
 
+@pytest.mark.parametrize("places", [5, 11, 29])
+def test_an_epoch_has_what_is_planned(fit, places):
+    brain = fit(3, places=places, grad_accumulation_factor=2)
+    assert len(brain.seen) == 2 * -(-places // 3)
+    ids = [key for _, _, batch in brain.seen for key in batch]
+    for seen in (ids[:places], ids[places:]):
+        assert len(set(seen)) == places  # copies have ids of their own
+        originals = [key.partition("+")[0] for key in seen]
+        assert len(set(originals)) == min(places, NUM_UTTERANCES)
+    place, _, _ = brain.seen[-1]
+    assert place == brain.num_steps - 1
+    large = fit(6, places=places)
+    for name, weights in large.modules["model"].state_dict().items():
+        assert_near(brain.modules["model"].state_dict()[name], weights)
+
+
 def test_every_utterance_is_in_a_step_of_each_epoch(fit):
     brain = fit(2, epochs=1, grad_accumulation_factor=4)
     ids = [key for _, _, keys in brain.seen for key in keys]
     assert sorted(ids) == sorted(f"u{i}" for i in range(NUM_UTTERANCES))
     assert [place for place, _, _ in brain.seen] == [0, 0, 0, 0, 1, 1]
     assert brain.optimizer_step == 2
-
-
-def test_an_epoch_may_stop_within_its_last_pass(fit):
-    # utterances 5 to 9 stand for repeats of 0 to 4
-    brain = fit(4, epoch={"num_passes": 2, "epoch_size": 8})
-    assert brain.num_batches == brain.steps_per_epoch == 2
-    for start in (0, 2):
-        passes = [ids for _, _, ids in brain.seen[start : start + 2]]
-        numbers = [int(key[1:]) for ids in passes for key in ids]
-        assert len(set(numbers)) == 8
-        assert max(numbers[:5]) < 5 <= min(numbers[5:])
 
 
 def test_progress_goes_from_zero_to_one(fit):

@@ -408,6 +408,22 @@ def test_frames_are_measured_over_all_frames_of_the_given_utterances(
     assert torch.allclose(std, frames.std(dim=0, unbiased=False), atol=1e-5)
 
 
+def test_frames_are_measured_as_often_as_they_are_trained_on(entries, cache):
+    weights = {key: 1 + number % 3 for number, key in enumerate(entries)}
+    repeated = {
+        f"{key}+{number}": entries[key]
+        for key in entries
+        for number in range(weights[key])
+    }
+    weighted = measure_features(cache, entries, weights)
+    for one, two in zip(weighted, measure_features(cache, repeated)):
+        torch.testing.assert_close(one, two)
+    plain = measure_features(cache, entries)
+    assert not torch.allclose(weighted[0], plain[0])
+    ones = measure_features(cache, entries, dict.fromkeys(entries, 1.0))
+    assert all(map(torch.equal, ones, plain))
+
+
 def test_the_deviation_is_right_where_the_mean_dwarfs_it(cache):
     frames = torch.tensor([[1000.0], [1000.1], [1000.2]])
     cache.write("a" * 32, frames, duration=0.06)

@@ -124,6 +124,27 @@ def test_a_fold_of_the_probe_is_a_training_session():
     assert folds == {("a", 0), ("b", 1), ("c", 2)}
 
 
+def test_sessions_of_several_corpora_are_told_apart():
+    entries = make_entries(even("12"))
+    for key, entry in make_entries(even("12", ("joy", "calm"))).items():
+        # as the manifests have it: speakers of equal names are one person
+        entries[f"b/{key}"] = {**entry, "table": "b"}
+    sample = choose_sample(entries, 1000, seed=1)
+    assert sample.unit == "session"
+    folds = {
+        (entries[key].get("table"), entries[key]["session"], fold)
+        for key, fold in zip(sample.ids, sample.folds)
+    }
+    assert folds == {
+        (None, "1", 0),
+        (None, "2", 1),
+        ("b", "1", 2),
+        ("b", "2", 3),
+    }
+    # a label that both have is one
+    assert Counter(sample.labels) == {"joy": 24, "rage": 12, "calm": 12}
+
+
 def test_a_single_labelled_session_is_split_by_speakers():
     counts = even("a", count=20) | {("b", ""): 9}
     entries = make_entries(counts, speakers=4)

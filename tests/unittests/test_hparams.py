@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
@@ -15,6 +16,7 @@ from speechbrain_wap.hparams import (
     default_output_folder,
     load_recipe,
     parse_arguments,
+    read_corpora,
     read_keys,
     read_settings,
     record_settings,
@@ -297,6 +299,73 @@ def test_an_own_corpus_needs_no_data_folder(yaml_of):
     assert not hparams["data_folder"]
 
 
+@pytest.mark.parametrize(
+    "text, value",
+    [
+        ("a.csv,b c.csv", "a.csv,b c.csv"),
+        ("2024", "2024"),
+        ("[a.csv, {table: b.csv}]", ["a.csv", {"table": "b.csv"}]),
+        ("{table: b.csv, weight: 2}", [{"table": "b.csv", "weight": 2}]),
+        ("null", None),
+        ("", None),
+    ],
+)
+def test_further_corpora_may_be_given_in_two_ways(yaml_of, text, value):
+    _, _, overrides = parse_arguments([yaml_of(), f"--corpora={text}"])
+    assert overrides == {"corpora": value}
+
+
+def test_further_corpora_reach_the_script_as_they_were_given(yaml_of):
+    value = ["a.csv", {"table": "b.csv", "weight": 2}]
+    overrides = {"corpora": value, "data_folder": "D", **SMALL}
+    hparams, _, settings = load(yaml_of(), overrides)
+    assert hparams["corpora"] == value and settings["fold"] == 1
+    assert settings["corpora"] == [
+        {"name": "a", "weight": 1.0},
+        {"name": "b", "weight": 2.0},
+    ]
+
+
+def test_further_corpora_of_the_yaml_are_read_too(yaml_of, tmp_path):
+    text = Path(yaml_of()).read_text("utf-8")
+    text = text.replace("\ncorpora: null", "\ncorpora: [{table: a.csv}]")
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text, "utf-8")
+    settings = read_settings(mine, {})
+    assert settings["corpora"] == [{"name": "a", "weight": 1.0}]
+    assert read_corpora(mine, {})[0]["table"] == "a.csv"
+    assert read_corpora(mine, {"corpora": None}) == []
+
+
+def test_without_a_corpus_under_test_there_are_no_folds(yaml_of):
+    alone = {"corpora": "a.csv", **SMALL}
+    hparams, overrides, settings = load(yaml_of(), dict(alone))
+    assert settings["fold"] is None and not hparams["data_folder"]
+    assert "/no_fold-seed1993-" in overrides["output_folder"]
+    for key, value in (("fold", 2), ("protocol", "held_out")):
+        with pytest.raises(RecipeError, match=f"{key}={value} means nothing"):
+            load(yaml_of(), {**alone, key: value})
+    folders = {
+        load(yaml_of(), {**alone, **more})[1]["output_folder"]
+        for more in (
+            {},
+            {"corpora": "x/a.csv"},
+            {"data_folder": "D"},
+            {"corpus_csv": "own.csv", "data_folder": ""},
+        )
+    }
+    assert len(folders) == 4
+
+
+@pytest.mark.parametrize("place", ["a.csv", "elsewhere/a.csv"])
+def test_where_further_tables_lie_and_whose_names_they_have_may_change(
+    yaml_of, settings_of, tmp_path, place
+):
+    record_settings(tmp_path, settings_of(yaml_of(), corpora="a.csv"))
+    item = {"table": place, "speakers": "own"}
+    record_settings(tmp_path, settings_of(yaml_of(), corpora=[item]))
+
+
 def test_a_mapping_on_the_command_line_replaces_the_yamls(yaml_of):
     yaml = yaml_of(stage="classifier")
     _, _, overrides = parse_arguments(
@@ -337,6 +406,8 @@ CHANGES = {
         {"number_of_epochs": 7},
         {"adapter_data": "all"},
         {"revive_after": None},
+        {"corpora": "a.csv"},
+        {"corpora": [{"table": "a.csv", "weight": 2}]},
         {"corpus": "E"},
     ],
     "classifier": [
@@ -405,6 +476,9 @@ def test_a_run_resumes_with_the_same_settings(yaml_of, tmp_path, stage):
         ("adapter", "d_model", 192),
         ("adapter", "revive_after", None),
         ("adapter", "adapter_data", "all"),
+        ("adapter", "corpora", "a.csv,b.csv"),
+        ("adapter", "corpora", [{"table": "a.csv", "weight": 2}]),
+        ("adapter", "corpus_weight", 0.5),
         ("classifier", "classes", "all"),
         ("classifier", "classes", {"a": ["ang"], "b": ["sad"]}),
         ("classifier", "adapter_branch", "student"),
@@ -591,6 +665,8 @@ def test_an_option_that_no_stage_has_is_refused(route, option, hint):
 @pytest.mark.parametrize("prefix", ["", "adapter.", "classifier."])
 def test_what_the_script_sets_for_each_run_cannot_be_set(route, prefix):
     for key in ("fold", "seed", "adapter_folder", "skip_prep"):
+        if key == "adapter_folder" and not prefix:
+            continue  # one for all folds
         with pytest.raises(RecipeError, match=f"--{prefix}{key} cannot be set"):
             route(f"--{prefix}{key}=1")
 
@@ -649,6 +725,12 @@ def test_the_commands_folder_differs_by_what_is_run(parse_command):
         ["--encoder_layer=3"],
         ["--data_folder=E"],
         ["--corpus_csv=own.csv"],
+        ["--corpora=a.csv"],
+        ["--corpora=x/a.csv"],
+        ["--corpora=[{table: a.csv, speakers: own}]"],
+        ["--corpora=[{table: a.csv, weight: 2}]"],
+        ["--adapter_folder=A"],
+        ["--adapter_folder=B"],
     ]
     folders = [
         parse_command("--data_folder=D", *more)["output_folder"]
@@ -672,6 +754,24 @@ def test_adapter_training_is_true_or_false(parse_command):
         assert command["adapter_training"] is False
     with pytest.raises(RecipeError, match="adapter_training=maybe"):
         parse_command("--adapter_training=maybe")
+
+
+def test_an_earlier_adapter_leaves_stage_1_out(parse_command):
+    command = parse_command("--data_folder=D", "--adapter_folder=A")
+    assert command["adapter_folder"] == "A"
+    assert command["adapter_training"] is False
+    for option in (
+        "--adapter_training=True",
+        "--adapter_training=False",
+        "--corpora=a.csv",
+        "--mask_ratio=0.5",
+        "--adapter.lr=0.5",
+    ):
+        key = option.partition("=")[0]
+        with pytest.raises(RecipeError, match=f"{key} has no effect"):
+            parse_command("--data_folder=D", "--adapter_folder=A", option)
+    with pytest.raises(RecipeError, match="--adapter_folder= is empty"):
+        parse_command("--data_folder=D", "--adapter_folder=")
 
 
 def test_the_command_takes_two_yaml_files(cross_validate, yaml_of):

@@ -11,6 +11,7 @@ from speechbrain_wap.lengths import valid_frames
 from speechbrain_wap.masking import (
     sample_frame_mask,
     sample_utterance_masks,
+    shuffle_utterances,
     utterance_generator,
 )
 
@@ -185,3 +186,24 @@ def test_the_generator_of_an_utterance_is_the_same_on_any_machine():
     # not Python's hash(), which differs from process to process
     draw = utterance_generator(1993, 2, "Ses01F_impro01_M003")
     assert draw.initial_seed() == 898686663658091085
+
+
+def test_the_order_of_utterances_is_a_function_of_seed_epoch_and_ids():
+    ids = [f"u{number}" for number in range(60)]
+    order = shuffle_utterances(ids, 1, 2, "draw")
+    assert sorted(order) == sorted(ids)
+    assert shuffle_utterances(reversed(ids), 1, 2, "draw") == order
+    # fewer utterances keep their order
+    few = shuffle_utterances(ids[::3], 1, 2, "draw")
+    assert few == [key for key in order if key in ids[::3]]
+    others = [(2, 2, "draw"), (1, 3, "draw"), (1, 2, "label")]
+    orders = {tuple(shuffle_utterances(ids, *other)) for other in others}
+    assert len(orders | {tuple(order)}) == 4
+
+
+def test_every_utterance_is_as_likely_to_come_first():
+    counts = Counter(
+        shuffle_utterances("abcd", 1, epoch, "draw")[0] for epoch in range(800)
+    )
+    # 200 expected, 12 the standard deviation
+    assert all(150 < counts[key] < 250 for key in "abcd")

@@ -205,7 +205,7 @@ def test_the_probe_is_in_table_and_curves_where_there_is_one(
     path.write_text(json.dumps(rows))
     drawn = {}
     monkeypatch.setattr(
-        "speechbrain_wap.report._save",
+        "speechbrain_wap.report.save_figure",
         lambda figure, path: drawn.setdefault(path.name, figure),
     )
     text = write_report(tmp_path, sum_up(one_seed, {}), *folders, [])

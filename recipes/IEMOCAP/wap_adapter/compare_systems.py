@@ -5,8 +5,9 @@
     --data_folder=/path/to/corpus --seeds=1993,1994,1995 \
     --output_folder=results/comparison
 
-Takes the options of cross_validate.py but --adapter_training. All systems see
-the same features of the same folds. --label_fractions=0.05,0.1,0.25,0.5,1.0
+Takes the options of cross_validate.py but --adapter_training; with
+--adapter_folder=DIR, the adapter is that of an earlier run. All systems see the
+same features of the same folds. --label_fractions=0.05,0.1,0.25,0.5,1.0
 compares them at each share of the labels and draws the curve; the adapters are
 trained once. The same command again, with more fractions too, takes up what
 there is.
@@ -141,7 +142,7 @@ def probe_folds(hparams, folder, finished, fraction, pooled):
     return sum_up(runs, {})
 
 
-def run_systems(arguments, root, fractions):
+def run_systems(arguments, root, adapter_folder, fractions):
     """Cross-validates with and without adapter training.
 
     Arguments
@@ -150,6 +151,8 @@ def run_systems(arguments, root, fractions):
         The command line of cross_validate.py.
     root : pathlib.Path
         Where to: a comparison of all labels lies in it, the others below.
+    adapter_folder : str or None
+        An earlier adapter, which is then used in place of stage 1.
     fractions : list of float
         Shares of the labels.
 
@@ -159,15 +162,19 @@ def run_systems(arguments, root, fractions):
         Content of results.json by share and system.
     """
     options = {
-        WITHOUT: ["--adapter_training=False"],
+        WITHOUT: "--adapter_training=False",
         # of all shares: no labels go into them
-        WITH: [f"--adapters_folder={root / FOLDERS[WITH]}"],
+        WITH: f"--adapters_folder={root / FOLDERS[WITH]}",
     }
+    if adapter_folder:
+        key = "--adapter_folder="
+        arguments = [a for a in arguments if not a.startswith(key)]
+        options[WITH] = f"{key}{adapter_folder}"
     return {
         (fraction, name): cross_validate.main(
             [
                 *arguments,
-                *options[name],
+                options[name],
                 f"--label_fraction={fraction}",
                 f"--output_folder={place(root, fraction) / folder}",
             ]
@@ -225,7 +232,7 @@ def main(arguments):
     if fractions is None:
         check_values(stage["settings"], "sap_heads", stage["file"])
         fractions = [float(stage["settings"]["label_fraction"])]
-    results = run_systems(kept, root, fractions)
+    results = run_systems(kept, root, command["adapter_folder"], fractions)
     if not if_main_process():
         return
     scratch = {f: place(root, f) / FOLDERS[WITHOUT] for f in fractions}

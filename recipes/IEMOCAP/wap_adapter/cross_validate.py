@@ -5,10 +5,11 @@
     --data_folder=/path/to/corpus --output_folder=results/my_run
 
 Options of its own: --folds=1,2,3 (default: all), --seeds=1993,1994 (default:
-the YAML's), --adapter_training=False (no stage 1), --jobs=4 (that many folds at
-a time, each in a process of its own), --adapters_folder=results/my_run (where
-stage 1 of each fold and seed lies or is to lie, for runs that differ in stage 2
-only; default: the output folder). Any other key goes to the stages whose YAML
+the YAML's), --adapter_training=False (no stage 1), --adapter_folder=DIR (no
+stage 1, but this earlier adapter for all folds), --adapters_folder=results/run
+(where stage 1 of each fold and seed lies or is to lie, for runs that differ in
+stage 2 only; default: the output folder), --jobs=4 (that many folds at a time,
+each in a process of its own). Any other key goes to the stages whose YAML
 has it; --adapter.key=value and --classifier.key=value to one stage. The same
 command again takes up what was interrupted.
 """
@@ -32,20 +33,30 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
-from speechbrain_wap.adapter_folder import MODEL_KEYS, RECORD, identify_adapter
+from speechbrain_wap.adapter_folder import (
+    MODEL_KEYS,
+    RECORD,
+    check_adapter,
+    describe_adapter,
+    identify_adapter,
+    read_adapter_record,
+)
+from speechbrain_wap.corpora import read_tables
 from speechbrain_wap.corpus import (
     choose_classes,
     label_utterances,
     list_sessions,
 )
-from speechbrain_wap.data import prepare_table, split_labelled
+from speechbrain_wap.data import find_index, prepare_table, split_labelled
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import only_process, read_json
 from speechbrain_wap.hparams import (
     UNGUARDED_KEYS,
     default_output_folder,
     load_recipe,
+    name_data,
     parse_arguments,
+    read_corpora,
     read_keys,
     read_settings,
     record_settings,
@@ -73,6 +84,7 @@ OWN_KEYS = (
     "folds",
     "seeds",
     "adapter_training",
+    "adapter_folder",
     "adapters_folder",
     "output_folder",
     "jobs",
@@ -81,11 +93,12 @@ OWN_KEYS = (
 SET_KEYS = {
     "fold": "use --folds",
     "seed": "use --seeds",
-    "adapter_folder": "stage 1 is part of this script; use train_classifier.py",
+    "adapter_folder": "use --adapter_folder without a stage",
     "save_folder": "each run has its own",
     "corpus_table": "it lies in the output folder",
     "predictions_csv": "each run has its own",
     "skipped_csv": "each run has its own",
+    "left_out_csv": "each run has its own",
     "output_folder": "use --output_folder without a stage",
     "skip_prep": "the corpus table is made once for all folds",
 }
@@ -180,8 +193,9 @@ def parse_command(arguments):
     -------
     command : dict
         "stages" (YAML, arguments, overrides and settings of each stage),
-        "run_opts", "folds" (None: all), "seeds", "adapter_training", "jobs",
-        "output_folder" and "adapters_folder".
+        "run_opts", "folds" (None: all), "seeds", "adapter_training",
+        "adapter_folder" (of an earlier run, or None), "adapters_folder" (the
+        root of stage 1), "corpora" (of stage 1), "jobs" and "output_folder".
     """
     positional, options = split_options(arguments)
     if len(positional) != 2:
@@ -198,7 +212,11 @@ def parse_command(arguments):
             f"--adapter_training={own['adapter_training']} must be True or "
             "False."
         )
-    if "adapters_folder" in own and not adapter_training:
+    adapter_folder = own.get("adapter_folder")
+    if adapter_folder is not None:
+        refuse_stage_1_options(own, options, keys)
+        adapter_training = False
+    elif "adapters_folder" in own and not adapter_training:
         raise RecipeError(
             "--adapters_folder is of no use with --adapter_training=False."
         )
@@ -224,15 +242,25 @@ def parse_command(arguments):
             "settings": read_settings(file, overrides, run_opts),
         }
     settings = {name: stage["settings"] for name, stage in stages.items()}
+    corpora = []
+    if adapter_training:
+        stage = stages["adapter"]
+        corpora = read_corpora(stage["file"], stage["overrides"])
     output_folder = own.get("output_folder")
     if output_folder is None:
         overrides = stages["classifier"]["overrides"]
         output_folder = default_output_folder(
             {**settings["classifier"], "fold": "s", **settings},
             "results/cross_validation",
-            overrides.get("corpus_csv") or overrides.get("data_folder"),
+            name_data(
+                overrides.get("corpus_csv") or overrides.get("data_folder"),
+                corpora,
+            )
+            + (adapter_folder or ""),
         )
-        if not adapter_training:
+        if adapter_folder:
+            output_folder += "-earlier_adapter"
+        elif not adapter_training:
             output_folder += "-no_adapter"
     seed = str(settings["classifier"]["seed"])
     folds = own.get("folds")
@@ -242,6 +270,8 @@ def parse_command(arguments):
         "folds": None if folds is None else parse_list(folds, "folds"),
         "seeds": parse_list(own.get("seeds", seed), "seeds"),
         "adapter_training": adapter_training,
+        "adapter_folder": adapter_folder,
+        "corpora": corpora,
         "jobs": jobs[0],
         "output_folder": output_folder,
         "adapters_folder": own.get("adapters_folder") or output_folder,
@@ -266,6 +296,38 @@ def find_run(root, seed, fold):
         Has the folders adapter and classifier.
     """
     return os.path.join(root, f"seed{seed}", f"fold{fold}")
+
+
+def refuse_stage_1_options(own, options, keys):
+    """Refuses what would have no effect, since stage 1 is left out.
+
+    Arguments
+    ---------
+    own : dict
+        Text of this script's own options.
+    options : list of tuple
+        Key and text of all options.
+    keys : dict
+        Keys of each stage's YAML.
+
+    Raises
+    ------
+    RecipeError
+        If there is such an option; names it.
+    """
+    if not own["adapter_folder"]:
+        raise RecipeError(
+            "--adapter_folder= is empty: give the output folder of "
+            "train_adapter.py, or --adapter_training=False."
+        )
+    only = set(keys["adapter"]) - set(keys["classifier"])
+    only |= {"adapter_training", "adapters_folder"}
+    for key, _ in options:
+        if key in only or key.startswith("adapter."):
+            raise RecipeError(
+                f"--{key} has no effect with --adapter_folder, whose adapter "
+                "is used for all folds: leave one of them out."
+            )
 
 
 def prepare(command):
@@ -309,20 +371,94 @@ def prepare(command):
         for fold, session in enumerate(sessions, start=1)
         if session in labelled
     ]
-    for fold in folds:
-        split_labelled(table, classes, style, fold, hparams["protocol"])
+    splits = {
+        fold: split_labelled(table, classes, style, fold, hparams["protocol"])
+        for fold in folds
+    }
+    settings["encoder_key"] = hparams["feature_cache"].key
+    identity = None
+    if command["adapter_folder"]:
+        identity = check_earlier_adapter(
+            command["adapter_folder"], settings, splits, hparams["corpus_table"]
+        )
     content = table[["id", "digest", "speaker", "session", "emo"]].to_csv()
+    if command["corpora"]:
+        further, *_ = read_tables(
+            command["corpora"], find_index(hparams["cache_folder"])
+        )
+        content += further[["id", "digest", "speaker"]].to_csv()
     guarded = {
         f"{name}.{key}": value
-        for name, stage in command["stages"].items()
-        for key, value in stage["settings"].items()
+        for name in list_stages(command)
+        for key, value in command["stages"][name]["settings"].items()
         if key not in UNGUARDED_KEYS
     }
-    guarded["encoder_key"] = hparams["feature_cache"].key
+    guarded["encoder_key"] = settings["encoder_key"]
     guarded["adapter_training"] = command["adapter_training"]
+    guarded["adapter_identity"] = identity
     guarded["data"] = hashlib.sha256(content.encode()).hexdigest()[:16]
     record_settings(folder, {**guarded, "number_of_epochs": 0})
     return folds, sessions
+
+
+def list_stages(command):
+    """Lists the stages whose YAML says how the scores came about.
+
+    Arguments
+    ---------
+    command : dict
+        What :func:`parse_command` gave.
+
+    Returns
+    -------
+    names : list of str
+        Without the adapter's where that is of an earlier run.
+    """
+    return ["classifier"] if command["adapter_folder"] else list(STAGES)
+
+
+def check_earlier_adapter(adapter_folder, settings, splits, corpus_table):
+    """Refuses an adapter that does not fit or heard a fold's held-out speakers.
+
+    Arguments
+    ---------
+    adapter_folder : str
+        Output folder of an adapter training.
+    settings : dict
+        Settings of the classifier, with the encoder's key.
+    splits : dict
+        Table of each split, by fold.
+    corpus_table : str
+        The corpus table.
+
+    Returns
+    -------
+    identity : str
+        See :func:`speechbrain_wap.adapter_folder.check_adapter`.
+
+    Raises
+    ------
+    RecipeError
+        If the adapter is not for all folds; names those that it is for.
+    """
+    identity, reasons = None, {}
+    for fold, tables in splits.items():
+        entries = {
+            name: table.set_index("id").to_dict("index")
+            for name, table in tables.items()
+        }
+        try:
+            identity = check_adapter(
+                adapter_folder, settings, entries, corpus_table
+            )
+        except RecipeError as error:
+            reasons[fold] = str(error)
+    if reasons:
+        fold = min(reasons)
+        left = ",".join(str(k) for k in splits if k not in reasons)
+        cure = f" It may be used with --folds={left}." if left else ""
+        raise RecipeError(f"fold {fold}: {reasons[fold]}{cure}")
+    return identity
 
 
 def run_fold(command, fold, seed):
@@ -357,6 +493,9 @@ def run_fold(command, fold, seed):
             [stages["adapter"]["file"], *stages["adapter"]["arguments"]]
             + [*run, f"--output_folder={adapter}"]
         )
+    elif command["adapter_folder"]:
+        adapter = command["adapter_folder"]
+    if command["adapter_training"] or command["adapter_folder"]:
         run.append(f"--adapter_folder={adapter}")
     train_classifier.main(
         [stages["classifier"]["file"], *stages["classifier"]["arguments"]]
@@ -407,9 +546,9 @@ def find_scores(command, folder, adapter):
         stage: command["stages"][stage]["settings"]["number_of_epochs"]
         for stage in STAGES
     }
-    record = Path(adapter, RECORD)
-    if command["adapter_training"] and record.is_file():
-        has = read_json(record, f"delete {adapter} to run the fold anew.")
+    if command["adapter_training"] and Path(adapter, RECORD).is_file():
+        cure = f"delete {adapter} to run the fold anew."
+        has = read_adapter_record(adapter, cure)
         missing = wanted["adapter"] - has["number_of_epochs"]
         if missing > 0 or began_with_another(folder, has):
             classifier = Path(folder, "classifier")
@@ -446,7 +585,7 @@ def began_with_another(folder, record):
     folder : str
         Holds the folder classifier.
     record : dict
-        What the adapter's training has recorded.
+        What :func:`speechbrain_wap.adapter_folder.read_adapter_record` gave.
 
     Returns
     -------
@@ -495,14 +634,16 @@ def list_notes(command):
     """
     settings = command["stages"]["classifier"]["settings"]
     source = os.path.basename(os.path.normpath(settings["encoder_source"]))
+    how = "without adapter training (from scratch)."
+    if command["adapter_training"]:
+        how = "with adapter training."
+    elif command["adapter_folder"]:
+        how = (
+            f"one earlier adapter for all folds, {command['adapter_folder']} "
+            f"({describe_adapter(command['adapter_folder'])})."
+        )
     notes = [
-        f"Encoder {source}, layer "
-        f"{settings['encoder_layer']}, frozen; "
-        + (
-            "with adapter training."
-            if command["adapter_training"]
-            else "without adapter training (from scratch)."
-        ),
+        f"Encoder {source}, layer {settings['encoder_layer']}, frozen; {how}",
         (
             "The held-out session is validation and test set in one, as in "
             "the paper."
@@ -525,8 +666,22 @@ def list_notes(command):
         )
     else:
         notes.append("The epoch was chosen on the validation session.")
-    adapter = command["stages"]["adapter"]["settings"]
-    if command["adapter_training"] and adapter["adapter_data"] == "all":
+    if command["corpora"]:
+        own = {"own": ", speakers' names its own", "shared": ""}
+        listing = ", ".join(
+            f"{item['name']} (weight {item['weight']:g}{own[item['speakers']]})"
+            for item in command["corpora"]
+        )
+        notes.append(
+            f"The adapter was also trained on {listing}, without labels."
+        )
+    adapter_data = None
+    if command["adapter_training"]:
+        adapter_data = command["stages"]["adapter"]["settings"]["adapter_data"]
+    elif command["adapter_folder"]:
+        record = read_adapter_record(command["adapter_folder"])
+        adapter_data = record["adapter_data"]
+    if adapter_data == "all":
         notes.append(
             "**Transductive**: the adapter has seen the held-out session, "
             "without labels (adapter_data: all)."
@@ -553,8 +708,10 @@ def summarise_settings(command, folds):
         "folds": folds,
         "seeds": command["seeds"],
     }
-    for name, stage in command["stages"].items():
-        for key, value in stage["settings"].items():
+    if command["adapter_folder"]:
+        summary["adapter_folder"] = command["adapter_folder"]
+    for name in list_stages(command):
+        for key, value in command["stages"][name]["settings"].items():
             text = json.dumps(value)
             built = "!" in text or "<" in text  # of other keys
             if not built and not key.endswith(
@@ -659,12 +816,15 @@ def run_all(command):
         }
         for stage, root in zip(STAGES, (command["adapters_folder"], folder))
     )
+    if not command["adapter_training"]:
+        earlier = command["adapter_folder"]
+        adapters = {"earlier adapter": earlier} if earlier else {}
     results = sum_up(runs, summarise_settings(command, folds))
     if if_main_process():
         write_report(
             folder,
             results,
-            adapters if command["adapter_training"] else {},
+            adapters,
             classifiers,
             list_notes(command),
         )

@@ -8,6 +8,9 @@ nearest local attributes (Eq. 4, 6).
 To run this recipe:
 > python train_adapter.py hparams/adapter.yaml --data_folder=/path/to/corpus
 
+On further corpora, or on them alone, without --data_folder:
+> python train_adapter.py hparams/adapter.yaml --corpora=a.csv,b.csv ...
+
 On several GPUs:
 > torchrun --nproc_per_node=4 train_adapter.py hparams/adapter.yaml ...
 """
@@ -19,6 +22,7 @@ from torch.nn import functional as F
 
 from speechbrain_wap.adapter_folder import write_adapter_record
 from speechbrain_wap.brain import RecipeBrain
+from speechbrain_wap.corpora import parse_corpora, plan_epochs
 from speechbrain_wap.data import (
     describe_data,
     extract_features,
@@ -316,7 +320,7 @@ def is_below_raw(values):
     return raw is not None and teacher < raw
 
 
-def dataio_prep(hparams, splits, cache):
+def dataio_prep(hparams, splits, cache, plan):
     """Makes the datasets of the training and validation utterances.
 
     Arguments
@@ -327,6 +331,8 @@ def dataio_prep(hparams, splits, cache):
         Manifest entries by utterance id of each split.
     cache : speechbrain_wap.features.FeatureCache
         The filled feature cache.
+    plan : speechbrain_wap.epoch_plan.EpochPlan
+        How often an epoch has each training utterance.
 
     Returns
     -------
@@ -334,21 +340,22 @@ def dataio_prep(hparams, splits, cache):
         "train" and "valid"; the latter is None where there is nothing to
         validate on but the held-out session.
     """
+    entries = {"train": plan.entries, "valid": splits["valid"]}
     return {
         name: make_dataset(
-            splits[name],
+            entries[name],
             cache,
             max_frames=hparams["max_frames"],
             long_utterances=hparams["long_utterances"],
         )
-        if splits[name]
+        if entries[name]
         else None
-        for name in ("train", "valid")
+        for name in entries
     }
 
 
 def main(arguments):
-    """Trains one fold's adapter.
+    """Trains one fold's adapter, or a universal one.
 
     Arguments
     ---------
@@ -362,6 +369,7 @@ def main(arguments):
     )
     folder = hparams["output_folder"]
     prepared = [hparams["corpus_table"], *hparams["manifests"].values()]
+    prepared.append(hparams["left_out_csv"])
     with (
         only_process(folder),
         restored_if_refused(folder, hparams["save_folder"], prepared),
@@ -387,6 +395,7 @@ def train(hparams, settings, run_opts):
         SpeechBrain's own options.
     """
     manifests = hparams["manifests"]
+    corpora = parse_corpora(hparams["corpora"])
     if not hparams["skip_prep"]:
         run_on_main(
             prepare_adapter_data,
@@ -396,6 +405,8 @@ def train(hparams, settings, run_opts):
                 "protocol": hparams["protocol"],
                 "adapter_data": hparams["adapter_data"],
                 "manifests": manifests,
+                "corpora": corpora,
+                "left_out_csv": hparams["left_out_csv"],
             },
         )
     # read by one rank: nodes may have disks of their own
@@ -423,9 +434,12 @@ def train(hparams, settings, run_opts):
             hparams["adapter_data"],
         ],
     )
-    datasets = dataio_prep(hparams, splits, cache)
+    plan = plan_epochs(
+        splits["train"], corpora, hparams["corpus_weight"], hparams["seed"]
+    )
+    datasets = dataio_prep(hparams, splits, cache, plan)
     if hparams["input_norm"]:
-        statistics = measure_features(cache, splits["train"])
+        statistics = measure_features(cache, splits["train"], plan.weights)
         hparams["student"].set_input_statistics(*statistics)
         hparams["teacher"].model.set_input_statistics(*statistics)
 
@@ -451,6 +465,7 @@ def train(hparams, settings, run_opts):
     train_loader = brain.make_train_loader(
         datasets["train"],
         seed=hparams["seed"],
+        plan=plan,
         **hparams["dataloader_options"],
     )
     brain.fit(

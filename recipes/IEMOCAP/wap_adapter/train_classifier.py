@@ -12,7 +12,6 @@ Without --adapter_folder the WAP-Transformer is trained from scratch.
 """
 
 import json
-import math
 
 import pandas as pd
 import speechbrain as sb
@@ -39,6 +38,7 @@ from speechbrain_wap.data import (
     prepare_classifier_data,
     read_manifests,
 )
+from speechbrain_wap.epoch_plan import EpochPlan
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import only_process, write_atomically, write_text
 from speechbrain_wap.hparams import (
@@ -48,11 +48,7 @@ from speechbrain_wap.hparams import (
     restored_if_refused,
     run_script,
 )
-from speechbrain_wap.label_fraction import (
-    choose_labelled,
-    count_labels,
-    repeat_utterances,
-)
+from speechbrain_wap.label_fraction import choose_labelled, count_labels
 from speechbrain_wap.lengths import valid_frames
 from speechbrain_wap.masking import sample_utterance_masks
 from speechbrain_wap.metrics import emotion_scores
@@ -251,9 +247,9 @@ def dataio_prep(hparams, splits, cache, labelled, classes):
     -------
     datasets : dict
         "train" (with the minority classes' copies), "valid" and "test".
-    epoch : dict
-        epoch_size, as large as with all labels, and num_passes, how often
-        "train" has the labelled utterances for that.
+    plan : speechbrain_wap.epoch_plan.EpochPlan
+        How often an epoch has each training utterance: it has as many of them
+        as with all labels.
     """
 
     @takes("label")
@@ -264,9 +260,9 @@ def dataio_prep(hparams, splits, cache, labelled, classes):
 
     how = {"strategy": hparams["augmentation"], "seed": hparams["seed"]}
     train = augment_minorities(labelled, **how)
-    epoch_size = len(augment_minorities(splits["train"], **how))
-    num_passes = math.ceil(epoch_size / len(train))
-    entries = {**splits, "train": repeat_utterances(train, num_passes)}
+    places = len(augment_minorities(splits["train"], **how))
+    plan = EpochPlan(train, [(list(train), places)], hparams["seed"])
+    entries = {**splits, "train": plan.entries}
     datasets = {
         name: make_dataset(
             entries[name],
@@ -278,7 +274,7 @@ def dataio_prep(hparams, splits, cache, labelled, classes):
         )
         for name in ("train", "valid", "test")
     }
-    return datasets, {"num_passes": num_passes, "epoch_size": epoch_size}
+    return datasets, plan
 
 
 def main(arguments):
@@ -372,12 +368,15 @@ def train(hparams, overrides, settings, run_opts):
         f"label_fraction={hparams['label_fraction']}: {len(labelled)} of "
         f"{len(splits['train'])} labelled training utterances ({listing})."
     )
+    settings["adapter_identity"] = None
     if hparams["adapter_folder"]:
         settings["adapter_identity"] = run_on_main(
-            check_adapter, args=[hparams["adapter_folder"], settings, splits]
+            check_adapter,
+            args=[hparams["adapter_folder"], settings, splits],
+            kwargs={"corpus_table": hparams["corpus_table"]},
         )
     run_on_main(record_settings, args=[hparams["save_folder"], settings])
-    datasets, epoch = dataio_prep(hparams, splits, cache, labelled, classes)
+    datasets, plan = dataio_prep(hparams, splits, cache, labelled, classes)
 
     # Loading an encoder draws random numbers, reading the cache does not.
     sb.utils.seed.seed_everything(hparams["seed"])
@@ -406,7 +405,7 @@ def train(hparams, overrides, settings, run_opts):
     train_loader = brain.make_train_loader(
         datasets["train"],
         seed=hparams["seed"],
-        **epoch,
+        plan=plan,
         **hparams["dataloader_options"],
     )
     brain.fit(

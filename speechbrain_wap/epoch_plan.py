@@ -1,0 +1,99 @@
+"""Which utterances an epoch has, and how often.
+
+Copies of an utterance are entries with ids of their own, so that what is random
+about them (their masks) differs; which utterances are drawn is a function of
+seed, epoch and ids, so that it does not depend on batches, ranks or an
+interruption.
+"""
+
+from speechbrain_wap.masking import shuffle_utterances
+
+
+class EpochPlan:
+    """Gives each group of utterances its number of places in an epoch.
+
+    A group of n utterances with m places has each of them ``m // n`` times, and
+    in each epoch another random ``m % n`` of them once more: the length of an
+    epoch is always the same.
+
+    Arguments
+    ---------
+    entries : dict
+        Manifest entries by utterance id.
+    groups : list of tuple
+        Ids of each group (each in one group only) and its number of places, at
+        least 1.
+    seed : int
+        The run's seed.
+
+    Attributes
+    ----------
+    entries : dict
+        The entries, then the copies; a copy's id is the original's with "+" and
+        a number. Where each utterance has one place, it is what was given.
+    weights : dict
+        How often, on average, an epoch has each utterance, by id.
+
+    Example
+    -------
+    >>> entries = {"a": {}, "b": {}, "c": {}, "d": {}}
+    >>> plan = EpochPlan(entries, [(["a", "b"], 3), (["c", "d"], 1)], seed=1)
+    >>> list(plan.entries)
+    ['a', 'b', 'c', 'd', 'a+1', 'b+1']
+    >>> len(plan), plan.weights["a"], plan.weights["c"]
+    (4, 1.5, 0.5)
+    >>> plan.choose(epoch=3), plan.choose(epoch=4)
+    ([0, 1, 3, 5], [0, 1, 3, 4])
+    """
+
+    def __init__(self, entries, groups, seed):
+        self.entries = dict(entries)
+        self.seed = seed
+        self.weights = {}
+        self._always = []  # ids that every epoch has
+        self._drawn = []  # ids of which it has so many; the original's names
+        for ids, places in groups:
+            whole, rest = divmod(places, len(ids))
+            self.weights.update(dict.fromkeys(ids, places / len(ids)))
+            rounds = [
+                {key: self._copy(key, number) for key in ids}
+                for number in range(whole + (rest > 0))
+            ]
+            for round_ in rounds[:whole]:
+                self._always += round_.values()
+            if rest:
+                self._drawn.append((rounds[-1], rest))
+        self._places = {key: place for place, key in enumerate(self.entries)}
+
+    def _copy(self, key, number):
+        """Adds an entry for one more place of an utterance; returns its id."""
+        if number == 0:
+            return key
+        name = f"{key}+{number}"
+        while name in self.entries:  # may be an utterance's id
+            name += "'"
+        self.entries[name] = self.entries[key]
+        return name
+
+    def __len__(self):
+        """Counts the places of an epoch."""
+        return len(self._always) + sum(number for _, number in self._drawn)
+
+    def choose(self, epoch):
+        """Chooses what an epoch has.
+
+        Arguments
+        ---------
+        epoch : int
+            Counted from 1.
+
+        Returns
+        -------
+        numbers : list of int
+            Places in ``entries``, ascending.
+        """
+        chosen = list(self._always)
+        for copies, number in self._drawn:
+            order = shuffle_utterances(copies, self.seed, epoch, "draw")
+            chosen += [copies[key] for key in order[:number]]
+        return sorted(self._places[key] for key in chosen)

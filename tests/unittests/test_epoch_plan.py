@@ -1,0 +1,140 @@
+"""Laws of an epoch that has some utterances more or less than once."""
+
+from collections import Counter
+
+import pytest
+import torch
+
+from speechbrain_wap.epoch_plan import EpochPlan
+from speechbrain_wap.masking import sample_utterance_masks
+from speechbrain_wap.ranks import BatchOrderSampler
+
+EPOCHS = range(1, 41)
+
+
+def make_entries(num_utterances=20):
+    return {f"u{i}": {"wav": f"{i}.wav"} for i in range(num_utterances)}
+
+
+def make_plan(*places, seed=1):
+    """A plan for groups of ten utterances each."""
+    entries = make_entries(10 * len(places))
+    ids = list(entries)
+    groups = [
+        (ids[10 * i : 10 * i + 10], count) for i, count in enumerate(places)
+    ]
+    return EpochPlan(entries, groups, seed)
+
+
+def count_places(plan, epoch):
+    """Counts how often an epoch has each utterance."""
+    names = list(plan.entries)
+    chosen = [names[number] for number in plan.choose(epoch)]
+    assert len(chosen) == len(set(chosen)) == len(plan)
+    return Counter(name.partition("+")[0] for name in chosen)
+
+
+def test_one_place_each_changes_nothing():
+    plan = make_plan(10, 10)
+    assert plan.entries == make_entries()
+    assert list(plan.entries) == list(make_entries())
+    assert len(plan) == 20
+    assert plan.choose(1) == plan.choose(2) == list(range(20))
+    assert set(plan.weights.values()) == {1.0}
+
+
+@pytest.mark.parametrize("places", [1, 5, 9, 10, 13, 20, 25, 37])
+def test_each_group_has_its_places_in_every_epoch(places):
+    plan = make_plan(places, 10)
+    assert len(plan) == places + 10
+    for epoch in EPOCHS:
+        counts = count_places(plan, epoch)
+        mine = [counts[f"u{i}"] for i in range(10)]
+        assert sum(mine) == places
+        # all are seen as often, but for the random rest
+        assert set(mine) <= {places // 10, -(-places // 10)}
+        assert all(counts[f"u{i}"] == 1 for i in range(10, 20))
+    assert plan.weights["u0"] == places / 10 and plan.weights["u10"] == 1.0
+
+
+def test_other_utterances_are_drawn_in_other_epochs_and_all_in_the_end():
+    plan = make_plan(5, 15)
+    total, sets = Counter(), set()
+    for epoch in EPOCHS:
+        counts = count_places(plan, epoch)
+        sets.add(frozenset(counts.items()))
+        total.update(counts)
+    assert len(sets) > 30
+    # half of 40 epochs; three deviations of a binomial are 9.5
+    assert all(10 < total[f"u{i}"] < 30 for i in range(10))
+    assert all(50 < total[f"u{i}"] < 70 for i in range(10, 20))
+
+
+def test_what_is_drawn_is_a_function_of_seed_epoch_and_ids_alone():
+    entries = make_entries()
+    ids = list(entries)
+    one = EpochPlan(entries, [(ids[:10], 5), (ids[10:], 15)], 1)
+    mixed = dict(reversed(entries.items()))
+    groups = [(ids[:9:-1], 15), (ids[9::-1], 5)]
+    two = EpochPlan(mixed, groups, 1)
+    other = EpochPlan(entries, [(ids[:10], 5), (ids[10:], 15)], 2)
+    differ = 0
+    for epoch in EPOCHS:
+        assert count_places(one, epoch) == count_places(two, epoch)
+        differ += count_places(one, epoch) != count_places(other, epoch)
+    assert differ > 30
+    # nor does another group matter
+    alone = EpochPlan(entries, [(ids[:10], 5), (ids[10:], 10)], 1)
+    for epoch in EPOCHS:
+        counts = count_places(alone, epoch), count_places(one, epoch)
+        mine = [{k: c[k] for k in ids[:10]} for c in counts]
+        assert mine[0] == mine[1]
+
+
+def test_copies_have_names_of_their_own_and_so_other_masks():
+    entries = {"a": {"x": 1}, "a+1": {"x": 2}}
+    plan = EpochPlan(entries, [(["a"], 3), (["a+1"], 1)], 1)
+    assert list(plan.entries) == ["a", "a+1", "a+1'", "a+2"]
+    assert plan.entries["a+2"] == plan.entries["a+1'"] == {"x": 1}
+    names = [name for name in plan.entries if name != "a+1"]
+    masks = sample_utterance_masks(names, torch.tensor([50] * 3), 0.4, 1, 1)
+    assert len({tuple(mask.tolist()) for mask in masks}) == 3
+    alone = sample_utterance_masks(["a"], torch.tensor([50]), 0.4, 1, 1)
+    assert torch.equal(masks[:1], alone)  # as without copies
+
+
+def draw_epoch(plan, epoch, batch_size, world_size):
+    """The order of an epoch, and what each rank has at each step."""
+    sampler = BatchOrderSampler(
+        range(len(plan.entries)), batch_size, world_size, plan, seed=3
+    )
+    sampler.set_epoch(epoch)
+    order = list(sampler)
+    assert len(order) == len(sampler) == len(plan)
+    size = batch_size * world_size
+    steps = []
+    for start in range(0, len(order), size):
+        batch = order[start : start + size]
+        steps.append(
+            [n for r in range(world_size) for n in batch[r::world_size]]
+        )
+    return steps
+
+
+@pytest.mark.parametrize("places", [5, 10, 17])
+def test_the_ranks_batches_are_those_of_one_rank(places):
+    plan = make_plan(places, 10)
+    for epoch in (1, 2):
+        alone = draw_epoch(plan, epoch, 8, 1)
+        assert alone == draw_epoch(plan, epoch, 4, 2)
+        assert sorted(sum(alone, [])) == plan.choose(epoch)
+    assert draw_epoch(plan, 1, 8, 1) != draw_epoch(plan, 2, 8, 1)
+
+
+def test_a_plan_of_one_place_each_keeps_the_order():
+    for epoch in (1, 2):
+        plain = BatchOrderSampler(range(20), 4, seed=3)
+        planned = BatchOrderSampler(range(20), 4, 1, make_plan(10, 10), seed=3)
+        plain.set_epoch(epoch)
+        planned.set_epoch(epoch)
+        assert list(plain) == list(planned)
