@@ -24,6 +24,8 @@ COUNTS = {
     "d_ffn": 1,
     "max_frames": 1,
     "mlp_layers": 0,
+    "predictor_layers": 0,
+    "mask_span": 1,
     "sap_heads": 1,
     "num_attributes": 1,
     "revive_after": 1,
@@ -49,6 +51,8 @@ NUMBERS = {
     "mask_ratio": (0.0, 1.0),
     "augment_mask_ratio": (0.0, 1.0),
     "ema_decay": (0.0, 1.0),
+    "ema_decay_start": (0.0, 1.0),
+    "residual_init": (0.0, None),
     "attribute_count_decay": (0.0, 1.0),
     "attribute_rate": (0.0, 1.0),
     "rec_weight_start": (0.0, 1.0),
@@ -64,6 +68,8 @@ NUMBERS = {
 ABOVE = ("label_fraction",)
 FLAGS = ("skip_prep", "input_norm", "mlp_residual", "normalize_before")
 CHOICES = {
+    "projection_init": ("random", "orthogonal"),
+    "target": ("output", "average"),
     "target_norm": ("layer", "none"),
     "rec_reduction": ("mean", "sum"),
     "rec_weight_shape": ("linear", "cosine", "constant"),

@@ -10,7 +10,7 @@ import hashlib
 import torch
 
 
-def sample_frame_mask(num_frames, mask_ratio, generator=None):
+def sample_frame_mask(num_frames, mask_ratio, generator=None, span=1):
     """Chooses the frames that the mask embedding replaces (Sec. II-B.1).
 
     Exactly ``round(mask_ratio * n)`` of the n valid frames of each utterance
@@ -26,6 +26,10 @@ def sample_frame_mask(num_frames, mask_ratio, generator=None):
         Share of the valid frames to mask, 0 to 1 (the paper: 0.4).
     generator : torch.Generator, optional
         Source of randomness on the CPU; torch's global one by default.
+    span : int
+        Frames are chosen in runs of so many, the last run of an utterance
+        being shorter where the number is no multiple (the paper: 1). Runs do
+        not overlap but may touch; all their places are equally likely.
 
     Returns
     -------
@@ -55,12 +59,25 @@ def sample_frame_mask(num_frames, mask_ratio, generator=None):
     num_masked = torch.round(mask_ratio * num_frames.double()).long()
     num_masked = num_masked.minimum(num_frames - 1).clamp(min=1)
 
-    num_utterances, longest = len(num_frames), int(num_frames.max())
+    # A run counts as one of the places that are put in a random order.
+    num_runs = -(-num_masked // span)
+    num_places = num_frames - num_masked + num_runs
+    num_utterances, longest = len(num_frames), int(num_places.max())
     scores = torch.rand(num_utterances, longest, generator=generator)
-    padding = torch.arange(longest)[None, :] >= num_frames[:, None]  # (B, T)
+    padding = torch.arange(longest)[None, :] >= num_places[:, None]
     # a random order of 0 to n - 1 for each utterance, padding behind it
     order = scores.masked_fill(padding, 2.0).argsort(dim=1)
-    return order < num_masked[:, None]
+    is_run = order < num_runs[:, None]
+    if span == 1:
+        return is_run  # (B, T)
+    mask = torch.zeros(num_utterances, int(num_frames.max()), dtype=torch.bool)
+    for row, n in enumerate(num_places.tolist()):
+        frames = torch.where(is_run[row, :n], span, 1)
+        shorter = int(num_runs[row]) * span - int(num_masked[row])
+        frames[order[row, :n].argmin()] -= shorter  # any run, at random
+        chosen = is_run[row, :n].repeat_interleave(frames)
+        mask[row, : len(chosen)] = chosen
+    return mask
 
 
 def utterance_number(seed, epoch, utterance_id, purpose):
@@ -156,7 +173,7 @@ def utterance_generator(seed, epoch, utterance_id, purpose="mask"):
 
 
 def sample_utterance_masks(
-    utterance_ids, num_frames, mask_ratio, seed, epoch, purpose="mask"
+    utterance_ids, num_frames, mask_ratio, seed, epoch, purpose="mask", span=1
 ):
     """Masks a batch so that each mask belongs to its utterance alone.
 
@@ -174,6 +191,8 @@ def sample_utterance_masks(
         The epoch, counted from 1.
     purpose : str
         See :func:`utterance_generator`.
+    span : int
+        See :func:`sample_frame_mask`.
 
     Returns
     -------
@@ -193,5 +212,5 @@ def sample_utterance_masks(
     mask = torch.zeros(len(num_frames), max(num_frames), dtype=torch.bool)
     for row, (utterance_id, n) in enumerate(zip(utterance_ids, num_frames)):
         generator = utterance_generator(seed, epoch, utterance_id, purpose)
-        mask[row, :n] = sample_frame_mask([n], mask_ratio, generator)[0]
+        mask[row, :n] = sample_frame_mask([n], mask_ratio, generator, span)[0]
     return mask

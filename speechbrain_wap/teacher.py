@@ -17,7 +17,8 @@ class EMATeacher(nn.Module):
     student : torch.nn.Module
         The student branch.
     ema_decay : float
-        alpha of Eq. 2, 0 to 1 (the paper: 0.999).
+        alpha of Eq. 2, 0 to 1 (the paper: 0.999); an attribute that a schedule
+        may set between updates.
 
     Example
     -------

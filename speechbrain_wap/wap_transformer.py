@@ -51,6 +51,15 @@ class WAPTransformer(nn.Module):
         the layers found. The paper shows none; on little data it helps.
     normalize_before : bool
         Whether layers normalise their input (pre-norm) or their output.
+    projection_init : str
+        How the projection starts (D17): "random", or "orthogonal", which turns
+        the encoder's frames, or chooses a random subspace where ``d_model`` is
+        smaller, and keeps their distances.
+    residual_init : float
+        By what the last weights of each residual branch (attention,
+        feed-forward block, MLP with ``mlp_residual``) are multiplied at the
+        start (D17). Near 0, the network starts by passing on its projected
+        input.
     num_encoder_layers : int
         Number of layers of the encoder that are given (D1). With more than
         one, frames are [B, T, num_encoder_layers, input_size] and are averaged
@@ -76,9 +85,16 @@ class WAPTransformer(nn.Module):
         mlp_layers=3,
         mlp_residual=False,
         normalize_before=True,
+        projection_init="random",
+        residual_init=1.0,
         num_encoder_layers=1,
     ):
         super().__init__()
+        if projection_init not in ("random", "orthogonal"):
+            raise ValueError(
+                f"projection_init is {projection_init!r}, but must be "
+                "'random' or 'orthogonal'"
+            )
         if d_model % nhead != 0:
             raise ValueError(
                 f"d_model ({d_model}) must be divisible by nhead ({nhead})"
@@ -123,6 +139,22 @@ class WAPTransformer(nn.Module):
         if mlp_layers > 0:
             blocks.append(nn.Linear(d_model, d_model))
         self.mlp = nn.Sequential(*blocks)
+        if projection_init == "orthogonal":
+            nn.init.orthogonal_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
+        if residual_init != 1.0:
+            self._scale_residuals_(residual_init)
+
+    @torch.no_grad()
+    def _scale_residuals_(self, factor):
+        """Multiplies what the residual branches add at the start (D17)."""
+        ends = [layer.self_attn.out_proj for layer in self.layers]
+        ends += [layer.linear2 for layer in self.layers]
+        if self.mlp_residual and len(self.mlp) > 0:
+            ends.append(self.mlp[-1])
+        for end in ends:
+            end.weight.mul_(factor)
+            end.bias.mul_(factor)
 
     def set_input_statistics(self, mean, std):
         """Fixes the statistics by which frames are standardised.
@@ -187,7 +219,9 @@ class WAPTransformer(nn.Module):
             return self.layer_weights.float().softmax(dim=0)
         return self.layer_weights
 
-    def forward(self, feats, lens, mask=None, only_masked=False):
+    def forward(
+        self, feats, lens, mask=None, only_masked=False, aggregate=True
+    ):
         """Enriches frames (Sec. II-A.2).
 
         Arguments
@@ -203,6 +237,9 @@ class WAPTransformer(nn.Module):
         only_masked : bool
             Whether only the masked frames' output is wanted, as by the losses
             of adapter training: what no masked frame needs is left out.
+        aggregate : bool
+            Whether the MLP follows; without it, the layers' average (after its
+            LayerNorm) is the output.
 
         Returns
         -------
@@ -247,10 +284,10 @@ class WAPTransformer(nn.Module):
             x_wanted = x if is_whole else x.index_select(0, wanted)
             z = z + weight * x_wanted  # Z = sum_l w_l X^l
         z = self.norm(z)
-        aggregated = self.mlp(z)
-        if self.mlp_residual:
-            aggregated = z + aggregated
-        return packing.unpack(aggregated, wanted)
+        if aggregate:
+            aggregated = self.mlp(z)
+            z = z + aggregated if self.mlp_residual else aggregated
+        return packing.unpack(z, wanted)
 
 
 class TransformerLayer(nn.TransformerEncoderLayer):

@@ -77,6 +77,7 @@ class AdapterBrain(RecipeBrain):
             self.hparams.mask_ratio,
             self.hparams.seed,
             epoch,
+            span=self.hparams.mask_span,
         )  # (B, T)
         if training and self.repeats_last():
             valid[-1] = False
@@ -86,7 +87,10 @@ class AdapterBrain(RecipeBrain):
             feats, lens, mask, only_masked=True
         )  # (B, T, D)
         z_student = select_frames(z_student, mask)  # (M, D)
-        z_teacher = self.modules.teacher(feats, lens)  # (B, T, D)
+        z_student = self.modules.predictor(z_student)
+        z_teacher = self.modules.teacher(
+            feats, lens, aggregate=self.hparams.target == "output"
+        )  # (B, T, D)
         frames = select_frames(z_teacher, valid).float()  # (N, D)
         spread = teacher_spread(frames)
         if self.hparams.target_norm == "layer":
@@ -149,11 +153,18 @@ class AdapterBrain(RecipeBrain):
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Moves the teacher, once per optimiser step (Eq. 2)."""
         if self.has_stepped:
-            self.modules.teacher.update(self.modules.student)
+            teacher = self.modules.teacher
+            teacher.ema_decay = self.hparams.ema_schedule(self.progress())
+            teacher.update(self.modules.student)
 
     def init_optimizers(self):
-        """Gives the optimiser the student's parameters only."""
-        self.optimizer = self.opt_class(self.modules.student.parameters())
+        """Gives the optimiser the parameters of student and predictor."""
+        self.optimizer = self.opt_class(
+            [
+                *self.modules.student.parameters(),
+                *self.modules.predictor.parameters(),
+            ]
+        )
         self.optimizers_dict = {"optimizer": self.optimizer}
         self.checkpointer.add_recoverable("optimizer", self.optimizer)
 
