@@ -54,7 +54,7 @@ def test_tables_of_the_same_file_name_are_told_apart():
         ("a.csv,,b.csv", "item without a table"),
         ([3], "the item 3"),
         ([{"weight": 2}], "item without a table"),
-        ([{"table": "a.csv", "wieght": 2}], "key wieght, which is unknown"),
+        ([{"table": "a.csv", "wait": 2}], "key wait, which is unknown"),
         ([{"table": "a.csv", "weight": 0}], "weight=0 of a.csv must be within"),
         ([{"table": "a.csv", "weight": "big"}], "weight=big of a.csv"),
         ([{"table": "a.csv", "weight": True}], "weight=True of a.csv"),
