@@ -661,9 +661,12 @@ def time_cross_validation(bench):
     here = Path(__file__).parents[1]
     runs = [
         partial(run, options.baseline, "baseline", options.baseline_options),
-        partial(run, here, "own", ""),
+        partial(run, here, "own", options.own_options),
     ]
-    runs[0](), runs[1]()  # features are cached from here on
+    # features are cached from here on
+    short = "--number_of_epochs=1"
+    run(options.baseline, "baseline", f"{options.baseline_options} {short}")
+    run(here, "own", f"{options.own_options} {short}")
     bench.add(
         "cross_validate.py",
         divide(*alternate(*runs, bench.repeats)),
@@ -797,6 +800,11 @@ def parse_options(arguments):
         "--baseline_options",
         default="",
         help="further arguments of the baseline's cross_validate.py",
+    )
+    parser.add_argument(
+        "--own_options",
+        default="",
+        help="further arguments of this checkout's cross_validate.py",
     )
     parser.add_argument(
         "--quick",

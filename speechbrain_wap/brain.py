@@ -10,13 +10,17 @@ from speechbrain import Stage
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.memory import keep_freed_memory
+from speechbrain_wap.memory import give_back_freed_memory, keep_freed_memory
 from speechbrain_wap.ranks import (
     BatchOrderSampler,
     average_over_ranks,
     count_ranks,
     own_rank,
 )
+
+# Batches after which freed memory goes back to the system: seldom enough to
+# cost nothing, often enough for a long epoch to need little more than a short.
+GIVE_BACK_EVERY = 20
 
 
 class RecipeBrain(sb.Brain):
@@ -235,6 +239,8 @@ class RecipeBrain(sb.Brain):
         if should_step:
             self.optimizers_step()
         self.on_fit_batch_end(batch, outputs, loss, should_step)
+        if self.device_type == "cpu" and self.step % GIVE_BACK_EVERY == 0:
+            give_back_freed_memory()
         return loss.detach().cpu()
 
     def set_learning_rates(self, share):
