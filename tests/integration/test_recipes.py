@@ -564,12 +564,15 @@ def test_the_other_readings_of_the_paper_go_through_both_stages(tiny, tmp_path):
     common += ["--long_utterances=cut", "--layer_weights=raw"]
     common += ["--normalize_before=False", "--input_norm=False"]
     common += ["--mlp_residual=True", "--number_of_epochs=1"]
+    common += ["--projection_init=orthogonal", "--residual_init=0.1"]
     folder = tmp_path / "adapter"
     call(
         *("train_adapter.py", "adapter", *common, "--num_attributes=8"),
         *("--attribute_update=constant", "--similarity=distance"),
         *("--temperature=10", "--target_norm=none", "--rec_reduction=sum"),
         *("--rec_weight_shape=cosine", "--revive_after=null"),
+        *("--mask_span=4", "--ema_decay_start=0.9", "--target=average"),
+        "--predictor_layers=2",
         f"--output_folder={folder}",
     )
     call(
@@ -581,6 +584,7 @@ def test_the_other_readings_of_the_paper_go_through_both_stages(tiny, tmp_path):
         f"--output_folder={tmp_path / 'classifier'}",
     )
     row = read_history(folder)[-1]
+    assert row["ema_decay"] == 0.999
     assert row["valid"]["loss"] > 0  # held_out leaves a session to validate on
     scores = json.loads((tmp_path / "classifier/scores.json").read_text())
     assert {"hap", "exc", "xxx"} < set(scores["classes"])

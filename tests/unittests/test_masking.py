@@ -207,3 +207,44 @@ def test_every_utterance_is_as_likely_to_come_first():
     )
     # 200 expected, 12 the standard deviation
     assert all(150 < counts[key] < 250 for key in "abcd")
+
+
+def find_runs(row):
+    """Lengths of the runs of masked frames."""
+    text = "".join("x" if chosen else " " for chosen in row.tolist())
+    return [len(run) for run in text.split()]
+
+
+@pytest.mark.parametrize("span", [2, 5, 7])
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_spans_mask_exactly_as_many_frames(ratio, span):
+    lengths = list(range(1, 80))
+    mask = sample_frame_mask(lengths, ratio, generator(), span)
+    alone = sample_frame_mask(lengths, ratio, generator())
+    assert torch.equal(mask.sum(dim=1), alone.sum(dim=1))
+    for n, row in zip(lengths, mask):
+        assert not row[n:].any()
+        # runs may touch; one may be shorter, and joined to another
+        rest = [run % span for run in find_runs(row) if run % span]
+        expected = int(row.sum()) % span
+        assert rest == ([expected] if expected else [])
+
+
+def test_all_places_of_a_span_are_equally_likely():
+    counts = Counter(
+        tuple(sample_frame_mask([5], 0.4, generator(seed), span=2)[0].tolist())
+        for seed in range(4000)
+    )
+    assert len(counts) == 4  # a run of 2 in 5 frames
+    assert max(counts.values()) < 1.15 * min(counts.values())
+
+
+def test_the_shorter_span_may_be_any():
+    # 3 masked frames of 8 in runs of 2 and 1
+    first = Counter()
+    for seed in range(1000):
+        row = sample_frame_mask([8], 0.4, generator(seed), span=2)[0]
+        runs = find_runs(row)
+        if len(runs) == 2:
+            first[runs[0]] += 1
+    assert 0.8 < first[1] / first[2] < 1.25

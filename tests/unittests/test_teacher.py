@@ -2,12 +2,14 @@
 
 import copy
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import assert_near, generator, randomise_
 from torch import nn
 
+from speechbrain_wap.schedules import Schedule
 from speechbrain_wap.teacher import EMATeacher
 
 
@@ -200,3 +202,27 @@ def test_arguments_go_to_the_student_as_they_are():
 def test_a_decay_outside_of_0_to_1_raises(ema_decay):
     with pytest.raises(ValueError, match=f"ema_decay is {ema_decay}"):
         EMATeacher(make_student(), ema_decay)
+
+
+@pytest.mark.parametrize(
+    "progress, decay", [(0.0, 0.5), (0.5, 0.7), (1.0, 0.9)]
+)
+def test_the_decay_follows_its_schedule_in_training(
+    import_script, progress, decay
+):
+    script = import_script("recipes/IEMOCAP/wap_adapter/train_adapter.py")
+    brain = object.__new__(script.AdapterBrain)
+    student = make_student()
+    teacher = EMATeacher(student, ema_decay=0.999)
+    before = teacher.model[0].weight.clone()
+    train_step_(student, 2)
+    brain.modules = SimpleNamespace(student=student, teacher=teacher)
+    brain.hparams = SimpleNamespace(ema_schedule=Schedule(0.5, 0.9))
+    brain.progress = lambda: progress
+    brain.has_stepped = False
+    brain.on_fit_batch_end(None, None, None, False)
+    assert torch.equal(teacher.model[0].weight, before)
+    brain.has_stepped = True
+    brain.on_fit_batch_end(None, None, None, True)
+    expected = decay * before + (1 - decay) * student[0].weight
+    assert_near(teacher.model[0].weight, expected)

@@ -359,3 +359,48 @@ def test_several_encoder_layers_are_averaged_with_softmax_weights():
         standardised = (feats[:, :, layer] - mean[layer]) / (mean[layer] + 0.5)
         average += weights[layer] / weights.sum() * standardised
     assert_near(net(feats, lens), single.eval()(average, lens))
+
+
+def make_start(**overrides):
+    """Makes a net as a training starts with."""
+    torch.manual_seed(3)
+    settings = {"nhead": 2, "d_ffn": 12, "dropout": 0.0, **overrides}
+    return WAPTransformer(INPUT_SIZE, max_frames=MAX_FRAMES, **settings)
+
+
+@pytest.mark.parametrize("d_model", [4, 8])
+def test_an_orthogonal_projection_turns_frames_or_drops_dimensions(d_model):
+    weight = make_start(d_model=d_model, projection_init="orthogonal")
+    assert not weight.projection.bias.any()
+    weight = weight.projection.weight
+    product = weight @ weight.T if d_model < INPUT_SIZE else weight.T @ weight
+    assert_near(product, torch.eye(min(d_model, INPUT_SIZE)))
+
+
+def test_without_residuals_a_net_starts_by_passing_on_its_input():
+    net = make_start(d_model=D_MODEL, residual_init=0.0, mlp_residual=True)
+    x, lens = pad_batch(make_utterances([7], INPUT_SIZE))
+    projected = net.projection(x[0]) + net.position_embedding[:7]
+    assert_near(net(x, lens)[0], F.layer_norm(projected, [D_MODEL]))
+
+
+def test_residuals_start_at_a_share_of_what_they_were():
+    whole, half = (
+        make_start(d_model=D_MODEL, residual_init=scale, mlp_residual=True)
+        for scale in (1.0, 0.5)
+    )
+    scaled = 0
+    for (name, one), two in zip(whole.named_parameters(), half.parameters()):
+        is_end = "out_proj" in name or "linear2" in name or "mlp.4" in name
+        assert_near(two, one * (0.5 if is_end else 1.0))
+        scaled += is_end
+    assert scaled == 2 * (2 * 3 + 1)
+
+
+def test_without_aggregation_the_layers_average_comes_out():
+    net = make_net()
+    x, lens = pad_batch(make_utterances(LENGTHS, INPUT_SIZE))
+    z = net(x, lens, aggregate=False)
+    for n, row, aggregated in zip(LENGTHS, z, net(x, lens)):
+        assert_near(aggregated[:n], net.mlp(row[:n]))
+        assert not row[n:].any()

@@ -173,8 +173,8 @@ class AdapterBrain(RecipeBrain):
         super().on_fit_start()
         values = self.diagnose(0) if self.optimizer_step == 0 else {}
         if values:
-            row = {"epoch": 0, "lr": None, "rec_weight": None}
-            self.log_row(row, values, None, None)
+            row = dict.fromkeys(("epoch", "lr", "rec_weight", "ema_decay"))
+            self.log_row({**row, "epoch": 0}, values, None, None)
 
     def diagnose(self, epoch):
         """Measures what the frames tell, in epochs that are due.
@@ -288,6 +288,7 @@ class AdapterBrain(RecipeBrain):
             "epoch": epoch,
             "lr": self.optimizer.param_groups[0]["lr"],
             "rec_weight": self.hparams.rec_weight_schedule(self.progress()),
+            "ema_decay": self.hparams.ema_schedule(self.progress()),
         }
         values = self.diagnose(epoch)
         self.log_row(row, values, self.train_stats, valid_stats)
