@@ -197,6 +197,8 @@ class Training:
                 *SETTINGS[setting]["options"],
                 *record["options"],
                 "--number_of_epochs=1",
+                # once a training, whatever its length
+                *(["--pooled_norm=False"] * (stage == "classifier")),
                 *options,
             ],
         )
@@ -238,6 +240,7 @@ class Training:
             self.hparams["checkpointer"],
         )
         brain.has_validation = False
+        brain.class_weights = torch.ones(4)
         loader = brain.make_train_loader(
             self.dataset,
             self.hparams["seed"],

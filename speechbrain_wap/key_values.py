@@ -66,7 +66,13 @@ NUMBERS = {
 }
 # Those of them that must be above the lower bound
 ABOVE = ("label_fraction",)
-FLAGS = ("skip_prep", "input_norm", "mlp_residual", "normalize_before")
+FLAGS = (
+    "skip_prep",
+    "input_norm",
+    "mlp_residual",
+    "normalize_before",
+    "pooled_norm",
+)
 CHOICES = {
     "projection_init": ("random", "orthogonal"),
     "target": ("output", "average"),
@@ -77,6 +83,7 @@ CHOICES = {
     "similarity": ("cosine", "distance"),
     "layer_weights": ("softmax", "raw"),
     "variance": ("weighted", "printed"),
+    "class_weights": ("none", "balanced"),
     "augmentation": ("balance", "mask", "none"),
     "protocol": ("paper", "held_out"),
     "model_selection": ("last", "best"),

@@ -48,6 +48,31 @@ class StatisticalAttentivePooling(nn.Module):
         self.attention = nn.Conv1d(
             input_size, num_heads, kernel_size=1, bias=False
         )
+        self.register_buffer("output_mean", torch.zeros(self.output_size))
+        self.register_buffer("output_std", torch.ones(self.output_size))
+
+    def set_output_statistics(self, mean, std):
+        """Fixes the statistics by which what is pooled is standardised (D19).
+
+        The two halves have length one, hence tiny dimensions of very different
+        spread, which a linear layer learns from slowly.
+
+        Arguments
+        ---------
+        mean : torch.Tensor
+            Mean over the training utterances, shape [2 * H * D].
+        std : torch.Tensor
+            Their standard deviation, likewise. A dimension that is constant
+            (below 1e-7) is only shifted.
+
+        Example
+        -------
+        >>> pool = StatisticalAttentivePooling(input_size=2, num_heads=1)
+        >>> pool.set_output_statistics(torch.ones(4), torch.ones(4))
+        """
+        self.output_mean.copy_(mean)
+        std = torch.where(std < 1e-7, torch.ones_like(std), std)
+        self.output_std.copy_(std)
 
     def attention_map(self, z, lens):
         """Computes A, the weight of each frame for each head (Eq. 7).
@@ -84,10 +109,11 @@ class StatisticalAttentivePooling(nn.Module):
         -------
         pooled : torch.Tensor
             Shape [B, 2 * H * D], float32: means of all heads, then their
-            variances.
+            variances; standardised by the output's statistics, if any are set.
         """
         with torch.autocast(z.device.type, enabled=False):
-            return self._pool(z.float(), lens)
+            pooled = self._pool(z.float(), lens)
+            return (pooled - self.output_mean) / self.output_std
 
     def _pool(self, z, lens):
         """Pools in float32: half precision has no digits for a variance."""

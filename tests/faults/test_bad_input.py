@@ -1080,6 +1080,8 @@ VALUES = [
     value("mask_span=0", "=0 must be.* at least 1", stage="adapter"),
     value("ema_decay_start=2", "=2 must be within 0 and 1", stage="adapter"),
     value("predictor_layers=-1", "=-1 must be.* at least 0", stage="adapter"),
+    value("class_weights=even", "=even.*one of none, balanced"),
+    value("pooled_norm=perhaps", "must be True or False"),
     value("projection_init=pca", "=pca.*one of random, orthogonal"),
     value("residual_init=-1", "=-1 must be.* at least 0"),
     value("rec_weight_start=.nan", stage="adapter"),

@@ -432,9 +432,11 @@ def one_rank(tiny, adapter, tmp_path_factory):
     commands = {
         "adapter": ["train_adapter.py", "adapter", *options]
         # more attributes than the first batch has frames
-        + ["--revive_after=3", "--num_attributes=700"],
+        + ["--revive_after=3", "--num_attributes=700", "--mask_span=3"]
+        + ["--predictor_layers=1", "--ema_decay_start=0.9"],
         "classifier": ["train_classifier.py", "classifier", *options]
-        + [f"--adapter_folder={folder / 'adapter'}", "--label_fraction=0.3"],
+        + [f"--adapter_folder={folder / 'adapter'}", "--label_fraction=0.3"]
+        + ["--pooled_norm=True", "--class_weights=balanced"],
     }
     for stage, command_line in commands.items():
         output = f"--output_folder={folder / stage}"
@@ -579,7 +581,8 @@ def test_the_other_readings_of_the_paper_go_through_both_stages(tiny, tmp_path):
         *("train_classifier.py", "classifier", *common),
         *("--adapter_branch=student", "--variance=printed"),
         *("--augmentation=mask", "--dialogue_style=all", "--classes=all"),
-        "--model_selection=best",
+        *("--model_selection=best", "--pooled_norm=True"),
+        "--class_weights=balanced",
         f"--adapter_folder={folder}",
         f"--output_folder={tmp_path / 'classifier'}",
     )

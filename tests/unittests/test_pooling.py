@@ -178,3 +178,20 @@ def test_pooling_does_not_see_the_order_of_frames():
 def test_an_unknown_variance_raises_an_error_that_names_it():
     with pytest.raises(ValueError, match="variance is 'plain'"):
         make_pool("plain")
+
+
+def test_output_statistics_standardise_what_is_pooled():
+    pool = randomise_(StatisticalAttentivePooling(3, num_heads=2))
+    z, lens = pad_batch(make_utterances([4, 9, 2, 7, 5], 3))
+    plain = pool(z, lens)
+    mean, std = plain.mean(dim=0), plain.std(dim=0, unbiased=False)
+    pool.set_output_statistics(mean, std)
+    pooled = pool(z, lens)
+    assert_near(pooled, (plain - mean) / std)
+    # a dimension that does not vary is only shifted
+    pool.set_output_statistics(mean, torch.zeros_like(std))
+    assert_near(pool(z, lens), plain - mean)
+    # and they are part of the weights
+    other = StatisticalAttentivePooling(3, num_heads=2)
+    other.load_state_dict(pool.state_dict())
+    assert torch.equal(other(z, lens), pool(z, lens))

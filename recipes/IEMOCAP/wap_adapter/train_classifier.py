@@ -106,12 +106,51 @@ class EmotionBrain(RecipeBrain):
         self.loss_sum += float(loss) * len(batch.id)
         return loss
 
+    def on_fit_start(self):
+        """Measures what is pooled at first, unless it goes on with a run."""
+        super().on_fit_start()
+        if self.hparams.pooled_norm and self.optimizer_step == 0:
+            # by one rank, of the modules as they are under the wrappers
+            statistics = run_on_main(self.measure_pooled)
+            self.hparams.pooling.set_output_statistics(*statistics)
+
+    @torch.no_grad()
+    def measure_pooled(self):
+        """Measures what is pooled of the training utterances (D19).
+
+        Without their labels, at every label_fraction: see input_norm in
+        :func:`train`.
+
+        Returns
+        -------
+        mean : torch.Tensor
+            Shape [2 * H * D].
+        std : torch.Tensor
+            Standard deviation, likewise.
+        """
+        adapter, pooling = self.hparams.adapter, self.hparams.pooling
+        was_training = adapter.training
+        adapter.eval()
+        one, pooled = torch.ones(1), []
+        for item in self.measured:
+            feats = item["feats"][None].to(self.device)
+            z = adapter(feats, one)
+            pooled.append(pooling(z, one.to(self.device))[0].double().cpu())
+        adapter.train(was_training)
+        pooled = torch.stack(pooled)
+        return pooled.mean(dim=0), pooled.std(dim=0, unbiased=False)
+
     def train_objectives(self, predictions, targets):
         """Computes the loss of which the ranks' mean is the batch's."""
         count = len(targets) - self.repeats_last()
         predictions, targets = predictions[:count].float(), targets[:count]
         if count:
-            loss = self.hparams.compute_cost(predictions, targets)
+            weights = self.class_weights.to(targets.device)[targets]
+            losses = self.hparams.compute_cost(
+                predictions, targets, reduction="none"
+            )
+            # not divided by the batch's own weights: batches add up
+            loss = (weights * losses).mean()
         else:
             loss = predictions.sum()  # 0, and still a part of the graph
         share, weight = self.weigh_batch(count)
@@ -277,6 +316,32 @@ def dataio_prep(hparams, splits, cache, labelled, classes):
     return datasets, plan
 
 
+def weigh_classes(plan, classes, class_weights):
+    """Weighs the classes' losses.
+
+    Arguments
+    ---------
+    plan : speechbrain_wap.epoch_plan.EpochPlan
+        How often an epoch has each utterance.
+    classes : list of str
+        The classes in their order.
+    class_weights : str
+        "none": 1; "balanced": inverse to how often an epoch has the class,
+        with a mean of 1 over the epoch.
+
+    Returns
+    -------
+    weights : torch.Tensor
+        Shape [C].
+    """
+    if class_weights == "none":
+        return torch.ones(len(classes))
+    counts = torch.zeros(len(classes))
+    for key, weight in plan.weights.items():
+        counts[classes.index(plan.entries[key]["label"])] += weight
+    return counts.sum() / (len(classes) * counts)
+
+
 def main(arguments):
     """Trains and tests one fold.
 
@@ -401,6 +466,13 @@ def train(hparams, overrides, settings, run_opts):
         checkpointer=hparams["checkpointer"],
     )
     brain.splits, brain.classes = splits, classes
+    brain.class_weights = weigh_classes(plan, classes, hparams["class_weights"])
+    brain.measured = make_dataset(
+        splits["train"],
+        cache,
+        max_frames=hparams["max_frames"],
+        long_utterances=hparams["long_utterances"],
+    )
     brain.num_labelled = settings["num_labelled"]
     train_loader = brain.make_train_loader(
         datasets["train"],
