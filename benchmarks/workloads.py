@@ -299,6 +299,7 @@ class Training:
                     self.hparams["mask_ratio"],
                     self.hparams["seed"],
                     epoch=1,
+                    span=self.hparams["mask_span"],
                 )
                 mask = mask & valid
             targets = getattr(batch, "target", None)
@@ -327,7 +328,9 @@ class Training:
                     optimizer.step()
                     optimizer.zero_grad()
                 if self.stage == "adapter":
-                    self.modules["teacher"].update(self.modules["student"])
+                    teacher = self.modules["teacher"]
+                    teacher.ema_decay = self.hparams["ema_schedule"](progress)
+                    teacher.update(self.modules["student"])
 
         return measure_seconds(run)
 
