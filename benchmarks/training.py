@@ -818,6 +818,9 @@ def parse_options(arguments):
         unknown = set(chosen) - set(known)
         if unknown:
             parser.error(f"--{name} has no {', '.join(sorted(unknown))}")
+    if "cached" in options.sections and options.encoder_source:
+        if not options.encoder_layer.isdigit():
+            parser.error("cached needs the number of an --encoder_layer")
     if options.repeats < 1 or options.paper_batches < 1:
         parser.error("--repeats and --paper_batches must be at least 1")
     return options

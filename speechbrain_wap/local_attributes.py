@@ -220,7 +220,7 @@ class LocalAttributes(nn.Module):
             )
 
     @torch.no_grad()
-    def collect(self, z, codes):
+    def collect_(self, z, codes):
         """Takes frames for the next update, where a step has several batches.
 
         Arguments
@@ -230,7 +230,9 @@ class LocalAttributes(nn.Module):
         codes : torch.Tensor
             What ``assign`` gave for them, shape [N].
         """
-        chosen = torch.bincount(codes, minlength=self.num_attributes).float()
+        # not bincount, which makes the host wait for a GPU
+        ones = torch.ones_like(codes, dtype=torch.float32)
+        chosen = torch.zeros_like(self.counts).index_add_(0, codes, ones)
         sums = torch.zeros_like(self.codebook).index_add_(0, codes, z.float())
         if self.collected is not None:
             chosen += self.collected[0]
@@ -249,7 +251,7 @@ class LocalAttributes(nn.Module):
         codes : torch.Tensor
             What ``assign`` gave for them, shape [N].
         """
-        self.collect(z, codes)
+        self.collect_(z, codes)
         chosen, sums = self.collected
         self.collected = None
         if is_distributed_initialized():

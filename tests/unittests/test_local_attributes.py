@@ -188,7 +188,7 @@ def test_collected_batches_are_one_batch(rule):
         batches = make_batches(3, start=start)
         before = parts.codebook.clone()
         for z, codes in batches[:-1]:
-            parts.collect(z, codes)
+            parts.collect_(z, codes)
         assert torch.equal(parts.codebook, before)
         parts.update(*batches[-1])
         whole.update(*(torch.cat(column) for column in zip(*batches)))

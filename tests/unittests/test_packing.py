@@ -139,6 +139,7 @@ def test_dropout_is_off_in_evaluation_and_all_at_one():
     assert Dropout(0.5).eval()(x) is x
     assert Dropout(0.0)(x) is x
     assert (Dropout(1.0)(x) == 0).all()
+    assert torch.equal(Dropout(1e-9)(x), x)
 
 
 def test_dropout_passes_the_gradient_of_what_it_keeps():

@@ -144,7 +144,7 @@ class AdapterBrain(RecipeBrain):
         if self.should_step:
             attributes.update(frames, codes)
         else:
-            attributes.collect(frames, codes)
+            attributes.collect_(frames, codes)
 
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rate of the coming step."""
