@@ -47,6 +47,13 @@ def sample_frame_mask(num_frames, mask_ratio, generator=None, span=1):
     >>> mask.shape, mask.sum(dim=1).tolist()
     (torch.Size([3, 10]), [4, 2, 1])
     """
+    counts = _count_places(num_frames, mask_ratio, span)
+    shape = len(counts["places"]), int(counts["places"].max())
+    return _mask_runs(torch.rand(shape, generator=generator), counts, span)
+
+
+def _count_places(num_frames, mask_ratio, span):
+    """Counts what is to be put in a random order, for each utterance."""
     if not 0.0 <= mask_ratio <= 1.0:
         raise ValueError(f"mask_ratio is {mask_ratio}, but must be in 0 to 1")
     num_frames = torch.as_tensor(num_frames, dtype=torch.long).cpu()
@@ -58,26 +65,52 @@ def sample_frame_mask(num_frames, mask_ratio, generator=None, span=1):
     # float64, since 0.35 * 10 must round as it does in Python
     num_masked = torch.round(mask_ratio * num_frames.double()).long()
     num_masked = num_masked.minimum(num_frames - 1).clamp(min=1)
-
-    # A run counts as one of the places that are put in a random order.
+    # a run counts as one place
     num_runs = -(-num_masked // span)
-    num_places = num_frames - num_masked + num_runs
-    num_utterances, longest = len(num_frames), int(num_places.max())
-    scores = torch.rand(num_utterances, longest, generator=generator)
-    padding = torch.arange(longest)[None, :] >= num_places[:, None]
+    return {
+        "frames": num_frames,
+        "masked": num_masked,
+        "runs": num_runs,
+        "places": num_frames - num_masked + num_runs,
+    }
+
+
+def _mask_runs(scores, counts, span):
+    """Masks runs of frames at the places with the lowest scores.
+
+    Arguments
+    ---------
+    scores : torch.Tensor
+        Random numbers from 0 to 1, shape [B, max(places)].
+    counts : dict
+        What _count_places gave.
+    span : int
+        Length of a run.
+
+    Returns
+    -------
+    mask : torch.Tensor
+        Shape [B, max(frames)], boolean.
+    """
+    places = torch.arange(scores.shape[1])[None, :]
+    padding = places >= counts["places"][:, None]
     # a random order of 0 to n - 1 for each utterance, padding behind it
     order = scores.masked_fill(padding, 2.0).argsort(dim=1)
-    is_run = order < num_runs[:, None]
+    is_run = order < counts["runs"][:, None]
     if span == 1:
         return is_run  # (B, T)
-    mask = torch.zeros(num_utterances, int(num_frames.max()), dtype=torch.bool)
-    for row, n in enumerate(num_places.tolist()):
-        frames = torch.where(is_run[row, :n], span, 1)
-        shorter = int(num_runs[row]) * span - int(num_masked[row])
-        frames[order[row, :n].argmin()] -= shorter  # any run, at random
-        chosen = is_run[row, :n].repeat_interleave(frames)
-        mask[row, : len(chosen)] = chosen
-    return mask
+    lengths = torch.where(is_run, span, 1)
+    # any one of the runs is shorter
+    surplus = counts["runs"] * span - counts["masked"]
+    lengths -= torch.where(order == 0, surplus[:, None], 0)
+    ends = lengths.masked_fill_(padding, 0).cumsum(dim=1)
+    # +1 where a run starts, -1 where it ends
+    edges = torch.zeros(
+        len(scores), int(counts["frames"].max()) + 1, dtype=torch.long
+    )
+    edges.scatter_add_(1, ends - lengths, is_run.long())
+    edges.scatter_add_(1, ends, -is_run.long())
+    return edges.cumsum(dim=1)[:, :-1] > 0
 
 
 def utterance_number(seed, epoch, utterance_id, purpose):
@@ -208,9 +241,10 @@ def sample_utterance_masks(
     >>> bool((one[0] == two[1, :9]).all())
     True
     """
-    num_frames = torch.as_tensor(num_frames).tolist()
-    mask = torch.zeros(len(num_frames), max(num_frames), dtype=torch.bool)
-    for row, (utterance_id, n) in enumerate(zip(utterance_ids, num_frames)):
+    counts = _count_places(num_frames, mask_ratio, span)
+    places = counts["places"].tolist()
+    scores = torch.zeros(len(places), max(places))
+    for row, (utterance_id, n) in enumerate(zip(utterance_ids, places)):
         generator = utterance_generator(seed, epoch, utterance_id, purpose)
-        mask[row, :n] = sample_frame_mask([n], mask_ratio, generator, span)[0]
-    return mask
+        scores[row, :n] = torch.rand(n, generator=generator)
+    return _mask_runs(scores, counts, span)
