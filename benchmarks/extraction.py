@@ -26,7 +26,15 @@ from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
 from speechbrain.integrations.huggingface.whisper import Whisper
 from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.seed import seed_everything
-from timing import RECIPES, measure_seconds, show_ratio, time_ratio
+from timing import (
+    RECIPES,
+    alternate,
+    divide,
+    measure_seconds,
+    show_ratio,
+    sum_up,
+    time_ratio,
+)
 from train_adapter import AdapterBrain
 
 from speechbrain_wap.audio import inspect_audio, read_audio
@@ -134,9 +142,9 @@ def compare_epochs(data_folder, source, layer, repeats, folder):
 
     Returns
     -------
-    ratio : tuple
-        Seconds with SpeechBrain's wrapper in the loop / from the cache:
-        median, lowest, highest.
+    ratios : list of float
+        Seconds with SpeechBrain's wrapper in the loop / from the cache, of
+        each repetition.
     once : float
         Seconds that filling the cache took.
     size : int
@@ -203,14 +211,14 @@ def compare_epochs(data_folder, source, layer, repeats, folder):
         )
         brain.fit([1], loader, progressbar=False)
 
-    ratio = time_ratio(
-        lambda: run_epoch(InLoopBrain, raw),
-        lambda: run_epoch(AdapterBrain, cached),
-        repeats,
-    )
+    runs = [
+        lambda: measure_seconds(lambda: run_epoch(InLoopBrain, raw)),
+        lambda: measure_seconds(lambda: run_epoch(AdapterBrain, cached)),
+    ]
+    ratios = divide(*alternate(*runs, repeats))
     size = sum(f.stat().st_size for f in cache.folder.glob("*/*.safetensors"))
     hours = sum(entry["duration"] for entry in train.values()) / 3600
-    return ratio, once, size, hours, len(train)
+    return ratios, once, size, hours, len(train)
 
 
 def main():
@@ -233,7 +241,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         hubert = make_hubert(Path(folder, "hubert"))
         table = extraction_table(options, entries, hubert)
-        ratio, once, size, hours, num_utterances = compare_epochs(
+        ratios, once, size, hours, num_utterances = compare_epochs(
             options.data_folder,
             options.whisper,
             WHISPER_LAYER,
@@ -244,7 +252,7 @@ def main():
     print(table)
     print(
         f"\nepoch of adapter training, {num_utterances} utterances: "
-        f"{show_ratio(ratio)} times as long with the wrapper in the loop as "
+        f"{show_ratio(sum_up(ratios))} times as long with the wrapper in the loop as "
         f"from the cache\ncache, once: {once:.0f} s, {format_bytes(size)} for "
         f"{hours:.2f} h, {format_bytes(size / hours)} per hour"
     )

@@ -294,7 +294,7 @@ def time_cached(bench):
     )
     bench.add(
         "encoder in the loop",
-        list(ratios),
+        ratios,
         20.0,
         100.0,
         "stage-1 epoch on EmoDB: SpeechBrain's wrapper in it / cached",
