@@ -252,8 +252,9 @@ def main():
     print(table)
     print(
         f"\nepoch of adapter training, {num_utterances} utterances: "
-        f"{show_ratio(sum_up(ratios))} times as long with the wrapper in the loop as "
-        f"from the cache\ncache, once: {once:.0f} s, {format_bytes(size)} for "
+        f"{show_ratio(sum_up(ratios))} times as long with the wrapper in the "
+        f"loop as from the cache\ncache, once: {once:.0f} s, "
+        f"{format_bytes(size)} for "
         f"{hours:.2f} h, {format_bytes(size / hours)} per hour"
     )
 
