@@ -207,7 +207,12 @@ def find_held_out(splits, corpus_table=None):
         for name in ("valid", "test")
         for key, entry in splits[name].items()
     ]
-    if corpus_table is not None and Path(corpus_table).is_file():
+    if corpus_table is not None and not Path(corpus_table).is_file():
+        logger.warning(
+            f"{corpus_table} is missing: the held-out speakers' utterances in "
+            "no class are not compared with what the adapter has heard."
+        )
+    elif corpus_table is not None:
         splits_of = {entry["speaker"]: name for name, _, entry in held_out}
         known = {key for _, key, _ in held_out}
         table = read_corpus_table(corpus_table)

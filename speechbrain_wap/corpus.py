@@ -130,6 +130,30 @@ def read_own_corpus(csv):
     return table
 
 
+def open_data_folder(data_folder):
+    """Checks that a corpus's folder is there.
+
+    Arguments
+    ---------
+    data_folder : str
+        As the user gave it.
+
+    Returns
+    -------
+    folder : pathlib.Path
+
+    Raises
+    ------
+    RecipeError
+        If there is no such folder.
+    """
+    folder = Path(data_folder)
+    if not folder.is_dir():
+        reason = "is not a folder" if folder.exists() else "does not exist"
+        raise RecipeError(f"data_folder={data_folder} {reason}.")
+    return folder
+
+
 def inspect_files(wavs, audio_index=None):
     """Decodes audio files, but for those that have not changed since.
 

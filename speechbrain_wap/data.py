@@ -210,9 +210,9 @@ def prepare_tables(corpus, corpora=()):
     repeated = set(ids) & set(further_ids) if len(set(ids)) < len(ids) else ()
     if repeated:
         raise RecipeError(
-            f"the id {min(repeated)} stands for an utterance of the corpus "
-            "under test and for one of corpora: give the table there another "
-            "name, as in {table: b.csv, name: mine}."
+            f"the id {min(repeated)} stands for more than one utterance of the "
+            "corpus under test and the tables of corpora: give a table there "
+            "another name, as in {table: b.csv, name: mine}."
         )
     record_skipped(
         skipped_csv, {**reasons, **unreadable}, ids, corpus["max_skipped"]

@@ -2,6 +2,7 @@
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -32,22 +33,15 @@ def frame_statistics(feats):
     return np.concatenate([feats.mean(dim=0).numpy(), std.numpy()])
 
 
-def make_classifier(strength=0.01):
+def make_classifier():
     """Makes a classifier of standardised numbers that has yet to be fitted.
-
-    Arguments
-    ---------
-    strength : float
-        Inverse of the regularisation's weight (scikit-learn's C).
 
     Returns
     -------
     model : sklearn.linear_model.LogisticRegression
         It draws no random numbers; all classes weigh the same.
     """
-    return LogisticRegression(
-        C=strength, max_iter=2000, class_weight="balanced"
-    )
+    return LogisticRegression(C=0.01, max_iter=2000, class_weight="balanced")
 
 
 def cross_validate_probe(pooled, labels, folds):
@@ -73,22 +67,17 @@ def cross_validate_probe(pooled, labels, folds):
     >>> cross_validate_probe(pooled, ["a", "b", "a", "b"], [0, 0, 1, 1])
     1.0
     """
-    labels, folds = np.array(labels, dtype=object), np.array(folds)
-    predictions = np.empty_like(labels)
-    for fold in np.unique(folds):
-        is_test = folds == fold
-        model = make_pipeline(StandardScaler(), make_classifier())
-        model.fit(pooled[~is_test], labels[~is_test].tolist())
-        predictions[is_test] = model.predict(pooled[is_test])
-    scores = emotion_scores(
-        labels.tolist(), predictions.tolist(), sorted(set(labels))
-    )
-    return scores["UA"]
+    predictions = cross_val_predict(
+        make_pipeline(StandardScaler(), make_classifier()),
+        pooled,
+        labels,
+        groups=folds,
+        cv=LeaveOneGroupOut(),
+    ).tolist()
+    return emotion_scores(labels, predictions, sorted(set(labels)))["UA"]
 
 
-def linear_probe(
-    splits, cache, classes, labelled=None, pooled=None, strength=0.01
-):
+def linear_probe(splits, cache, classes, labelled=None, pooled=None):
     """Fits logistic regression on pooled frames and scores the test split.
 
     Arguments
@@ -105,8 +94,6 @@ def linear_probe(
     pooled : dict, optional
         What is pooled of an utterance, by its digest; filled as need be, so
         that several probes read the cache once.
-    strength : float
-        Inverse of the regularisation's weight (scikit-learn's C).
 
     Returns
     -------
@@ -124,7 +111,7 @@ def linear_probe(
 
     labelled = splits["train"] if labelled is None else labelled
     scaler = StandardScaler().fit(pool(splits["train"]))
-    model = make_classifier(strength)
+    model = make_classifier()
     model.fit(
         scaler.transform(pool(labelled)),
         [entry["label"] for entry in labelled.values()],

@@ -5,12 +5,11 @@ SS, text TTT, emotion E, version V. Five folds, one man and one woman each.
 """
 
 import re
-from pathlib import Path
 
 import pandas as pd
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.corpus import write_corpus_table
+from speechbrain_wap.corpus import open_data_folder, write_corpus_table
 from speechbrain_wap.errors import RecipeError
 
 logger = get_logger(__name__)
@@ -68,10 +67,7 @@ def prepare_emodb(data_folder, corpus_csv, max_skipped=0.01, audio_index=None):
         If the folder is missing, holds no EmoDB file, or has an unknown
         speaker.
     """
-    folder = Path(data_folder)
-    if not folder.is_dir():
-        reason = "is not a folder" if folder.exists() else "does not exist"
-        raise RecipeError(f"data_folder={data_folder} {reason}.")
+    folder = open_data_folder(data_folder)
     wavs = folder / "wav" if (folder / "wav").is_dir() else folder
     rows = []
     for path in sorted(wavs.glob("*.wav")):

@@ -11,12 +11,11 @@ motion-capture markers; its turn ``Ses01F_impro01_M003`` was spoken by the man.
 
 import os
 import re
-from pathlib import Path
 
 import pandas as pd
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.corpus import write_corpus_table
+from speechbrain_wap.corpus import open_data_folder, write_corpus_table
 from speechbrain_wap.errors import RecipeError
 
 logger = get_logger(__name__)
@@ -65,10 +64,7 @@ def prepare_iemocap(
     RecipeError
         If the folder is missing or is not the full release's.
     """
-    folder = Path(data_folder)
-    if not folder.is_dir():
-        reason = "is not a folder" if folder.exists() else "does not exist"
-        raise RecipeError(f"data_folder={data_folder} {reason}.")
+    folder = open_data_folder(data_folder)
     sessions = sorted(
         path
         for path in folder.iterdir()

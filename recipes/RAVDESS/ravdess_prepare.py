@@ -8,12 +8,11 @@ pair of actors, 01 and 02, 03 and 04, and so on.
 """
 
 import re
-from pathlib import Path
 
 import pandas as pd
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.corpus import write_corpus_table
+from speechbrain_wap.corpus import open_data_folder, write_corpus_table
 from speechbrain_wap.errors import RecipeError
 
 logger = get_logger(__name__)
@@ -73,10 +72,7 @@ def prepare_ravdess(
         If the folder is missing, holds no speech of RAVDESS, or an audio file
         has another name than RAVDESS gives.
     """
-    folder = Path(data_folder)
-    if not folder.is_dir():
-        reason = "is not a folder" if folder.exists() else "does not exist"
-        raise RecipeError(f"data_folder={data_folder} {reason}.")
+    folder = open_data_folder(data_folder)
     speech = folder / "Audio_Speech_Actors_01-24"
     paths = (speech if speech.is_dir() else folder).glob("Actor_*/*")
     rows = [read_name(path) for path in sorted(paths) if is_speech(path)]

@@ -333,21 +333,6 @@ def test_a_refused_change_leaves_the_earlier_run_as_it_was(
     assert before == {n: (run_folder / n).read_bytes() for n in names}
 
 
-def test_an_unfinished_adapter_is_refused(tiny, tmp_path):
-    arguments = ["train_adapter.py", "adapter", *tiny, *ADAPTER]
-    arguments.append("--number_of_epochs=200")
-    kill_after_epoch(1, tmp_path / "adapter", *arguments)
-    with pytest.raises(RecipeError, match="not finished"):
-        call(
-            "train_classifier.py",
-            "classifier",
-            *tiny,
-            *CLASSIFIER,
-            f"--adapter_folder={tmp_path / 'adapter'}",
-            f"--output_folder={tmp_path / 'classifier'}",
-        )
-
-
 TWO_RANKS = ["-m", "torch.distributed.run", "--standalone"]
 TWO_RANKS.append("--nproc_per_node=2")
 ON_CPUS = ["--device=cpu", "--distributed_backend=gloo"]

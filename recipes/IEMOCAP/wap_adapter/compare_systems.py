@@ -128,9 +128,12 @@ def probe_folds(hparams, folder, finished, fraction, pooled):
         splits = read_manifests(
             {s: run_folder / "classifier" / f"{s}.json" for s in SPLITS}
         )
+        # what has been pooled was sound: its entry is not read once more
         splits = {
             name: {
-                k: e for k, e in split.items() if cache.is_sound(e["digest"])
+                key: entry
+                for key, entry in split.items()
+                if entry["digest"] in pooled or cache.is_sound(entry["digest"])
             }
             for name, split in splits.items()
         }

@@ -100,7 +100,7 @@ SET_KEYS = {
     "skipped_csv": "each run has its own",
     "left_out_csv": "each run has its own",
     "output_folder": "use --output_folder without a stage",
-    "skip_prep": "the corpus table is made once for all folds",
+    "skip_prep": "each run prepares its own fold",
 }
 
 
