@@ -14,6 +14,7 @@ from speechbrain_wap.report import SCORES, markdown_table, percent, save_figure
 PROBE = "linear probe"
 WITHOUT = "without adapter training"
 WITH = "with adapter training"
+LENGTH = ["epochs", "steps"]  # of adapter training
 
 
 def paired_difference(results, baseline):
@@ -63,25 +64,62 @@ def paired_difference(results, baseline):
     }
 
 
+def several_lengths(entries):
+    """Tells whether adapter trainings of several lengths are compared.
+
+    Arguments
+    ---------
+    entries : list of dict
+        Systems, or their differences.
+
+    Returns
+    -------
+    several : bool
+    """
+    lengths = {entry.get("adapter_epochs") for entry in entries}
+    return len(lengths - {None}) > 1
+
+
+def tell_length(entry):
+    """Says how long the adapter was trained.
+
+    Arguments
+    ---------
+    entry : dict
+        A system, or a difference.
+
+    Returns
+    -------
+    cells : list of str
+        Epochs and steps; nothing for a system without adapter training.
+    """
+    if entry.get("adapter_epochs") is None:
+        return ["", ""]
+    return [f"{entry['adapter_epochs']}", f"{entry['adapter_steps']:.0f}"]
+
+
 def score_rows(systems):
     """Tabulates the systems' scores, in percent.
 
     Arguments
     ---------
     systems : list of dict
-        "system", "label_fraction" and what results.json holds.
+        See :func:`write_comparison`.
 
     Returns
     -------
     text : str
-        Markdown; the labels' share is left out where all have all labels.
+        Markdown; the labels' share is left out where all have all labels, the
+        adapter's epochs where there is one length only.
     """
     shares = {entry["label_fraction"] for entry in systems} != {1.0}
+    lengths = several_lengths(systems)
     rows = []
     for entry in systems:
         several = len(entry["per_seed"]) > 1
         rows.append(
             [entry["system"]]
+            + tell_length(entry) * lengths
             + [f"{100 * entry['label_fraction']:g} %"] * shares
             + [len(entry["per_seed"])]
             + [
@@ -90,8 +128,8 @@ def score_rows(systems):
                 for s in SCORES
             ]
         )
-    header = ["system"] + ["labels"] * shares + ["seeds", *SCORES]
-    return markdown_table(header, rows)
+    header = ["system"] + LENGTH * lengths + ["labels"] * shares
+    return markdown_table(header + ["seeds", *SCORES], rows)
 
 
 def difference_rows(differences):
@@ -100,18 +138,21 @@ def difference_rows(differences):
     Arguments
     ---------
     differences : list of dict
-        "label_fraction" and what :func:`paired_difference` gave.
+        "label_fraction", "adapter_epochs", "adapter_steps" and what
+        :func:`paired_difference` gave.
 
     Returns
     -------
     text : str
         Markdown, differences in points of UA.
     """
+    lengths = several_lengths(differences)
     rows = []
     for entry in differences:
         error, p = entry["standard_error"], entry["p"]
         rows.append(
-            [
+            tell_length(entry) * lengths
+            + [
                 f"{100 * entry['label_fraction']:g} %",
                 entry["runs"],
                 f"{100 * entry['mean']:+.1f}",
@@ -120,51 +161,68 @@ def difference_rows(differences):
                 f"{entry['better']} / {entry['equal']} / {entry['worse']}",
             ]
         )
-    return markdown_table(
-        [
-            "labels",
-            "folds x seeds",
-            "UA gained",
-            "standard error",
-            "p",
-            "better / equal / worse",
-        ],
-        rows,
-    )
+    header = LENGTH * lengths + [
+        "labels",
+        "folds x seeds",
+        "UA gained",
+        "standard error",
+        "p",
+        "better / equal / worse",
+    ]
+    return markdown_table(header, rows)
 
 
-def draw_label_curve(systems, path):
-    """Draws the UA of each system against the share of the labels.
+def draw_curve(systems, key, label, path, chance=None):
+    """Draws the UA of each system against a quantity.
 
     Arguments
     ---------
     systems : list of dict
-        "system", "label_fraction" and what results.json holds.
+        See :func:`write_comparison`.
+    key : str
+        The quantity, above 0. A system without it is drawn as a level line.
+    label : str
+        Says what it is, and its unit.
     path : str
         PNG file to write.
+    chance : float
+        UA in percent of guessing, or None where that is far below.
     """
     figure = Figure(figsize=(6.4, 4.2))
     axes = figure.add_subplot()
-    for name in dict.fromkeys(entry["system"] for entry in systems):
+    names = list(dict.fromkeys(entry["system"] for entry in systems))
+    for name, color in zip(names, ("C0", "C1", "C2")):
         points = [entry for entry in systems if entry["system"] == name]
+        # over seeds, or none
+        errors = [
+            100 * e["std"]["UA"] * (len(e["per_seed"]) > 1) for e in points
+        ]
+        means = [100 * entry["mean"]["UA"] for entry in points]
+        if points[0].get(key) is None:
+            axes.axhline(means[0], color=color, linestyle="--", label=name)
+            axes.axhspan(
+                means[0] - errors[0],
+                means[0] + errors[0],
+                color=color,
+                alpha=0.1,
+            )
+            continue
         axes.errorbar(
-            [100 * entry["label_fraction"] for entry in points],
-            [100 * entry["mean"]["UA"] for entry in points],
-            yerr=[  # over seeds, or none
-                100 * entry["std"]["UA"] * (len(entry["per_seed"]) > 1)
-                for entry in points
-            ],
+            [entry[key] for entry in points],
+            means,
+            yerr=errors,
             label=name,
+            color=color,
             marker="o",
             capsize=3,
         )
-    chance = 100 / len(systems[0]["classes"])
-    axes.axhline(chance, color="grey", linestyle=":", label="chance")
+    if chance is not None:
+        axes.axhline(chance, color="grey", linestyle=":", label="chance")
+    ticks = sorted({entry[key] for entry in systems if entry.get(key)})
     axes.set_xscale("log")
-    shares = sorted({100 * entry["label_fraction"] for entry in systems})
-    axes.set_xticks(shares, [f"{share:g}" for share in shares])
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("labels used in fine-tuning, percent")
+    axes.set_xlabel(label)
     axes.set_ylabel("UA, percent")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -180,7 +238,9 @@ def write_comparison(output_folder, systems):
         Where to.
     systems : list of dict
         "system" (PROBE, WITHOUT or WITH), "label_fraction" and what
-        results.json holds.
+        results.json holds; of those with adapter training also
+        "adapter_epochs" and "adapter_steps" of it (None: an earlier run's).
+        They differ in labels or in the adapter's length, not in both.
 
     Returns
     -------
@@ -188,18 +248,20 @@ def write_comparison(output_folder, systems):
         The scores and differences, in Markdown.
     """
     folder = Path(output_folder)
-    found = {(e["system"], e["label_fraction"]): e for e in systems}
-    fractions = list(
-        dict.fromkeys(entry["label_fraction"] for entry in systems)
-    )
+    baselines = {
+        entry["label_fraction"]: entry
+        for entry in systems
+        if entry["system"] == WITHOUT
+    }
     differences = [
         {
-            "label_fraction": fraction,
-            **paired_difference(
-                found[WITH, fraction], found[WITHOUT, fraction]
-            ),
+            "label_fraction": entry["label_fraction"],
+            "adapter_epochs": entry.get("adapter_epochs"),
+            "adapter_steps": entry.get("adapter_steps"),
+            **paired_difference(entry, baselines[entry["label_fraction"]]),
         }
-        for fraction in fractions
+        for entry in systems
+        if entry["system"] == WITH
     ]
     scores, gains = score_rows(systems), difference_rows(differences)
     parts = [
@@ -210,7 +272,7 @@ def write_comparison(output_folder, systems):
         "more than choose labels.",
         scores,
     ]
-    if fractions != [1.0]:
+    if list(baselines) != [1.0]:
         parts.append(
             "Labels: share of the labelled training utterances of each class "
             "whose labels are used (`label_fraction`), chosen by the seed, "
@@ -219,9 +281,29 @@ def write_comparison(output_folder, systems):
             "standard deviation by which inputs are scaled, and the held-out "
             "sessions do not depend on it."
         )
-    if len(fractions) > 1:
-        draw_label_curve(systems, folder / "comparison.png")
+    if len(baselines) > 1:
+        shares = [{**e, "share": 100 * e["label_fraction"]} for e in systems]
+        draw_curve(
+            shares,
+            "share",
+            "labels used in fine-tuning, percent",
+            folder / "comparison.png",
+            100 / len(systems[0]["classes"]),
+        )
         parts.append("![UA against the share of labels](comparison.png)")
+    if several_lengths(systems):
+        parts.append(
+            "Epochs and steps: of adapter training (`number_of_epochs`; steps "
+            "are the mean over folds). Each length is a training of its own, "
+            "with its own schedules."
+        )
+        draw_curve(
+            systems,
+            "adapter_steps",
+            "steps of adapter training",
+            folder / "comparison.png",
+        )
+        parts.append("![UA against steps](comparison.png)")
     parts += [
         "## With against without adapter training",
         gains,

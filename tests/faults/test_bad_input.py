@@ -1064,6 +1064,8 @@ VALUES = [
     ),
     value("label_fractions=some", stage="compare_systems"),
     value("label_fraction=no", "=no must be above", stage="compare_systems"),
+    value("adapter_epochs=0,2", "above 0", stage="compare_systems"),
+    value("adapter_epochs=two", "whole numbers", stage="compare_systems"),
     value("model_selection=first", "choose one of last, best"),
     value("mask_ratio=2", "=2 must be within 0 and 1", stage="adapter"),
     value("ema_decay=1.5", "ema_decay=1.5 must be within", stage="adapter"),
@@ -1125,6 +1127,16 @@ KEYS = {
     "--label_fraction beside --label_fractions": refused(
         options("label_fraction=0.1", "label_fractions=0.1,1"),
         "either --label_fraction or --label_fractions",
+        stage="compare_systems",
+    ),
+    "--adapter_epochs beside --label_fractions": refused(
+        options("adapter_epochs=1,2", "label_fractions=0.1,1"),
+        "a curve has one axis",
+        stage="compare_systems",
+    ),
+    "--adapter_epochs with --adapter_folder": refused(
+        options("adapter_epochs=1,2", "adapter_folder=earlier"),
+        "exclude each other: an earlier adapter has its length",
         stage="compare_systems",
     ),
     "--adapters_folder with --adapter_folder": refused(

@@ -631,6 +631,32 @@ def test_systems_are_compared_in_one_table(comparison):
     assert difference["runs"] == 4
 
 
+def test_lengths_of_adapter_training_share_the_baseline(comparison, tmp_path):
+    finished, arguments, _ = comparison
+    folder = tmp_path / "out"
+    shutil.copytree(finished / "from_scratch", folder / "from_scratch")
+    arguments = [a for a in arguments if not a.startswith("--output_folder")]
+    call(
+        *(*arguments, "--folds=1", f"--output_folder={folder}"),
+        "--adapter_epochs=2,1",
+    )
+    assert (folder / "comparison.png").stat().st_size > 5000
+    content = json.loads((folder / "comparison.json").read_text("utf-8"))
+    lengths = [e.get("adapter_epochs") for e in content["systems"]]
+    assert lengths == [None, None, 1, 2]
+    steps = [e["adapter_steps"] for e in content["systems"][2:]]
+    assert steps[1] == 2 * steps[0]
+    for epochs in (1, 2):
+        run = folder / f"with_adapter_{epochs}_epochs" / "seed1" / "fold1"
+        rows = read_history(run / "adapter")
+        assert (rows[-1]["epoch"], rows[-1]["steps"]) == (
+            epochs,
+            epochs * steps[0],
+        )
+        # stage 2 is as long for all
+        assert read_history(run / "classifier")[-1]["epoch"] == 1
+
+
 def test_the_curve_of_label_fractions_shares_the_adapters(comparison, tmp_path):
     finished, arguments, _ = comparison
     folder = tmp_path / "out"

@@ -11,7 +11,7 @@ from speechbrain_wap.comparison import (
     PROBE,
     WITH,
     WITHOUT,
-    draw_label_curve,
+    draw_curve,
     paired_difference,
     write_comparison,
 )
@@ -108,6 +108,27 @@ def test_shares_of_the_labels_are_rows_and_a_curve(tmp_path):
     assert [d["label_fraction"] for d in content["differences"]] == [0.05, 1.0]
 
 
+def test_lengths_of_adapter_training_are_rows_and_a_curve(tmp_path):
+    probe, without, trained = make_systems(1.0)
+    longer = make_results([[0.7, 0.7, 0.9], [0.6, 1.0, 0.8]])
+    lengths = [(5, 41.5, trained), (15, 124.5, {**trained, **longer})]
+    systems = [probe, without] + [
+        {**entry, "adapter_epochs": epochs, "adapter_steps": steps}
+        for epochs, steps, entry in lengths
+    ]
+    said = write_comparison(tmp_path, systems)
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    assert lines[0] == "| system | epochs | steps | seeds | UA | WA | F1 |"
+    assert lines[3].startswith("| without adapter training | | | 2 | 60.0")
+    assert lines[5].startswith("| with adapter training | 15 | 124 | 2 | 78.3")
+    assert "| 5 | 42 | 100 % | 6 | +6.7 | 4.2 | 0.17 | 4 / 1 / 1 |" in lines
+    gained = "| 15 | 124 | 100 % | 6 | +18.3 | 1.7 |"
+    assert any(line.startswith(gained) for line in lines)
+    assert (tmp_path / "comparison.png").read_bytes().startswith(PNG)
+    text = (tmp_path / "comparison.md").read_text("utf-8")
+    assert "steps" in text and "label_fraction" not in text
+
+
 def test_all_labels_alone_are_no_curve(tmp_path):
     said = write_comparison(tmp_path, make_systems(1.0))
     lines = [" ".join(line.split()) for line in said.splitlines()]
@@ -126,7 +147,11 @@ def test_the_curve_has_a_line_for_each_system_and_one_for_chance(
         "speechbrain_wap.comparison.save_figure",
         lambda figure, path: figures.append(figure),
     )
-    draw_label_curve(make_systems(0.1, 0.5, 1.0), tmp_path / "a.png")
+    shares = [
+        {**entry, "share": 100 * entry["label_fraction"]}
+        for entry in make_systems(0.1, 0.5, 1.0)
+    ]
+    draw_curve(shares, "share", "labels", tmp_path / "a.png", 50.0)
     (axes,) = figures[0].axes
     assert axes.get_xscale() == "log"
     assert [t.get_text() for t in axes.get_xticklabels()] == ["10", "50", "100"]
@@ -140,6 +165,14 @@ def test_the_curve_has_a_line_for_each_system_and_one_for_chance(
         assert high - low == pytest.approx(2 * spread, abs=1e-6)
     (chance,) = (x for x in axes.lines if x.get_label() == "chance")
     assert set(chance.get_ydata()) == {50.0}
+    # a system that does not depend on the quantity is a level line
+    draw_curve(
+        shares[:2] + [{**shares[2], "n": 7}], "n", "", tmp_path / "a.png"
+    )
+    (axes,) = figures[1].axes
+    level = {line.get_label(): line for line in axes.lines}
+    assert level[WITHOUT].get_ydata() == pytest.approx([60.0] * 2)
+    assert [bars.get_label() for bars in axes.containers] == [WITH]
 
 
 # The linear probe ------------------------------------------------------------

@@ -9,8 +9,9 @@ Takes the options of cross_validate.py but --adapter_training; with
 --adapter_folder=DIR, the adapter is that of an earlier run. All systems see the
 same features of the same folds. --label_fractions=0.05,0.1,0.25,0.5,1.0
 compares them at each share of the labels and draws the curve; the adapters are
-trained once. The same command again, with more fractions too, takes up what
-there is.
+trained once. --adapter_epochs=5,15,45 trains an adapter of each length and
+draws UA against the steps. The same command again, with more fractions or
+lengths too, takes up what there is.
 """
 
 import os
@@ -27,7 +28,7 @@ from speechbrain_wap.hparams import load_recipe, run_script, split_options
 from speechbrain_wap.key_values import check_values, find_mistake
 from speechbrain_wap.label_fraction import choose_labelled
 from speechbrain_wap.probe import linear_probe
-from speechbrain_wap.report import sum_up
+from speechbrain_wap.report import read_histories, sum_up
 
 # The other scripts lie beside this one, wherever it is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -70,6 +71,34 @@ def parse_fractions(text):
             "--label_fractions=0.1,0.5,1.0."
         )
     return sorted(fractions)
+
+
+def parse_lengths(text):
+    """Reads the numbers of epochs of adapter training.
+
+    Arguments
+    ---------
+    text : str
+        What the user wrote, as "5,15".
+
+    Returns
+    -------
+    lengths : list of int
+        Without repetitions, the smallest first.
+
+    Raises
+    ------
+    RecipeError
+        If one is no whole number above 0.
+    """
+    lengths = sorted(cross_validate.parse_list(text, "adapter_epochs"))
+    if lengths[0] < 1:
+        raise RecipeError(
+            f"--adapter_epochs={text} must be whole numbers above 0: "
+            "--adapter_epochs=5,15; the system without adapter training is "
+            "run anyway."
+        )
+    return lengths
 
 
 def read_hparams(stage, folder):
@@ -145,45 +174,95 @@ def probe_folds(hparams, folder, finished, fraction, pooled):
     return sum_up(runs, {})
 
 
-def run_systems(arguments, root, adapter_folder, fractions):
-    """Cross-validates with and without adapter training.
+def plan_systems(root, adapter_folder, fractions, lengths):
+    """Lists the cross-validations to run.
 
     Arguments
     ---------
-    arguments : list of str
-        The command line of cross_validate.py.
     root : pathlib.Path
         Where to: a comparison of all labels lies in it, the others below.
     adapter_folder : str or None
         An earlier adapter, which is then used in place of stage 1.
     fractions : list of float
         Shares of the labels.
+    lengths : list of int, or None
+        Epochs of adapter training; None: the YAML's or the user's.
 
     Returns
     -------
-    results : dict
-        Content of results.json by share and system.
+    plan : list of tuple
+        System, share, options, and the folder in which the system's stage 1
+        lies or is to lie (None: it has none).
     """
-    options = {
-        WITHOUT: "--adapter_training=False",
-        # of all shares: no labels go into them
-        WITH: f"--adapters_folder={root / FOLDERS[WITH]}",
-    }
+    trained = root / FOLDERS[WITH]  # of all shares: no labels go into it
+    with_options = {trained: [f"--adapters_folder={trained}"]}
     if adapter_folder:
-        key = "--adapter_folder="
-        arguments = [a for a in arguments if not a.startswith(key)]
-        options[WITH] = f"{key}{adapter_folder}"
-    return {
-        (fraction, name): cross_validate.main(
-            [
-                *arguments,
-                options[name],
-                f"--label_fraction={fraction}",
-                f"--output_folder={place(root, fraction) / folder}",
+        with_options = {None: [f"--adapter_folder={adapter_folder}"]}
+    elif lengths:
+        with_options = {
+            folder: [
+                f"--adapters_folder={folder}",
+                f"--adapter.number_of_epochs={epochs}",
             ]
-        )
-        for fraction in fractions
-        for name, folder in FOLDERS.items()
+            for epochs in lengths
+            for folder in [root / f"{FOLDERS[WITH]}_{epochs}_epochs"]
+        }
+    plan = []
+    for fraction in fractions:
+        here = place(root, fraction)
+        versions = [
+            (WITHOUT, FOLDERS[WITHOUT], None, ["--adapter_training=False"])
+        ]
+        versions += [
+            (WITH, (folder or trained).name, folder, options)
+            for folder, options in with_options.items()
+        ]
+        plan += [
+            (
+                name,
+                fraction,
+                [
+                    *options,
+                    f"--label_fraction={fraction}",
+                    f"--output_folder={here / output}",
+                ],
+                adapters,
+            )
+            for name, output, adapters, options in versions
+        ]
+    return plan
+
+
+def measure_length(adapters, results):
+    """Says how long a system's adapters were trained.
+
+    Arguments
+    ---------
+    adapters : pathlib.Path or None
+        Where their stage 1 lies.
+    results : dict
+        Content of the system's results.json.
+
+    Returns
+    -------
+    length : dict
+        "adapter_epochs" and "adapter_steps", the mean over the runs; None
+        where stage 1 was not run for them.
+    """
+    if adapters is None:
+        return {"adapter_epochs": None, "adapter_steps": None}
+    histories = read_histories(
+        {
+            run: os.path.join(
+                cross_validate.find_run(adapters, *run), "adapter"
+            )
+            for run in [(run["seed"], run["fold"]) for run in results["runs"]]
+        }
+    )
+    steps = [rows[-1]["steps"] for rows in histories.values()]
+    return {
+        "adapter_epochs": results["settings"]["adapter.number_of_epochs"],
+        "adapter_steps": sum(steps) / len(steps),
     }
 
 
@@ -224,34 +303,76 @@ def main(arguments):
             raise RecipeError(
                 "give either --label_fraction or --label_fractions."
             )
+    lengths = None
+    if "adapter_epochs" in given:
+        lengths = parse_lengths(given["adapter_epochs"] or "")
+        refuse_beside_lengths(given, fractions)
     kept = positional + [
         f"--{key}" if text is None else f"--{key}={text}"
         for key, text in options
-        if key != "label_fractions"
+        if key not in ("label_fractions", "adapter_epochs", "adapter_folder")
     ]
-    command = cross_validate.parse_command(kept)
+    adapter_folder = given.get("adapter_folder")
+    earlier = [f"--adapter_folder={adapter_folder}"] if adapter_folder else []
+    command = cross_validate.parse_command(kept + earlier)
     root = Path(command["output_folder"])
     stage = command["stages"]["classifier"]
     if fractions is None:
         check_values(stage["settings"], "sap_heads", stage["file"])
         fractions = [float(stage["settings"]["label_fraction"])]
-    results = run_systems(kept, root, command["adapter_folder"], fractions)
+    systems = []
+    for name, fraction, options, adapters in plan_systems(
+        root, command["adapter_folder"], fractions, lengths
+    ):
+        results = cross_validate.main([*kept, *options])
+        systems.append({"system": name, "label_fraction": fraction, **results})
+        if name == WITH and if_main_process():
+            systems[-1].update(measure_length(adapters, results))
     if not if_main_process():
         return
-    scratch = {f: place(root, f) / FOLDERS[WITHOUT] for f in fractions}
-    hparams = read_hparams(stage, scratch[fractions[0]])
-    pooled = {}
-    for fraction, folder in scratch.items():
-        results[fraction, PROBE] = probe_folds(
-            hparams, folder, results[fraction, WITHOUT], fraction, pooled
-        )
-    systems = [
-        {"system": name, "label_fraction": f, **results[f, name]}
-        for f in fractions
-        for name in (PROBE, WITHOUT, WITH)
-    ]
-    table = write_comparison(root, systems)
+    hparams, pooled, compared = None, {}, []
+    for entry in systems:
+        if entry["system"] == WITHOUT:
+            fraction = entry["label_fraction"]
+            folder = place(root, fraction) / FOLDERS[WITHOUT]
+            hparams = hparams or read_hparams(stage, folder)
+            probe = probe_folds(hparams, folder, entry, fraction, pooled)
+            compared.append(
+                {"system": PROBE, "label_fraction": fraction, **probe}
+            )
+        compared.append(entry)
+    table = write_comparison(root, compared)
     print(f"\n{table}\n\nWritten to {root}/comparison.md")
+
+
+def refuse_beside_lengths(given, fractions):
+    """Refuses what --adapter_epochs cannot be combined with.
+
+    Arguments
+    ---------
+    given : dict
+        Text of the user's options.
+    fractions : list of float, or None
+        Shares of the labels.
+
+    Raises
+    ------
+    RecipeError
+        If there is such an option; names it.
+    """
+    for key, reason in {
+        "adapter.number_of_epochs": "it sets that",
+        "adapter_folder": "an earlier adapter has its length",
+    }.items():
+        if key in given:
+            raise RecipeError(
+                f"--adapter_epochs and --{key} exclude each other: {reason}."
+            )
+    if fractions and len(fractions) > 1:
+        raise RecipeError(
+            "give either --adapter_epochs or several --label_fractions: "
+            "a curve has one axis."
+        )
 
 
 if __name__ == "__main__":

@@ -173,8 +173,8 @@ class AdapterBrain(RecipeBrain):
         super().on_fit_start()
         values = self.diagnose(0) if self.optimizer_step == 0 else {}
         if values:
-            row = dict.fromkeys(("epoch", "lr", "rec_weight", "ema_decay"))
-            self.log_row({**row, "epoch": 0}, values, None, None)
+            row = dict.fromkeys(("lr", "rec_weight", "ema_decay"))
+            self.log_row({"epoch": 0, "steps": 0, **row}, values, None, None)
 
     def diagnose(self, epoch):
         """Measures what the frames tell, in epochs that are due.
@@ -286,6 +286,7 @@ class AdapterBrain(RecipeBrain):
             valid_stats = self.valid_statistics.means()
         row = {
             "epoch": epoch,
+            "steps": self.optimizer_step,
             "lr": self.optimizer.param_groups[0]["lr"],
             "rec_weight": self.hparams.rec_weight_schedule(self.progress()),
             "ema_decay": self.hparams.ema_schedule(self.progress()),
