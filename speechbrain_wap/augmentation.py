@@ -5,7 +5,7 @@ from collections import Counter
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.masking import shuffle_utterances, utterance_number
 
-STRATEGIES = ("balance", "mask", "none")
+STRATEGIES = ("balance", "mask", "all", "none")
 
 
 def augment_minorities(manifest, strategy="balance", seed=0):
@@ -20,7 +20,8 @@ def augment_minorities(manifest, strategy="balance", seed=0):
         as large as the largest class; "mask": no copies, but the utterances
         themselves are masked, each with a probability of 1 minus its class's
         share of the largest class (drawn anew in each epoch, see
-        :func:`is_masked`); "none": nothing.
+        :func:`is_masked`); "all": every utterance is masked in every epoch,
+        whatever its class; "none": nothing.
     seed : int
         Chooses which utterances get one copy more than others.
 
@@ -52,11 +53,10 @@ def augment_minorities(manifest, strategy="balance", seed=0):
     augmented = {
         key: {
             **entry,
-            "mask_probability": (
-                1.0 - sizes[entry["label"]] / largest
-                if strategy == "mask"
-                else 0.0
-            ),
+            "mask_probability": {
+                "mask": 1.0 - sizes[entry["label"]] / largest,
+                "all": 1.0,
+            }.get(strategy, 0.0),
         }
         for key, entry in manifest.items()
     }

@@ -565,7 +565,12 @@ def test_the_other_readings_of_the_paper_go_through_both_stages(tiny, tmp_path):
     call(
         *("train_classifier.py", "classifier", *common),
         *("--adapter_branch=student", "--variance=printed"),
-        *("--augmentation=mask", "--dialogue_style=all", "--classes=all"),
+        *(
+            "--augmentation=mask",
+            "--augment_mask_span=2",
+            "--dialogue_style=all",
+            "--classes=all",
+        ),
         *("--model_selection=best", "--pooled_norm=True"),
         "--class_weights=balanced",
         f"--adapter_folder={folder}",

@@ -73,7 +73,7 @@ class EmotionBrain(RecipeBrain):
         return self.modules["classifier"](pooled)
 
     def augmentation_mask(self, batch):
-        """Masks embeddings of minority-class utterances (D11)."""
+        """Masks embeddings of the utterances that are to be augmented (D11)."""
         feats, lens = batch.feats
         num_frames, _ = valid_frames(lens, feats.shape[1])
         seed, epoch = self.hparams.seed, self.hparams.epoch_counter.current
@@ -84,6 +84,7 @@ class EmotionBrain(RecipeBrain):
             seed,
             epoch,
             purpose="augment",
+            span=self.hparams.augment_mask_span,
         )
         chosen = [
             is_masked(key, probability, seed, epoch)
