@@ -163,9 +163,9 @@ def pytest_addoption(parser):
     group.addoption(
         "--kills",
         type=int,
-        default=12,
+        default=8,
         metavar="N",
-        help="kill runs at so many random moments (default: 12)",
+        help="kill runs at so many random moments (default: 8)",
     )
 
 

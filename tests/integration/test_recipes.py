@@ -248,23 +248,6 @@ def test_other_settings_in_the_same_folder_are_refused(cross_validation):
     assert "Traceback" not in said
 
 
-def test_two_runs_with_one_seed_are_the_same(tiny, adapter, tmp_path):
-    outputs = []
-    for name in ("warm", "cold"):
-        arguments = [*tiny]
-        if name == "cold":  # extraction must not move the random numbers
-            arguments.append(f"--cache_folder={tmp_path / 'cache'}")
-        call(
-            "train_classifier.py",
-            "classifier",
-            *(arguments + CLASSIFIER),
-            f"--adapter_folder={adapter}",
-            f"--output_folder={tmp_path / name}",
-        )
-        outputs.append((tmp_path / name / "predictions.csv").read_bytes())
-    assert outputs[0] == outputs[1]
-
-
 def test_a_killed_adapter_training_ends_as_if_it_had_not_been(tiny, tmp_path):
     arguments = ["train_adapter.py", "adapter", *tiny, *ADAPTER]
     arguments += ["--number_of_epochs=8", "--probe_every=3"]

@@ -220,8 +220,9 @@ class AdapterBrain(RecipeBrain):
                     f"labels with UA {100 * values['probe_teacher']:.1f} % in "
                     f"epoch {epoch}, the encoder's own with "
                     f"{100 * values['probe_raw']:.1f} %: adapter training "
-                    "loses information; try more epochs, a lower ema_decay "
-                    "where steps are few, or mlp_residual=True if it is not."
+                    "loses information; try fewer epochs or a lower lr, and a "
+                    "network that starts from the frames (mlp_residual=True, "
+                    "projection_init=orthogonal, residual_init=0.1)."
                 )
         return values
 
