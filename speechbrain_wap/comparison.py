@@ -95,7 +95,9 @@ def tell_length(entry):
     """
     if entry.get("adapter_epochs") is None:
         return ["", ""]
-    return [f"{entry['adapter_epochs']}", f"{entry['adapter_steps']:.0f}"]
+    steps = entry["adapter_steps"]
+    told = "" if steps is None else f"{steps:.0f}"
+    return [f"{entry['adapter_epochs']}", told]
 
 
 def score_rows(systems):
@@ -198,7 +200,7 @@ def draw_curve(systems, key, label, path, chance=None):
             100 * e["std"]["UA"] * (len(e["per_seed"]) > 1) for e in points
         ]
         means = [100 * entry["mean"]["UA"] for entry in points]
-        if points[0].get(key) is None:
+        if all(entry.get(key) is None for entry in points):
             axes.axhline(means[0], color=color, linestyle="--", label=name)
             axes.axhspan(
                 means[0] - errors[0],
@@ -208,7 +210,7 @@ def draw_curve(systems, key, label, path, chance=None):
             )
             continue
         axes.errorbar(
-            [entry[key] for entry in points],
+            np.array([entry.get(key) for entry in points], dtype=float),
             means,
             yerr=errors,
             label=name,

@@ -247,7 +247,7 @@ def measure_length(adapters, results):
     -------
     length : dict
         "adapter_epochs" and "adapter_steps", the mean over the runs; None
-        where stage 1 was not run for them.
+        where stage 1 was not run for them, or does not tell its steps.
     """
     if adapters is None:
         return {"adapter_epochs": None, "adapter_steps": None}
@@ -259,10 +259,11 @@ def measure_length(adapters, results):
             for run in [(run["seed"], run["fold"]) for run in results["runs"]]
         }
     )
-    steps = [rows[-1]["steps"] for rows in histories.values()]
+    steps = [rows[-1].get("steps") for rows in histories.values()]
+    known = None not in steps and len(steps) > 0  # not of earlier versions
     return {
         "adapter_epochs": results["settings"]["adapter.number_of_epochs"],
-        "adapter_steps": sum(steps) / len(steps),
+        "adapter_steps": sum(steps) / len(steps) if known else None,
     }
 
 
