@@ -26,6 +26,7 @@ COUNTS = {
     "mlp_layers": 0,
     "predictor_layers": 0,
     "mask_span": 1,
+    "target_smoothing": 0,
     "augment_mask_span": 1,
     "sap_heads": 1,
     "num_attributes": 1,

@@ -1080,6 +1080,7 @@ VALUES = [
     value("temperature=0", stage="adapter"),
     value("target_norm=batch", "one of layer, none", stage="adapter"),
     value("target=mlp", "=mlp.*one of output, average", stage="adapter"),
+    value("target_smoothing=-1", "=-1 must be", stage="adapter"),
     value("mask_span=0", "=0 must be.* at least 1", stage="adapter"),
     value("ema_decay_start=2", "=2 must be within 0 and 1", stage="adapter"),
     value("predictor_layers=-1", "=-1 must be.* at least 0", stage="adapter"),

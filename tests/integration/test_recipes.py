@@ -542,7 +542,7 @@ def test_the_other_readings_of_the_paper_go_through_both_stages(tiny, tmp_path):
         *("--temperature=10", "--target_norm=none", "--rec_reduction=sum"),
         *("--rec_weight_shape=cosine", "--revive_after=null"),
         *("--mask_span=4", "--ema_decay_start=0.9", "--target=average"),
-        "--predictor_layers=2",
+        *("--predictor_layers=2", "--target_smoothing=3"),
         f"--output_folder={folder}",
     )
     call(

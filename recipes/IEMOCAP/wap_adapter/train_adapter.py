@@ -49,6 +49,7 @@ from speechbrain_wap.losses import (
 )
 from speechbrain_wap.masking import sample_utterance_masks
 from speechbrain_wap.ranks import start_ranks
+from speechbrain_wap.smoothing import smooth_frames
 
 logger = get_logger(__name__)
 
@@ -91,6 +92,10 @@ class AdapterBrain(RecipeBrain):
         z_teacher = self.modules.teacher(
             feats, lens, aggregate=self.hparams.target == "output"
         )  # (B, T, D)
+        if self.hparams.target_smoothing:
+            z_teacher = smooth_frames(
+                z_teacher, valid, self.hparams.target_smoothing
+            )
         frames = select_frames(z_teacher, valid).float()  # (N, D)
         spread = teacher_spread(frames)
         if self.hparams.target_norm == "layer":
