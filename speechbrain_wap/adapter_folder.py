@@ -256,20 +256,21 @@ def check_adapter(adapter_folder, settings, splits, corpus_table=None):
     """
     record = read_adapter_record(adapter_folder)
     identity = identify_adapter(record)
-    for key in MODEL_KEYS:
-        mine, theirs = settings[key], record["model"].get(key)
-        if mine != theirs:
-            shown = MODEL_KEYS[key]
-            raise RecipeError(
-                f"the adapter in {adapter_folder} was trained with {shown}="
-                f"{theirs}, but the classifier's is {mine}: make them agree."
-            )
-    if record["adapter_data"] == "all":
-        logger.warning(
-            f"The adapter in {adapter_folder} is transductive "
-            "(adapter_data=all): it has seen the held-out speakers."
+    model = record["model"]
+    different = [key for key in MODEL_KEYS if settings[key] != model.get(key)]
+    if different:
+        theirs = ", ".join(f"{MODEL_KEYS[k]}={model.get(k)}" for k in different)
+        mine = ", ".join(f"{settings[k]}" for k in different)
+        options = [
+            f"--{key}={model.get(key)}"
+            for key in different
+            if key != "encoder_key"
+        ]
+        cure = f", as with {' '.join(options)}" if options else ""
+        raise RecipeError(
+            f"the adapter in {adapter_folder} was trained with {theirs}, but "
+            f"the classifier's is {mine}: make them agree{cure}."
         )
-        return identity
     held_out = find_held_out(splits, corpus_table)
     entries = [item for split in splits.values() for item in split.items()]
     names = {entry["digest"] for _, entry in entries}
@@ -283,6 +284,13 @@ def check_adapter(adapter_folder, settings, splits, corpus_table=None):
             by_audio = entry["digest"] in heard
             if not (by_audio or (compare_names and speaker in speakers)):
                 continue
+            if record["adapter_data"] == "all":
+                logger.warning(
+                    f"The adapter in {adapter_folder} is transductive "
+                    "(adapter_data=all): it has seen the held-out speakers, "
+                    f"{speaker} for one."
+                )
+                return identity
             place = cure = ""
             if table is not record:
                 place = f", in the table {table['name']} of corpora"

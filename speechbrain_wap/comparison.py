@@ -64,22 +64,6 @@ def paired_difference(results, baseline):
     }
 
 
-def several_lengths(entries):
-    """Tells whether adapter trainings of several lengths are compared.
-
-    Arguments
-    ---------
-    entries : list of dict
-        Systems, or their differences.
-
-    Returns
-    -------
-    several : bool
-    """
-    lengths = {entry.get("adapter_epochs") for entry in entries}
-    return len(lengths - {None}) > 1
-
-
 def tell_length(entry):
     """Says how long the adapter was trained.
 
@@ -100,22 +84,22 @@ def tell_length(entry):
     return [f"{entry['adapter_epochs']}", told]
 
 
-def score_rows(systems):
+def score_rows(systems, lengths=False):
     """Tabulates the systems' scores, in percent.
 
     Arguments
     ---------
     systems : list of dict
         See :func:`write_comparison`.
+    lengths : bool
+        Tells how long each adapter was trained.
 
     Returns
     -------
     text : str
-        Markdown; the labels' share is left out where all have all labels, the
-        adapter's epochs where there is one length only.
+        Markdown; the labels' share is left out where all have all labels.
     """
     shares = {entry["label_fraction"] for entry in systems} != {1.0}
-    lengths = several_lengths(systems)
     rows = []
     for entry in systems:
         several = len(entry["per_seed"]) > 1
@@ -134,7 +118,7 @@ def score_rows(systems):
     return markdown_table(header + ["seeds", *SCORES], rows)
 
 
-def difference_rows(differences):
+def difference_rows(differences, lengths=False):
     """Tabulates what adapter training gains.
 
     Arguments
@@ -142,13 +126,14 @@ def difference_rows(differences):
     differences : list of dict
         "label_fraction", "adapter_epochs", "adapter_steps" and what
         :func:`paired_difference` gave.
+    lengths : bool
+        Tells how long each adapter was trained.
 
     Returns
     -------
     text : str
         Markdown, differences in points of UA.
     """
-    lengths = several_lengths(differences)
     rows = []
     for entry in differences:
         error, p = entry["standard_error"], entry["p"]
@@ -200,7 +185,7 @@ def draw_curve(systems, key, label, path, chance=None):
             100 * e["std"]["UA"] * (len(e["per_seed"]) > 1) for e in points
         ]
         means = [100 * entry["mean"]["UA"] for entry in points]
-        if all(entry.get(key) is None for entry in points):
+        if points[0].get(key) is None:
             axes.axhline(means[0], color=color, linestyle="--", label=name)
             axes.axhspan(
                 means[0] - errors[0],
@@ -210,7 +195,7 @@ def draw_curve(systems, key, label, path, chance=None):
             )
             continue
         axes.errorbar(
-            np.array([entry.get(key) for entry in points], dtype=float),
+            [entry[key] for entry in points],
             means,
             yerr=errors,
             label=name,
@@ -222,7 +207,7 @@ def draw_curve(systems, key, label, path, chance=None):
         axes.axhline(chance, color="grey", linestyle=":", label="chance")
     ticks = sorted({entry[key] for entry in systems if entry.get(key)})
     axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks(ticks, [f"{round(tick, 1):g}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(label)
     axes.set_ylabel("UA, percent")
@@ -231,8 +216,11 @@ def draw_curve(systems, key, label, path, chance=None):
     save_figure(figure, path)
 
 
-def write_comparison(output_folder, systems):
+def write_comparison(output_folder, systems, lengths=False):
     """Writes comparison.json, comparison.md and, for a curve, comparison.png.
+
+    Where lengths are compared, the files are comparison_epochs.*, so that the
+    curve over labels in the same folder stays.
 
     Arguments
     ---------
@@ -243,13 +231,16 @@ def write_comparison(output_folder, systems):
         results.json holds; of those with adapter training also
         "adapter_epochs" and "adapter_steps" of it (None: an earlier run's).
         They differ in labels or in the adapter's length, not in both.
+    lengths : bool
+        Whether the adapter's lengths are compared.
 
     Returns
     -------
     table : str
         The scores and differences, in Markdown.
     """
-    folder = Path(output_folder)
+    stem = "comparison_epochs" if lengths else "comparison"
+    figure = Path(output_folder, f"{stem}.png")
     baselines = {
         entry["label_fraction"]: entry
         for entry in systems
@@ -265,7 +256,8 @@ def write_comparison(output_folder, systems):
         for entry in systems
         if entry["system"] == WITH
     ]
-    scores, gains = score_rows(systems), difference_rows(differences)
+    scores = score_rows(systems, lengths)
+    gains = difference_rows(differences, lengths)
     parts = [
         "# Comparison of systems",
         "Percent, mean over folds, then mean and standard deviation over "
@@ -289,23 +281,24 @@ def write_comparison(output_folder, systems):
             shares,
             "share",
             "labels used in fine-tuning, percent",
-            folder / "comparison.png",
+            figure,
             100 / len(systems[0]["classes"]),
         )
-        parts.append("![UA against the share of labels](comparison.png)")
-    if several_lengths(systems):
+        parts.append(f"![UA against the share of labels]({figure.name})")
+    if lengths:
         parts.append(
             "Epochs and steps: of adapter training (`number_of_epochs`; steps "
             "are the mean over folds). Each length is a training of its own, "
             "with its own schedules."
         )
+    if lengths and len(differences) > 1:
+        axis = "steps"
+        if any(entry["adapter_steps"] is None for entry in differences):
+            axis = "epochs"  # whose runs do not tell their steps
         draw_curve(
-            systems,
-            "adapter_steps",
-            "steps of adapter training",
-            folder / "comparison.png",
+            systems, f"adapter_{axis}", f"{axis} of adapter training", figure
         )
-        parts.append("![UA against steps](comparison.png)")
+        parts.append(f"![UA against {axis}]({figure.name})")
     parts += [
         "## With against without adapter training",
         gains,
@@ -313,7 +306,7 @@ def write_comparison(output_folder, systems):
         "t-test. Folds share training data and seeds share folds, so that the "
         "runs are not independent: p is optimistic.",
     ]
-    write_text(folder / "comparison.md", "\n\n".join(parts) + "\n")
+    write_text(figure.with_suffix(".md"), "\n\n".join(parts) + "\n")
     content = {"systems": systems, "differences": differences}
-    write_text(folder / "comparison.json", json.dumps(content, indent=1))
+    write_text(figure.with_suffix(".json"), json.dumps(content, indent=1))
     return f"{scores}\n\n{gains}"

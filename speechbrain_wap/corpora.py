@@ -237,7 +237,9 @@ def find_held_out_people(table, held_out):
     """Finds the speakers of further tables who are held out.
 
     Who is called as a held-out speaker is that person, and so is who says the
-    very same audio; and who is called as, or says the same as, one so found.
+    very same audio, or an utterance of the same id while being called the same
+    in a table of their own (the corpus in another format or at another sample
+    rate); and who is called as, or says the same as, one so found.
 
     Arguments
     ---------
@@ -264,7 +266,13 @@ def find_held_out_people(table, held_out):
     """
     why = {name: f"{name} is held out" for name in held_out["speaker"]}
     audio = dict(zip(held_out["digest"], held_out["id"]))
+    copies = set(zip(held_out["speaker"], held_out["id"]))
     rows = list(table[["id", "speaker", "digest"]].itertuples(index=False))
+    for key, entry in table.set_index("id").to_dict("index").items():
+        if "table" in entry and original_names(key, entry) in copies:
+            why.setdefault(
+                entry["speaker"], f"{key} is an utterance that is held out"
+            )
     before = -1
     while len(why) + len(audio) != before:  # until nobody else is found
         before = len(why) + len(audio)

@@ -52,6 +52,8 @@ UNGUARDED_KEYS = {
 }
 
 
+# What a run meant that was made before there was the key
+IMPLIED = {"target_smoothing": 0, "augment_mask_span": 1}
 # Keys that do not give a run another default folder.
 UNNAMED_KEYS = {
     "skip_prep",
@@ -603,9 +605,11 @@ def refuse_folds(settings):
     Raises
     ------
     RecipeError
-        If a fold or a validation session is asked for; names the key.
+        If a fold, a validation session or what is held out is asked for;
+        names the key.
     """
-    for key, value in (("fold", 1), ("protocol", "paper")):
+    without = {"fold": 1, "protocol": "paper", "adapter_data": "train"}
+    for key, value in without.items():
         if settings.get(key, value) != value:
             raise RecipeError(
                 f"{key}={settings[key]} means nothing where the adapter trains "
@@ -653,7 +657,9 @@ def refuse_changes(save_folder, settings):
     recorded = read_json(path, cure, ("settings", "number_of_epochs"))
     before, guarded = recorded["settings"], guard(settings)
     changed = [
-        key for key in sorted(guarded) if before.get(key) != guarded[key]
+        key
+        for key in sorted(guarded)
+        if before.get(key, IMPLIED.get(key.rpartition(".")[2])) != guarded[key]
     ]
     ranks, now = recorded.get("num_ranks", 1), count_ranks()
     if ranks != now:

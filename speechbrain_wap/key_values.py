@@ -14,6 +14,42 @@ NEEDED = (
     "encoder_source",
     "encoder_layer",
 )
+# Keys that a stage reads while it trains, by its expected key
+NEEDED_IN_TRAINING = {
+    "mask_ratio": (
+        "ema_schedule",
+        "epoch_counter",
+        "lr_schedule",
+        "mask_ratio",
+        "mask_span",
+        "probe_every",
+        "rec_reduction",
+        "rec_weight_schedule",
+        "statistics",
+        "student",
+        "target",
+        "target_norm",
+        "target_smoothing",
+        "teacher",
+        "train_logger",
+    ),
+    "sap_heads": (
+        "adapter",
+        "augment_mask_ratio",
+        "augment_mask_span",
+        "classifier_opt_class",
+        "compute_cost",
+        "epoch_counter",
+        "lr_schedule",
+        "model_selection",
+        "pooled_norm",
+        "pooling",
+        "predictions_csv",
+        "scores_file",
+        "statistics",
+        "train_logger",
+    ),
+}
 # Whole numbers and their least values
 COUNTS = {
     "seed": 0,
@@ -168,13 +204,19 @@ def check_values(settings, expected_key, hparams_file):
             f"{hparams_file} is not for this script: it has no key "
             f"{expected_key}."
         )
-    for key in NEEDED:
+    for key in (*NEEDED, *NEEDED_IN_TRAINING.get(expected_key, ())):
         if key not in settings:
             raise RecipeError(f"{hparams_file} lacks the key {key}: add it.")
     for key, value in settings.items():
         mistake = find_mistake(key, value)
         if mistake is not None:
             raise RecipeError(f"{key}={value} {mistake}.")
+    start = settings.get("ema_decay_start", 0.0)
+    if start > settings.get("ema_decay", 1.0):
+        raise RecipeError(
+            f"ema_decay_start ({start}) must not be above ema_decay "
+            f"({settings['ema_decay']}), to which it rises."
+        )
     heads, d_model = settings.get("nhead", 1), settings.get("d_model", 1)
     if d_model % heads != 0:
         raise RecipeError(

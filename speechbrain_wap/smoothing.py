@@ -31,10 +31,16 @@ def smooth_frames(x, valid, reach):
     >>> smooth_frames(x, valid, 1)[0, :3, 0]
     tensor([1.5000, 3.0000, 4.5000])
     """
+    reach = min(reach, x.shape[1] - 1)  # no utterance has more neighbours
     valid = valid.to(x.device, non_blocking=True)[:, None]  # (B, 1, T)
     frames = x.float().transpose(1, 2).masked_fill(~valid, 0.0)  # (B, D, T)
-    window = {"kernel_size": 2 * reach + 1, "stride": 1, "padding": reach}
-    total = F.avg_pool1d(frames, **window)
-    share = F.avg_pool1d(valid.float(), **window)  # of the window that is valid
-    least = 0.5 / (2 * reach + 1)
-    return (total / share.clamp(min=least)).transpose(1, 2)
+    # sums, whose last bits do not depend on how far the window reaches
+    window = {
+        "kernel_size": (1, 2 * reach + 1),
+        "stride": 1,
+        "padding": (0, reach),
+        "divisor_override": 1,
+    }
+    total = F.avg_pool2d(frames, **window)
+    count = F.avg_pool2d(valid.float(), **window)
+    return (total / count.clamp(min=1.0)).transpose(1, 2)

@@ -1136,6 +1136,11 @@ KEYS = {
         "a curve has one axis",
         stage="compare_systems",
     ),
+    "--adapter_epochs beside --adapter.number_of_epochs": refused(
+        options("adapter_epochs=1,2", "adapter.number_of_epochs=3"),
+        "exclude each other: it sets that",
+        stage="compare_systems",
+    ),
     "--adapter_epochs with --adapter_folder": refused(
         options("adapter_epochs=1,2", "adapter_folder=earlier"),
         "exclude each other: an earlier adapter has its length",

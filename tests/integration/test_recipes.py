@@ -624,25 +624,33 @@ def test_lengths_of_adapter_training_share_the_baseline(comparison, tmp_path):
     folder = tmp_path / "out"
     shutil.copytree(finished / "from_scratch", folder / "from_scratch")
     arguments = [a for a in arguments if not a.startswith("--output_folder")]
-    call(
-        *(*arguments, "--folds=1", f"--output_folder={folder}"),
-        "--adapter_epochs=2,1",
-    )
-    assert (folder / "comparison.png").stat().st_size > 5000
-    content = json.loads((folder / "comparison.json").read_text("utf-8"))
+    arguments += ["--folds=1", f"--output_folder={folder}"]
+    arguments += ["--adapter_epochs=2,1"]
+    run_well(*arguments, "--jobs=2")
+    curve = folder / "comparison_epochs.png"
+    assert curve.stat().st_size > 5000
+    content = json.loads(curve.with_suffix(".json").read_text("utf-8"))
     lengths = [e.get("adapter_epochs") for e in content["systems"]]
     assert lengths == [None, None, 1, 2]
     steps = [e["adapter_steps"] for e in content["systems"][2:]]
     assert steps[1] == 2 * steps[0]
     for epochs in (1, 2):
         run = folder / f"with_adapter_{epochs}_epochs" / "seed1" / "fold1"
-        rows = read_history(run / "adapter")
-        assert (rows[-1]["epoch"], rows[-1]["steps"]) == (
-            epochs,
-            epochs * steps[0],
-        )
+        last = read_history(run / "adapter")[-1]
+        assert (last["epoch"], last["steps"]) == (epochs, epochs * steps[0])
         # stage 2 is as long for all
         assert read_history(run / "classifier")[-1]["epoch"] == 1
+
+    def stamp():
+        """When the adapters were written."""
+        files = [*folder.glob("with*/seed*/fold1/adapter/save/CKPT*/*")]
+        return {path: path.stat().st_mtime_ns for path in files}
+
+    # a share of the labels is another axis, whose adapters are these
+    before = stamp()
+    call(*arguments, "--label_fraction=0.5", "--seeds=1")
+    assert stamp() == before
+    assert [*folder.glob("labels_0.5/with_adapter_2_epochs/seed1/*/classifier")]
 
 
 def test_the_curve_of_label_fractions_shares_the_adapters(comparison, tmp_path):

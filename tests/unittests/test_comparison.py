@@ -116,7 +116,7 @@ def test_lengths_of_adapter_training_are_rows_and_a_curve(tmp_path):
         {**entry, "adapter_epochs": epochs, "adapter_steps": steps}
         for epochs, steps, entry in lengths
     ]
-    said = write_comparison(tmp_path, systems)
+    said = write_comparison(tmp_path, systems, lengths=True)
     lines = [" ".join(line.split()) for line in said.splitlines()]
     assert lines[0] == "| system | epochs | steps | seeds | UA | WA | F1 |"
     assert lines[3].startswith("| without adapter training | | | 2 | 60.0")
@@ -124,9 +124,34 @@ def test_lengths_of_adapter_training_are_rows_and_a_curve(tmp_path):
     assert "| 5 | 42 | 100 % | 6 | +6.7 | 4.2 | 0.17 | 4 / 1 / 1 |" in lines
     gained = "| 15 | 124 | 100 % | 6 | +18.3 | 1.7 |"
     assert any(line.startswith(gained) for line in lines)
-    assert (tmp_path / "comparison.png").read_bytes().startswith(PNG)
-    text = (tmp_path / "comparison.md").read_text("utf-8")
+    assert (tmp_path / "comparison_epochs.png").read_bytes().startswith(PNG)
+    text = (tmp_path / "comparison_epochs.md").read_text("utf-8")
     assert "steps" in text and "label_fraction" not in text
+    assert not (tmp_path / "comparison.md").exists()  # of the labels
+
+
+@pytest.mark.parametrize("steps", [41.5, None])
+def test_the_curve_falls_back_to_epochs_where_steps_are_unknown(
+    tmp_path, monkeypatch, steps
+):
+    axes = []
+    monkeypatch.setattr(
+        "speechbrain_wap.comparison.save_figure",
+        lambda figure, path: axes.extend(figure.axes),
+    )
+    probe, without, trained = make_systems(1.0)
+    systems = [probe, without] + [
+        {**trained, "adapter_epochs": epochs, "adapter_steps": count}
+        for epochs, count in ((5, steps), (10, 83.0))
+    ]
+    write_comparison(tmp_path, systems, lengths=True)
+    (bars,) = axes[0].containers
+    assert bars.lines[0].get_xdata().tolist() == (
+        [5, 10] if steps is None else [41.5, 83.0]
+    )
+    axes.clear()  # a single length is no curve, but it is told
+    said = write_comparison(tmp_path, systems[:3], lengths=True)
+    assert axes == [] and "| epochs |" in said
 
 
 def test_all_labels_alone_are_no_curve(tmp_path):

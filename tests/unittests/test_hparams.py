@@ -23,6 +23,7 @@ from speechbrain_wap.hparams import (
     run_script,
     split_options,
 )
+from speechbrain_wap.key_values import NEEDED, NEEDED_IN_TRAINING
 
 RECIPES = ["IEMOCAP", "EmoDB", "RAVDESS"]
 STAGES = ["adapter", "classifier"]
@@ -246,6 +247,37 @@ def test_every_key_of_the_yaml_is_used(repository, yaml_of, recipe, stage):
         )
     ]
     assert unused == []
+
+
+@pytest.mark.parametrize("stage, expected_key", zip(STAGES, NEEDED_IN_TRAINING))
+def test_keys_that_are_read_in_training_are_asked_for_before(
+    repository, settings_of, yaml_of, stage, expected_key
+):
+    """Else an own YAML that lacks one would fail once features are there."""
+    read = set()
+    for file in (
+        repository
+        / "recipes"
+        / "IEMOCAP"
+        / "wap_adapter"
+        / f"train_{stage}.py",
+        repository / "speechbrain_wap" / "brain.py",
+    ):
+        text = file.read_text("utf-8")
+        read |= set(re.findall(r"\bhparams\.([a-z_]+)\b", text))
+    assert read <= {*NEEDED, *NEEDED_IN_TRAINING[expected_key]}
+    settings = settings_of(yaml_of(stage=stage))
+    check_values(settings, expected_key, "a.yaml")
+    for key in NEEDED_IN_TRAINING[expected_key]:
+        lacking = {k: v for k, v in settings.items() if k != key}
+        with pytest.raises(RecipeError, match=f"(lacks|has no) .*{key}"):
+            check_values(lacking, expected_key, "a.yaml")
+
+
+def test_the_ema_decay_does_not_fall(settings_of, yaml_of):
+    settings = settings_of(yaml_of("EmoDB"))
+    with pytest.raises(RecipeError, match="ema_decay_start .0.99. must not be"):
+        check_values({**settings, "ema_decay": 0.9}, "mask_ratio", "a.yaml")
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -17,7 +17,7 @@ def make_batch(*lengths):
     return x, valid
 
 
-@pytest.mark.parametrize("reach", [0, 1, 4, 20])
+@pytest.mark.parametrize("reach", [0, 1, 4, 20, 2**31 - 1])
 def test_a_frame_becomes_the_mean_of_its_valid_neighbours(reach):
     lengths = (9, 1, 5)
     x, valid = make_batch(*lengths)

@@ -9,9 +9,9 @@ Takes the options of cross_validate.py but --adapter_training; with
 --adapter_folder=DIR, the adapter is that of an earlier run. All systems see the
 same features of the same folds. --label_fractions=0.05,0.1,0.25,0.5,1.0
 compares them at each share of the labels and draws the curve; the adapters are
-trained once. --adapter_epochs=5,15,45 trains an adapter of each length and
-draws UA against the steps. The same command again, with more fractions or
-lengths too, takes up what there is.
+trained once. --adapter_epochs=5,15,45 trains an adapter of each length, in a
+folder of its own, and draws UA against the steps (comparison_epochs.md). The
+same command again, with more fractions or lengths too, takes up what there is.
 """
 
 import os
@@ -259,8 +259,9 @@ def measure_length(adapters, results):
             for run in [(run["seed"], run["fold"]) for run in results["runs"]]
         }
     )
-    steps = [rows[-1].get("steps") for rows in histories.values()]
-    known = None not in steps and len(steps) > 0  # not of earlier versions
+    # one of an earlier version, or a damaged one, does not tell
+    steps = [rows[-1].get("steps") for rows in histories.values() if rows]
+    known = None not in steps and len(steps) == len(results["runs"])
     return {
         "adapter_epochs": results["settings"]["adapter.number_of_epochs"],
         "adapter_steps": sum(steps) / len(steps) if known else None,
@@ -342,8 +343,9 @@ def main(arguments):
                 {"system": PROBE, "label_fraction": fraction, **probe}
             )
         compared.append(entry)
-    table = write_comparison(root, compared)
-    print(f"\n{table}\n\nWritten to {root}/comparison.md")
+    table = write_comparison(root, compared, lengths is not None)
+    written = "comparison_epochs.md" if lengths else "comparison.md"
+    print(f"\n{table}\n\nWritten to {root}/{written}")
 
 
 def refuse_beside_lengths(given, fractions):

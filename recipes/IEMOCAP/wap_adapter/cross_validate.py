@@ -675,17 +675,21 @@ def list_notes(command):
         notes.append(
             f"The adapter was also trained on {listing}, without labels."
         )
-    adapter_data = None
     if command["adapter_training"]:
         adapter_data = command["stages"]["adapter"]["settings"]["adapter_data"]
+        if adapter_data == "all":
+            notes.append(
+                "**Transductive**: the adapter has seen the held-out session, "
+                "without labels (adapter_data: all)."
+            )
     elif command["adapter_folder"]:
         record = read_adapter_record(command["adapter_folder"])
-        adapter_data = record["adapter_data"]
-    if adapter_data == "all":
-        notes.append(
-            "**Transductive**: the adapter has seen the held-out session, "
-            "without labels (adapter_data: all)."
-        )
+        if record["adapter_data"] == "all":
+            notes.append(
+                "**Transductive** if it is of this corpus: the earlier adapter "
+                "has seen its own corpus's held-out session, without labels "
+                "(adapter_data: all)."
+            )
     return notes
 
 
