@@ -677,6 +677,11 @@ CORPORA = {
         "protocol=held_out means nothing",
         stage="adapter",
     ),
+    "--corpora and no corpus under test, --adapter_data=all": refused(
+        corpora("b.csv", ALONE, "adapter_data=all"),
+        "adapter_data=all means nothing",
+        stage="adapter",
+    ),
     "--corpora, cross-validation, no corpus under test": refused(
         corpora("b.csv", ALONE), "no corpus given", stage="cross_validate"
     ),

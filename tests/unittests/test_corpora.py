@@ -250,6 +250,17 @@ def test_own_names_are_no_names_of_the_corpus_under_test(prepare, write_table):
     assert left_out == {}
 
 
+def test_the_corpus_in_another_format_is_known_though_its_names_are_its_own(
+    prepare, write_table
+):
+    # other audio, but the held-out session's speaker and id
+    b = write_table("b", ("s1f0", "s1f"), ("v", "s1f"), ("s2f0", "s2f"))
+    splits, left_out = prepare({"table": b, "speakers": "own"})
+    assert further(splits) == ["b/s2f0"]
+    assert set(left_out) == {"b/s1f0", "b/v"}
+    assert "b/s1f0 is an utterance that is held out" in left_out["b/v"]
+
+
 def test_an_utterance_of_two_tables_trains_once(prepare, write_table, own_csv):
     audio = own_csv.parent / "wav" / "s3f0.wav"
     a = write_table("a", ("u1", "anna", audio), ("u2", "anna"))
@@ -555,7 +566,7 @@ def test_a_transductive_adapter_is_taken_whatever_the_table(
 ):
     adapter = make_adapter([write_table("b", ("u1", "s2f"))], "all")
     check(adapter, 2)
-    assert "transductive" in caplog.text
+    assert "transductive" in caplog.text and "s2f" in caplog.text
 
 
 def test_a_record_that_lacks_something_is_named(

@@ -1,0 +1,88 @@
+"""What the stages' scripts do with a batch: targets and masks."""
+
+from types import SimpleNamespace
+
+import pytest
+from helpers import assert_near, make_utterances
+from speechbrain import Stage
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.utils.epoch_loop import EpochCounter
+from torch import nn
+
+from speechbrain_wap.lengths import select_frames, valid_frames
+from speechbrain_wap.smoothing import smooth_frames
+from speechbrain_wap.teacher import EMATeacher
+from speechbrain_wap.wap_transformer import WAPTransformer
+
+FOLDER = "recipes/IEMOCAP/wap_adapter"
+LENGTHS = [40, 13, 25]
+
+
+@pytest.fixture
+def batch():
+    """Three utterances, which are all to be masked but the last."""
+    utterances = make_utterances(LENGTHS, 3)
+    return PaddedBatch(
+        [
+            {"id": f"u{n}", "feats": x, "mask_probability": float(n < 2)}
+            for n, x in enumerate(utterances)
+        ]
+    )
+
+
+def count_runs(mask):
+    """Counts the runs of masked frames in a row."""
+    starts = mask[1:] & ~mask[:-1]
+    return int(mask[0]) + int(starts.sum())
+
+
+@pytest.mark.parametrize("reach", [0, 4])
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_targets_are_the_teachers_frames_smoothed_then_normalised(
+    import_script, batch, reach, norm
+):
+    script = import_script(f"{FOLDER}/train_adapter.py")
+    student = WAPTransformer(3, d_model=8, nhead=2, d_ffn=8, dropout=0.0)
+    teacher = EMATeacher(student)
+    brain = object.__new__(script.AdapterBrain)
+    brain.device = "cpu"
+    brain.modules = SimpleNamespace(
+        student=student, teacher=teacher, predictor=nn.Identity()
+    )
+    brain.hparams = SimpleNamespace(
+        mask_ratio=0.4,
+        seed=1,
+        mask_span=3,
+        target="output",
+        target_smoothing=reach,
+        target_norm=norm,
+    )
+    _, frames, masked, _ = brain.compute_forward(batch, Stage.VALID)
+    feats, lens = batch.feats
+    _, valid = valid_frames(lens, feats.shape[1])
+    expected = smooth_frames(teacher(feats, lens), valid, reach)
+    expected = select_frames(expected, valid)
+    if norm == "layer":
+        expected = nn.functional.layer_norm(expected, [8])
+    assert_near(frames, expected)
+    assert len(masked) == sum(round(0.4 * n) for n in LENGTHS)
+
+
+@pytest.mark.parametrize("span, most", [(1, 99), (8, 3)])
+def test_fine_tuning_masks_runs_of_the_chosen_utterances(
+    import_script, batch, span, most
+):
+    script = import_script(f"{FOLDER}/train_classifier.py")
+    brain = object.__new__(script.EmotionBrain)
+    counter = EpochCounter(3)
+    counter.current = 2
+    brain.hparams = SimpleNamespace(
+        seed=1,
+        epoch_counter=counter,
+        augment_mask_ratio=0.4,
+        augment_mask_span=span,
+    )
+    mask = brain.augmentation_mask(batch)
+    assert mask.sum(dim=1).tolist() == [16, 5, 0]
+    runs = count_runs(mask[0])
+    assert runs <= most if span > 1 else runs > 4
