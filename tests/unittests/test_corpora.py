@@ -446,6 +446,10 @@ def test_a_cross_validation_notices_another_table(
     table.iloc[:1].to_csv(b, index=False)
     with pytest.raises(RecipeError, match="another value of the corpus"):
         prepare(f"--corpora={b}")
+    # what is not trained has no settings that could have changed
+    arguments[-1] += "2"
+    prepare("--adapter_training=False")
+    prepare("--adapter_training=False", "--adapter.lr=0.5")
 
 
 # The adapter in stage 2 ------------------------------------------------------

@@ -412,9 +412,9 @@ def list_stages(command):
     Returns
     -------
     names : list of str
-        Without the adapter's where that is of an earlier run.
+        Without the adapter's where it is not trained, or in an earlier run.
     """
-    return ["classifier"] if command["adapter_folder"] else list(STAGES)
+    return list(STAGES) if command["adapter_training"] else ["classifier"]
 
 
 def check_earlier_adapter(adapter_folder, settings, splits, corpus_table):
