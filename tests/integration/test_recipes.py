@@ -626,7 +626,7 @@ def test_lengths_of_adapter_training_share_the_baseline(comparison, tmp_path):
     arguments = [a for a in arguments if not a.startswith("--output_folder")]
     arguments += ["--folds=1", f"--output_folder={folder}"]
     arguments += ["--adapter_epochs=2,1"]
-    run_well(*arguments, "--jobs=2")
+    call(*arguments)
     curve = folder / "comparison_epochs.png"
     assert curve.stat().st_size > 5000
     content = json.loads(curve.with_suffix(".json").read_text("utf-8"))
