@@ -238,6 +238,8 @@ def write_comparison(output_folder, systems, lengths=False):
     -------
     table : str
         The scores and differences, in Markdown.
+    path : pathlib.Path
+        The Markdown file.
     """
     stem = "comparison_epochs" if lengths else "comparison"
     figure = Path(output_folder, f"{stem}.png")
@@ -306,7 +308,8 @@ def write_comparison(output_folder, systems, lengths=False):
         "t-test. Folds share training data and seeds share folds, so that the "
         "runs are not independent: p is optimistic.",
     ]
-    write_text(figure.with_suffix(".md"), "\n\n".join(parts) + "\n")
+    path = figure.with_suffix(".md")
+    write_text(path, "\n\n".join(parts) + "\n")
     content = {"systems": systems, "differences": differences}
     write_text(figure.with_suffix(".json"), json.dumps(content, indent=1))
-    return f"{scores}\n\n{gains}"
+    return f"{scores}\n\n{gains}", path

@@ -91,7 +91,7 @@ def make_systems(*fractions):
 
 def test_shares_of_the_labels_are_rows_and_a_curve(tmp_path):
     systems = make_systems(0.05, 1.0)
-    said = write_comparison(tmp_path, systems)
+    said, _ = write_comparison(tmp_path, systems)
     text = (tmp_path / "comparison.md").read_text("utf-8")
     lines = [" ".join(line.split()) for line in said.splitlines()]
     assert lines[0] == "| system | labels | seeds | UA | WA | F1 |"
@@ -116,7 +116,7 @@ def test_lengths_of_adapter_training_are_rows_and_a_curve(tmp_path):
         {**entry, "adapter_epochs": epochs, "adapter_steps": steps}
         for epochs, steps, entry in lengths
     ]
-    said = write_comparison(tmp_path, systems, lengths=True)
+    said, _ = write_comparison(tmp_path, systems, lengths=True)
     lines = [" ".join(line.split()) for line in said.splitlines()]
     assert lines[0] == "| system | epochs | steps | seeds | UA | WA | F1 |"
     assert lines[3].startswith("| without adapter training | | | 2 | 60.0")
@@ -150,12 +150,12 @@ def test_the_curve_falls_back_to_epochs_where_steps_are_unknown(
         [5, 10] if steps is None else [41.5, 83.0]
     )
     axes.clear()  # a single length is no curve, but it is told
-    said = write_comparison(tmp_path, systems[:3], lengths=True)
+    said, _ = write_comparison(tmp_path, systems[:3], lengths=True)
     assert axes == [] and "| epochs |" in said
 
 
 def test_all_labels_alone_are_no_curve(tmp_path):
-    said = write_comparison(tmp_path, make_systems(1.0))
+    said, _ = write_comparison(tmp_path, make_systems(1.0))
     lines = [" ".join(line.split()) for line in said.splitlines()]
     assert lines[0] == "| system | seeds | UA | WA | F1 |"
     assert "| 100 % | 6 | +6.7 | 4.2 | 0.17 | 4 / 1 / 1 |" in lines

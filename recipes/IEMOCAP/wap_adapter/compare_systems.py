@@ -343,9 +343,8 @@ def main(arguments):
                 {"system": PROBE, "label_fraction": fraction, **probe}
             )
         compared.append(entry)
-    table = write_comparison(root, compared, lengths is not None)
-    written = "comparison_epochs.md" if lengths else "comparison.md"
-    print(f"\n{table}\n\nWritten to {root}/{written}")
+    table, path = write_comparison(root, compared, lengths is not None)
+    print(f"\n{table}\n\nWritten to {path}")
 
 
 def refuse_beside_lengths(given, fractions):
