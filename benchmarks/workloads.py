@@ -38,6 +38,7 @@ from speechbrain_wap.losses import (
     pseudo_label_loss,
 )
 from speechbrain_wap.masking import sample_utterance_masks
+from speechbrain_wap.smoothing import smooth_frames
 
 FRAMES_PER_SECOND = 50
 # Lengths in seconds are lognormal (median, deviation of the logarithm), and
@@ -355,6 +356,9 @@ class Training:
         z_student = self.modules["student"](feats, lens, mask, only_masked=True)
         z_student = select_frames(z_student, mask)
         z_teacher = self.modules["teacher"](feats, lens)
+        reach = self.hparams["target_smoothing"]
+        if reach:
+            z_teacher = smooth_frames(z_teacher, valid, reach)
         frames = select_frames(z_teacher, valid)
         if self.hparams["target_norm"] == "layer":
             frames = F.layer_norm(frames, frames.shape[-1:])
