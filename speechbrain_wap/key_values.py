@@ -17,6 +17,7 @@ NEEDED = (
 # Keys that a stage reads while it trains, by its expected key
 NEEDED_IN_TRAINING = {
     "mask_ratio": (
+        "attribute_warmup",
         "ema_schedule",
         "epoch_counter",
         "lr_schedule",
@@ -40,6 +41,7 @@ NEEDED_IN_TRAINING = {
         "classifier_opt_class",
         "compute_cost",
         "epoch_counter",
+        "frozen_epochs",
         "lr_schedule",
         "model_selection",
         "pooled_norm",
@@ -67,6 +69,8 @@ COUNTS = {
     "sap_heads": 1,
     "num_attributes": 1,
     "revive_after": 1,
+    "attribute_warmup": 0,
+    "frozen_epochs": 0,
     "number_of_epochs": 1,
     "batch_size": 1,
     "num_workers": 0,
@@ -113,8 +117,8 @@ FLAGS = (
 )
 CHOICES = {
     "projection_init": ("random", "orthogonal"),
-    "target": ("output", "average"),
-    "target_norm": ("layer", "none"),
+    "target": ("output", "average", "input"),
+    "target_norm": ("layer", "corpus", "none"),
     "rec_reduction": ("mean", "sum"),
     "rec_weight_shape": ("linear", "cosine", "constant"),
     "attribute_update": ("count", "constant"),

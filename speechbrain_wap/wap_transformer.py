@@ -220,7 +220,7 @@ class WAPTransformer(nn.Module):
         return self.layer_weights
 
     def forward(
-        self, feats, lens, mask=None, only_masked=False, aggregate=True
+        self, feats, lens, mask=None, only_masked=False, target="output"
     ):
         """Enriches frames (Sec. II-A.2).
 
@@ -237,9 +237,10 @@ class WAPTransformer(nn.Module):
         only_masked : bool
             Whether only the masked frames' output is wanted, as by the losses
             of adapter training: what no masked frame needs is left out.
-        aggregate : bool
-            Whether the MLP follows; without it, the layers' average (after its
-            LayerNorm) is the output.
+        target : str
+            Which frames are returned (D18): "output"; "average", the layers'
+            average after its LayerNorm, without the MLP; "input", the
+            standardised input after its projection, whatever is masked.
 
         Returns
         -------
@@ -250,8 +251,13 @@ class WAPTransformer(nn.Module):
         Raises
         ------
         ValueError
-            If the batch is longer than ``max_frames``.
+            If the batch is longer than ``max_frames``, or ``target`` unknown.
         """
+        if target not in ("output", "average", "input"):
+            raise ValueError(
+                f"target is {target!r}, but must be 'output', 'average' or "
+                "'input'"
+            )
         num_steps = feats.shape[1]
         if num_steps > self.max_frames:
             raise ValueError(
@@ -265,6 +271,8 @@ class WAPTransformer(nn.Module):
             weights = self.encoder_layer_weights.softmax(dim=0)
             x = (weights[:, None] * x).sum(dim=1)
         x = self.projection(x)  # (N, D)
+        if target == "input":
+            return packing.unpack(x)
         wanted = None  # all frames
         if mask is not None:
             masked, numbers = packing.find(mask)
@@ -284,7 +292,7 @@ class WAPTransformer(nn.Module):
             x_wanted = x if is_whole else x.index_select(0, wanted)
             z = z + weight * x_wanted  # Z = sum_l w_l X^l
         z = self.norm(z)
-        if aggregate:
+        if target == "output":
             aggregated = self.mlp(z)
             z = z + aggregated if self.mlp_residual else aggregated
         return packing.unpack(z, wanted)

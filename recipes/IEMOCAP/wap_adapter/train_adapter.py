@@ -16,6 +16,7 @@ On several GPUs:
 """
 
 import speechbrain as sb
+import torch
 from speechbrain.utils.distributed import infer_device, run_on_main
 from speechbrain.utils.logger import get_logger
 from torch.nn import functional as F
@@ -49,6 +50,7 @@ from speechbrain_wap.losses import (
 )
 from speechbrain_wap.masking import sample_utterance_masks
 from speechbrain_wap.ranks import start_ranks
+from speechbrain_wap.running_norm import RunningNorm
 from speechbrain_wap.smoothing import smooth_frames
 
 logger = get_logger(__name__)
@@ -90,7 +92,7 @@ class AdapterBrain(RecipeBrain):
         z_student = select_frames(z_student, mask)  # (M, D)
         z_student = self.modules.predictor(z_student)
         z_teacher = self.modules.teacher(
-            feats, lens, aggregate=self.hparams.target == "output"
+            feats, lens, target=self.hparams.target
         )  # (B, T, D)
         if self.hparams.target_smoothing:
             z_teacher = smooth_frames(
@@ -98,39 +100,69 @@ class AdapterBrain(RecipeBrain):
             )
         frames = select_frames(z_teacher, valid).float()  # (N, D)
         spread = teacher_spread(frames)
-        if self.hparams.target_norm == "layer":
-            frames = F.layer_norm(frames, frames.shape[-1:])
+        frames = self.normalise_targets(frames, training)
         # numbers of the masked frames among the valid ones
         masked = mask[valid].nonzero()[:, 0].to(feats.device, non_blocking=True)
         return z_student, frames, masked, spread
 
+    def normalise_targets(self, frames, training):
+        """Brings the targets to one scale (D6).
+
+        Arguments
+        ---------
+        frames : torch.Tensor
+            The teacher's valid frames, shape [N, D].
+        training : bool
+            Whether they count for running statistics, from the next optimiser
+            step on.
+
+        Returns
+        -------
+        frames : torch.Tensor
+            Shape [N, D].
+        """
+        if self.hparams.target_norm == "none":
+            return frames
+        if self.hparams.target_norm == "layer":
+            return F.layer_norm(frames, frames.shape[-1:])
+        norm = self.modules.running_norm
+        if not norm.initialised:
+            norm.initialise_(frames)
+        normalised = norm(frames)
+        if training:
+            (norm.update if self.should_step else norm.collect_)(frames)
+        return normalised
+
     def compute_objectives(self, predictions, batch, stage):
         """Joins reconstruction and pseudo-label cross entropy (Eq. 6)."""
         z_student, frames, masked, spread = predictions
-        attributes = self.modules.local_attributes
-        if not attributes.initialised:
-            attributes.initialise_(frames)
-        codes = attributes.assign(frames)  # Eq. 4
-        logits = attributes.logits(z_student)
-        masked_codes = codes[masked]
-
         rec_loss = masked_reconstruction_loss(
             z_student, frames[masked], reduction=self.hparams.rec_reduction
         )
-        pce_loss = pseudo_label_loss(logits, masked_codes)
+        pce_loss = agreement = torch.zeros_like(rec_loss)
+        attributes = self.modules.local_attributes
+        is_due = self.place >= self.hparams.attribute_warmup
+        if is_due and not attributes.initialised:
+            attributes.initialise_(frames)
+        if attributes.initialised:
+            codes = attributes.assign(frames)  # Eq. 4
+            logits = attributes.logits(z_student)
+            pce_loss = pseudo_label_loss(logits, codes[masked])
+            agreed = logits.argmax(dim=-1) == codes[masked]
+            agreement = agreed.float().mean()
         rec_weight = self.hparams.rec_weight_schedule(self.progress())
         loss = adapter_loss(rec_loss, pce_loss, rec_weight)
 
-        count = len(masked_codes)
+        count = len(masked)
         if stage == sb.Stage.TRAIN:
-            # after the losses, which used the attributes as they were
-            self.update_attributes(frames, codes)
+            if attributes.initialised:
+                # after the losses, which used the attributes as they were
+                self.update_attributes(frames, codes)
             statistics = self.hparams.statistics
             share, weight = self.weigh_batch(count)
         else:
             statistics = self.valid_statistics
             share, weight = count, 1.0
-        agreement = (logits.argmax(dim=-1) == masked_codes).float().mean()
         statistics.add(
             {
                 "loss": loss,
@@ -464,8 +496,13 @@ def train(hparams, settings, run_opts):
 
     # Loading an encoder draws random numbers, reading the cache does not.
     sb.utils.seed.seed_everything(hparams["seed"])
+    modules = hparams["modules"]
+    if hparams["target_norm"] == "corpus":
+        running_norm = RunningNorm(hparams["student"].d_model)
+        modules = {**modules, "running_norm": running_norm}
+        hparams["checkpointer"].add_recoverable("running_norm", running_norm)
     brain = AdapterBrain(
-        modules=hparams["modules"],
+        modules=modules,
         opt_class=hparams["opt_class"],
         hparams=hparams,
         run_opts=run_opts,

@@ -175,6 +175,10 @@ class EmotionBrain(RecipeBrain):
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rate of the coming step."""
         self.set_learning_rates(self.hparams.lr_schedule(self.progress()))
+        if self.hparams.epoch_counter.current <= self.hparams.frozen_epochs:
+            # not the gradient: the moments are ready when it goes on
+            for group in self.optimizer.param_groups:
+                group["lr"] = 0.0
 
     def on_stage_start(self, stage, epoch=None):
         """Empties the list of predictions."""
