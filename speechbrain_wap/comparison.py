@@ -308,6 +308,16 @@ def write_comparison(output_folder, systems, lengths=False):
         "t-test. Folds share training data and seeds share folds, so that the "
         "runs are not independent: p is optimistic.",
     ]
+    settings = [entry.get("settings", {}) for entry in systems]
+    earlier = [values.get("adapter_folder") for values in settings]
+    if any(folder and "{seed}" not in folder for folder in earlier):
+        parts.append(
+            "One earlier adapter for all seeds: it began with the weights of "
+            "one seed, the systems without adapter training with those of "
+            "each. What weights they begin with may change more than adapter "
+            "training does: an adapter for each seed "
+            "(`--adapter_folder=..._{seed}`) is a fairer comparison."
+        )
     path = figure.with_suffix(".md")
     write_text(path, "\n\n".join(parts) + "\n")
     content = {"systems": systems, "differences": differences}

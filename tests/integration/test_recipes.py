@@ -1058,10 +1058,9 @@ def test_one_adapter_serves_another_corpus_with_other_classes(
     assert not (tmp_path / "first" / "seed1993").exists()
     # nor does a comparison train an adapter of its own
     out = tmp_path / "comparison"
-    call(
-        *("compare_systems.py", *arguments[1:], second, "--folds=2"),
-        *("--label_fractions=0.5,1.0", f"--output_folder={out}"),
-    )
+    compare = ["compare_systems.py", *arguments[1:], second, "--folds=2"]
+    call(*compare, "--label_fractions=0.5,1.0", f"--output_folder={out}")
+    assert "an adapter for each seed" in (out / "comparison.md").read_text()
     content = json.loads((out / "comparison.json").read_text("utf-8"))
     used = [
         entry["settings"].get("adapter_folder")
@@ -1070,6 +1069,65 @@ def test_one_adapter_serves_another_corpus_with_other_classes(
     ]
     assert used == 2 * [None, str(universal)]
     assert not list(out.rglob("adapter.json"))
+
+
+def test_each_seed_may_have_an_earlier_adapter_of_its_own(
+    two_tables, cache, tmp_path
+):
+    usual = [*TINY, f"--cache_folder={cache}", "--number_of_epochs=1"]
+    for seed in (3, 4):
+        call(
+            *("train_adapter.py", "adapter", *usual, "--num_attributes=8"),
+            *(f"--corpora={two_tables / 'first.csv'}", f"--seed={seed}"),
+            f"--output_folder={tmp_path / f'adapter {seed}'}",
+        )
+    out = tmp_path / "out"
+    arguments = [
+        *("compare_systems.py", "adapter", "classifier", *usual, "--folds=2"),
+        f"--corpus_csv={two_tables / 'second.csv'}",
+        f"--adapter_folder={tmp_path}/adapter {{seed}}",
+        f"--output_folder={out}",
+    ]
+    call(*arguments, "--seeds=3")
+    call(*arguments, "--seeds=3,4")  # a seed more
+    text = (out / "comparison.md").read_text("utf-8")
+    assert "One earlier adapter" not in text
+    report = (out / "with_adapter/report.md").read_text("utf-8")
+    assert "one earlier adapter for each seed" in report
+    for seed in (3, 4):
+        run = Path(f"seed{seed}/fold2/classifier/save/settings.json")
+        settings = json.loads((out / "with_adapter" / run).read_text())
+        record = read_adapter_record(tmp_path / f"adapter {seed}")
+        identity = settings["settings"]["adapter_identity"]
+        assert identity == identify_adapter(record)
+    # the system without adapter training begins as that seed's adapter did
+    scores = out / "with_adapter/seed3/fold2/classifier/scores.json"
+    before = scores.read_bytes()
+    shutil.rmtree(tmp_path / "adapter 3")
+    shutil.copytree(tmp_path / "adapter 4", tmp_path / "adapter 3")
+    with pytest.raises(RecipeError, match="fold2 holds a run with another ada"):
+        call(*arguments, "--seeds=3,4")
+    assert scores.read_bytes() == before
+
+
+def test_both_stages_begin_with_the_same_weights(tiny, tmp_path):
+    """So that with and without adapter training differ in nothing else."""
+    rest = ["--seed=5", "--lr=0", "--number_of_epochs=1", "--protocol=paper"]
+    for stage, branch in (("adapter", "student"), ("classifier", "adapter")):
+        folder = tmp_path / stage
+        call(
+            *(f"train_{stage}.py", stage, *tiny, *rest, "--num_layers=2"),
+            f"--output_folder={folder}",
+        )
+        weights = {
+            name: weight
+            for name, weight in load_checkpoint(folder)[branch].items()
+            # of labelled utterances alone in stage 2
+            if name not in ("input_mean", "input_std")
+        }
+        if stage == "adapter":
+            student = weights
+    assert_equal_states(weights, student)
 
 
 def test_a_finished_fold_with_further_corpora_is_not_run_again(

@@ -6,12 +6,14 @@
     --output_folder=results/comparison
 
 Takes the options of cross_validate.py but --adapter_training; with
---adapter_folder=DIR, the adapter is that of an earlier run. All systems see the
-same features of the same folds. --label_fractions=0.05,0.1,0.25,0.5,1.0
-compares them at each share of the labels and draws the curve; the adapters are
-trained once. --adapter_epochs=5,15,45 trains an adapter of each length, in a
-folder of its own, and draws UA against the steps (comparison_epochs.md). The
-same command again, with more fractions or lengths too, takes up what there is.
+--adapter_folder=DIR_{seed}, the adapters are those of earlier runs, one for
+each seed, which begins as the system without adapter training does. All systems
+see the same features of the same folds.
+--label_fractions=0.05,0.1,0.25,0.5,1.0 compares them at each share of the
+labels and draws the curve; the adapters are trained once.
+--adapter_epochs=5,15,45 trains an adapter of each length, in a folder of its
+own, and draws UA against the steps (comparison_epochs.md). The same command
+again, with more fractions or lengths too, takes up what there is.
 """
 
 import os

@@ -6,12 +6,12 @@
 
 Options of its own: --folds=1,2,3 (default: all), --seeds=1993,1994 (default:
 the YAML's), --adapter_training=False (no stage 1), --adapter_folder=DIR (no
-stage 1, but this earlier adapter for all folds), --adapters_folder=results/run
-(where stage 1 of each fold and seed lies or is to lie, for runs that differ in
-stage 2 only; default: the output folder), --jobs=4 (that many folds at a time,
-each in a process of its own). Any other key goes to the stages whose YAML
-has it; --adapter.key=value and --classifier.key=value to one stage. The same
-command again takes up what was interrupted.
+stage 1, but this earlier adapter for all folds; DIR_{seed}: one for each seed),
+--adapters_folder=results/run (where stage 1 of each fold and seed lies or is to
+lie, for runs that differ in stage 2 only; default: the output folder), --jobs=4
+(that many folds at a time, each in a process of its own). Any other key goes to
+the stages whose YAML has it; --adapter.key=value and --classifier.key=value to
+one stage. The same command again takes up what was interrupted.
 """
 
 import hashlib
@@ -80,6 +80,8 @@ import train_classifier  # noqa: E402
 # The outcome of such runs is no result.
 REFUSED_OPTIONS = ("debug", "debug_persistently", "test_only")
 STAGES = ("adapter", "classifier")
+# What stands for the seed in adapter_folder
+SEED_MARK = "{seed}"
 OWN_KEYS = (
     "folds",
     "seeds",
@@ -194,8 +196,9 @@ def parse_command(arguments):
     command : dict
         "stages" (YAML, arguments, overrides and settings of each stage),
         "run_opts", "folds" (None: all), "seeds", "adapter_training",
-        "adapter_folder" (of an earlier run, or None), "adapters_folder" (the
-        root of stage 1), "corpora" (of stage 1), "jobs" and "output_folder".
+        "adapter_folder" (see :func:`list_earlier_adapters`, or None),
+        "adapters_folder" (the root of stage 1), "corpora" (of stage 1), "jobs"
+        and "output_folder".
     """
     positional, options = split_options(arguments)
     if len(positional) != 2:
@@ -298,6 +301,42 @@ def find_run(root, seed, fold):
     return os.path.join(root, f"seed{seed}", f"fold{fold}")
 
 
+def list_earlier_adapters(command):
+    """Lists the earlier adapters that take the place of stage 1.
+
+    Arguments
+    ---------
+    command : dict
+        What :func:`parse_command` gave; in its "adapter_folder", "{seed}"
+        stands for the seed.
+
+    Returns
+    -------
+    folders : dict
+        Output folder of an adapter training, by seed; empty where there is
+        none.
+    """
+    pattern = command["adapter_folder"]
+    if not pattern:
+        return {}
+    return {s: pattern.replace(SEED_MARK, str(s)) for s in command["seeds"]}
+
+
+def has_adapter_per_seed(command):
+    """Tells whether each seed has an earlier adapter of its own.
+
+    Arguments
+    ---------
+    command : dict
+        What :func:`parse_command` gave.
+
+    Returns
+    -------
+    has_own : bool
+    """
+    return SEED_MARK in (command["adapter_folder"] or "")
+
+
 def refuse_stage_1_options(own, options, keys):
     """Refuses what would have no effect, since stage 1 is left out.
 
@@ -377,10 +416,12 @@ def prepare(command):
     }
     settings["encoder_key"] = hparams["feature_cache"].key
     identity = None
-    if command["adapter_folder"]:
+    for adapter in list_earlier_adapters(command).values():
         identity = check_earlier_adapter(
-            command["adapter_folder"], settings, splits, hparams["corpus_table"]
+            adapter, settings, splits, hparams["corpus_table"]
         )
+    if has_adapter_per_seed(command):
+        identity = None  # seeds may be added: guarded for each fold by itself
     content = table[["id", "digest", "speaker", "session", "emo"]].to_csv()
     if command["corpora"]:
         further, *_ = read_tables(
@@ -481,6 +522,8 @@ def run_fold(command, fold, seed):
     folder = find_run(command["output_folder"], seed, fold)
     adapter = find_run(command["adapters_folder"], seed, fold)
     adapter = os.path.join(adapter, "adapter")
+    if command["adapter_folder"]:
+        adapter = list_earlier_adapters(command)[seed]
     scores = run_on_main(find_scores, args=[command, folder, adapter])
     if scores is not None:
         return scores
@@ -493,8 +536,6 @@ def run_fold(command, fold, seed):
             [stages["adapter"]["file"], *stages["adapter"]["arguments"]]
             + [*run, f"--output_folder={adapter}"]
         )
-    elif command["adapter_folder"]:
-        adapter = command["adapter_folder"]
     if command["adapter_training"] or command["adapter_folder"]:
         run.append(f"--adapter_folder={adapter}")
     train_classifier.main(
@@ -533,7 +574,7 @@ def find_scores(command, folder, adapter):
     folder : str
         Holds the folder classifier.
     adapter : str
-        Output folder of stage 1.
+        Output folder of stage 1, or of the earlier adapter.
 
     Returns
     -------
@@ -560,6 +601,14 @@ def find_scores(command, folder, adapter):
                 shutil.rmtree(classifier)
         if missing:
             return None  # stage 1 goes on, or refuses to shrink
+    if command["adapter_folder"] and began_with_another(
+        folder, read_adapter_record(adapter)
+    ):
+        raise RecipeError(
+            f"{folder} holds a run with another adapter than {adapter} "
+            "(adapter_folder): choose another output_folder, or delete this "
+            "one to start anew."
+        )
     if not Path(folder, "classifier", "scores.json").is_file():
         return None
     try:
@@ -637,10 +686,12 @@ def list_notes(command):
     how = "without adapter training (from scratch)."
     if command["adapter_training"]:
         how = "with adapter training."
-    elif command["adapter_folder"]:
+    earlier = list(list_earlier_adapters(command).values())
+    if earlier:
+        each = "each seed" if has_adapter_per_seed(command) else "all folds"
         how = (
-            f"one earlier adapter for all folds, {command['adapter_folder']} "
-            f"({describe_adapter(command['adapter_folder'])})."
+            f"one earlier adapter for {each}, {command['adapter_folder']} "
+            f"({describe_adapter(earlier[0])})."
         )
     notes = [
         f"Encoder {source}, layer {settings['encoder_layer']}, frozen; {how}",
@@ -682,9 +733,9 @@ def list_notes(command):
                 "**Transductive**: the adapter has seen the held-out session, "
                 "without labels (adapter_data: all)."
             )
-    elif command["adapter_folder"]:
-        record = read_adapter_record(command["adapter_folder"])
-        if record["adapter_data"] == "all":
+    else:
+        records = [read_adapter_record(adapter) for adapter in earlier]
+        if any(record["adapter_data"] == "all" for record in records):
             notes.append(
                 "**Transductive** if it is of this corpus: the earlier adapter "
                 "has seen its own corpus's held-out session, without labels "
@@ -821,8 +872,12 @@ def run_all(command):
         for stage, root in zip(STAGES, (command["adapters_folder"], folder))
     )
     if not command["adapter_training"]:
-        earlier = command["adapter_folder"]
-        adapters = {"earlier adapter": earlier} if earlier else {}
+        adapters = {
+            f"earlier adapter, seed {seed}": adapter
+            for seed, adapter in list_earlier_adapters(command).items()
+        }
+        if adapters and not has_adapter_per_seed(command):
+            adapters = {"earlier adapter": command["adapter_folder"]}
     results = sum_up(runs, summarise_settings(command, folds))
     if if_main_process():
         write_report(
