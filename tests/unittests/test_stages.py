@@ -169,3 +169,22 @@ def test_fine_tuning_masks_runs_of_the_chosen_utterances(
     assert mask.sum(dim=1).tolist() == [16, 5, 0]
     runs = count_runs(mask[0])
     assert runs <= most if span > 1 else runs > 4
+
+
+def test_the_validation_loss_has_the_trainings_class_weights(import_script):
+    script = import_script(f"{FOLDER}/train_classifier.py")
+    brain = object.__new__(script.EmotionBrain)
+    brain.device = "cpu"
+    brain.class_weights = torch.tensor([0.5, 2.0, 1.0])
+    brain.hparams = SimpleNamespace(compute_cost=nn.functional.cross_entropy)
+    brain.predicted, brain.loss_sum = {}, 0.0
+    logits = torch.randn(4, 3, generator=generator())
+    targets = [0, 1, 2, 1]
+    batch = PaddedBatch(
+        [{"id": f"u{n}", "target": t} for n, t in enumerate(targets)]
+    )
+    loss = brain.compute_objectives(logits, batch, Stage.VALID)
+    chosen = logits.log_softmax(dim=-1)[range(4), targets]
+    weights = brain.class_weights[targets]
+    assert_near(loss, -(weights * chosen).mean())
+    assert brain.loss_sum == pytest.approx(4 * float(loss))

@@ -101,7 +101,7 @@ class EmotionBrain(RecipeBrain):
         targets = batch.target.to(self.device)
         if stage == sb.Stage.TRAIN:
             return self.train_objectives(predictions, targets)
-        loss = self.hparams.compute_cost(predictions.float(), targets)
+        loss = self.weighted_loss(predictions.float(), targets)
         probabilities = predictions.float().softmax(dim=-1).cpu().tolist()
         self.predicted.update(zip(batch.id, probabilities))
         self.loss_sum += float(loss) * len(batch.id)
@@ -146,17 +146,34 @@ class EmotionBrain(RecipeBrain):
         count = len(targets) - self.repeats_last()
         predictions, targets = predictions[:count].float(), targets[:count]
         if count:
-            weights = self.class_weights.to(targets.device)[targets]
-            losses = self.hparams.compute_cost(
-                predictions, targets, reduction="none"
-            )
-            # not divided by the batch's own weights: batches add up
-            loss = (weights * losses).mean()
+            loss = self.weighted_loss(predictions, targets)
         else:
             loss = predictions.sum()  # 0, and still a part of the graph
         share, weight = self.weigh_batch(count)
         self.hparams.statistics.add({"loss": loss}, share)
         return weight * loss
+
+    def weighted_loss(self, predictions, targets):
+        """Computes the cross entropy with the classes' weights (D19).
+
+        Arguments
+        ---------
+        predictions : torch.Tensor
+            Logits, shape [B, C].
+        targets : torch.Tensor
+            Indices of the classes, shape [B].
+
+        Returns
+        -------
+        loss : torch.Tensor
+            A scalar.
+        """
+        weights = self.class_weights.to(targets.device)[targets]
+        losses = self.hparams.compute_cost(
+            predictions, targets, reduction="none"
+        )
+        # not divided by the batch's own weights: batches add up
+        return (weights * losses).mean()
 
     def init_optimizers(self):
         """Makes one optimiser for the adapter and one for what is on top."""
