@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -107,7 +108,7 @@ def write_adapter_record(output_folder, settings, train, adapter_data):
         tables.setdefault(entry.get("table"), {})[key] = entry
     record = {
         "model": {key: settings[key] for key in MODEL_KEYS},
-        "settings": record_digest(json.dumps(kept)),
+        "settings": _settings_digest(output_folder, kept),
         "number_of_epochs": settings["number_of_epochs"],
         "adapter_data": adapter_data,
         **list_heard(tables.pop(None, {})),
@@ -123,6 +124,19 @@ def write_adapter_record(output_folder, settings, train, adapter_data):
         ]
     path = os.path.join(output_folder, RECORD)
     write_text(path, json.dumps(record, indent=1))
+
+
+def _settings_digest(output_folder, settings):
+    """Digests settings; those of a run that goes on are what they were.
+
+    The guard has let them pass, which may have keys now that there were not
+    when the run began.
+    """
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        record = json.loads(Path(output_folder, RECORD).read_text("utf-8"))
+        if Checkpointer(Path(output_folder, "save")).find_checkpoint():
+            return str(record["settings"])
+    return record_digest(json.dumps(settings))
 
 
 def read_adapter_record(adapter_folder, cure="run train_adapter.py again."):
@@ -354,6 +368,32 @@ def read_branch(adapter_folder, branch):
     RecipeError
         If there is no checkpoint, or the training is not finished.
     """
+    checkpoint = find_finished(adapter_folder)
+    state = torch.load(
+        checkpoint.paramfiles[branch], map_location="cpu", weights_only=True
+    )
+    if branch == "teacher":
+        state = {k.removeprefix("model."): v for k, v in state.items()}
+    return state
+
+
+def find_finished(adapter_folder):
+    """Finds the checkpoint of a finished adapter training.
+
+    Arguments
+    ---------
+    adapter_folder : str
+        Output folder of an adapter training.
+
+    Returns
+    -------
+    checkpoint : speechbrain.utils.checkpoints.Checkpoint
+
+    Raises
+    ------
+    RecipeError
+        If there is no checkpoint, or the training is not finished.
+    """
     folder = os.path.join(adapter_folder, "save")
     checkpoint = None
     if os.path.isdir(folder):
@@ -371,12 +411,7 @@ def read_branch(adapter_folder, branch):
             f"full epoch saved: {epoch or 'none'} of {epochs}): run "
             "train_adapter.py with the same options again."
         )
-    state = torch.load(
-        checkpoint.paramfiles[branch], map_location="cpu", weights_only=True
-    )
-    if branch == "teacher":
-        state = {k.removeprefix("model."): v for k, v in state.items()}
-    return state
+    return checkpoint
 
 
 def load_branch(adapter_folder, branch, adapter):

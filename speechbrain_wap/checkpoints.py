@@ -404,8 +404,7 @@ class EpochStatistics:
     def __init__(self, path):
         self.path = str(path)
         self.rows = []
-        self.sums = {}
-        self.weight = 0.0
+        self.sums, self.weights = {}, {}
 
     def add(self, values, weight=1.0):
         """Takes the values of a step.
@@ -413,28 +412,29 @@ class EpochStatistics:
         Arguments
         ---------
         values : dict
-            Numbers or scalar tensors by name, the same names every time.
+            Numbers or scalar tensors by name; a mean is over the steps that
+            have it.
         weight : float
             Weight of this rank's values in the mean; those of weight 0 may be
             NaN.
         """
         if not weight:
             return
-        self.weight += weight
         for name, value in values.items():
             # stays a tensor: turning it into a number here would wait for it
             value = value.detach() if torch.is_tensor(value) else value
             self.sums[name] = self.sums.get(name, 0.0) + weight * value
+            self.weights[name] = self.weights.get(name, 0.0) + weight
 
     def _totals(self):
         """Adds up sums and weights of all ranks."""
         sums = {name: float(total) for name, total in self.sums.items()}
-        totals, weight = {}, 0.0
-        for part, its_weight in gather_over_ranks((sums, self.weight)):
-            weight += its_weight
+        totals, weights = {}, {}
+        for part, its_weights in gather_over_ranks((sums, self.weights)):
             for name, total in part.items():  # none of a rank without steps
                 totals[name] = totals.get(name, 0.0) + total
-        return totals, weight
+                weights[name] = weights.get(name, 0.0) + its_weights[name]
+        return totals, weights
 
     def means(self):
         """Averages the epoch's steps so far, over all ranks.
@@ -443,8 +443,8 @@ class EpochStatistics:
         -------
         means : dict
         """
-        totals, weight = self._totals()
-        return {name: total / weight for name, total in totals.items()}
+        totals, weights = self._totals()
+        return {name: total / weights[name] for name, total in totals.items()}
 
     def end_epoch(self, row):
         """Writes the epoch's row and starts the next epoch.
@@ -455,19 +455,19 @@ class EpochStatistics:
             Plain values.
         """
         self.rows.append(row)
-        self.sums, self.weight = {}, 0.0
+        self.sums, self.weights = {}, {}
         if if_main_process():
             write_text(self.path, json.dumps(self.rows, indent=1))
 
     @sb_checkpoints.mark_as_saver
     def _save(self, path):
-        sums, weight = self._totals()
+        sums, weights = self._totals()
         if if_main_process():
             # as if of one rank: another number of them may go on
             ranks = count_ranks()
             sums = {name: total / ranks for name, total in sums.items()}
-            weight = weight / ranks
-            state = {"rows": self.rows, "sums": sums, "weight": weight}
+            weights = {name: one / ranks for name, one in weights.items()}
+            state = {"rows": self.rows, "sums": sums, "weights": weights}
             with open(path, "w", encoding="utf-8") as file:
                 json.dump(state, file)
 
@@ -476,9 +476,11 @@ class EpochStatistics:
         del end_of_epoch
         with open(path, encoding="utf-8") as file:
             state = json.load(file)
-        self.rows, self.sums, self.weight = state["rows"], {}, 0.0
+        self.rows, self.sums, self.weights = state["rows"], {}, {}
         if if_main_process():  # the sums are those of all ranks
             ranks = count_ranks()
-            self.weight = ranks * state["weight"]
             for name, total in state["sums"].items():
                 self.sums[name] = ranks * total
+                # a checkpoint of before had one weight for all
+                weight = state.get("weight") or state["weights"][name]
+                self.weights[name] = ranks * weight

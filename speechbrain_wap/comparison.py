@@ -310,7 +310,8 @@ def write_comparison(output_folder, systems, lengths=False):
     ]
     settings = [entry.get("settings", {}) for entry in systems]
     earlier = [values.get("adapter_folder") for values in settings]
-    if any(folder and "{seed}" not in folder for folder in earlier):
+    several = any(len(entry["per_seed"]) > 1 for entry in systems)
+    if several and any(one and "{seed}" not in one for one in earlier):
         parts.append(
             "One earlier adapter for all seeds: it began with the weights of "
             "one seed, the systems without adapter training with those of "

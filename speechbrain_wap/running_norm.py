@@ -24,7 +24,7 @@ class RunningNorm(nn.Module):
     Example
     -------
     >>> norm = RunningNorm(1)
-    >>> norm.initialise_(torch.tensor([[1.0], [3.0]]))
+    >>> norm.initialise_(sum_frames(torch.tensor([[1.0], [3.0]])))
     >>> norm(torch.tensor([[4.0]]))
     tensor([[2.]])
     """
@@ -60,17 +60,22 @@ class RunningNorm(nn.Module):
         self.initialised = state["initialised"]
 
     @torch.no_grad()
-    def initialise_(self, frames):
-        """Takes the first statistics from a batch.
+    def initialise_(self, sums):
+        """Takes the statistics with which the training begins.
 
         Arguments
         ---------
-        frames : torch.Tensor
-            The teacher's valid frames, shape [N, D].
+        sums : torch.Tensor
+            What :func:`sum_frames` gave, added up, shape [3, D].
         """
-        self.count.zero_()
-        self.update(frames)
+        self._take(sums.to(self.moments))
         self.initialised = True
+
+    def _take(self, sums):
+        """Adds sums to what there is."""
+        self.moments.mul_(self.count).add_(sums[1:])
+        self.count.add_(sums[0, 0])
+        self.moments.div_(self.count.clamp(min=1.0))
 
     @torch.no_grad()
     def collect_(self, frames):
@@ -82,7 +87,7 @@ class RunningNorm(nn.Module):
             The teacher's valid frames, shape [N, D], as they were before they
             were standardised.
         """
-        sums = _sum_up(frames)
+        sums = sum_frames(frames)
         if self.collected is not None:
             sums += self.collected
         self.collected = sums
@@ -102,9 +107,7 @@ class RunningNorm(nn.Module):
         if is_distributed_initialized():
             torch.distributed.all_reduce(sums)
         self.count.mul_(self.decay)
-        self.moments.mul_(self.count).add_(sums[1:])
-        self.count.add_(sums[0, 0])
-        self.moments.div_(self.count.clamp(min=1.0))
+        self._take(sums)
 
     def forward(self, frames):
         """Standardises frames.
@@ -126,8 +129,20 @@ class RunningNorm(nn.Module):
         return (frames.float() - mean.float()) / std.float()
 
 
-def _sum_up(frames):
-    """Number, sum and sum of squares of each dimension, shape [3, D]."""
+def sum_frames(frames):
+    """Sums up what statistics are made of.
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        Shape [N, D].
+
+    Returns
+    -------
+    sums : torch.Tensor
+        Number, sum and sum of squares of each dimension, shape [3, D],
+        float64.
+    """
     frames = frames.double()
     powers = [torch.ones_like(frames), frames, frames.square()]
     return torch.stack([power.sum(dim=0) for power in powers])

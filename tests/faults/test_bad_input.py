@@ -1086,6 +1086,7 @@ VALUES = [
     value("target_norm=batch", "one of layer, corpus, none", stage="adapter"),
     value("target=mlp", "=mlp.*output, average, input", stage="adapter"),
     value("attribute_warmup=-1", "=-1 must be.* at least 0", stage="adapter"),
+    value("attribute_warmup=999", "must be below.*steps", stage="adapter"),
     value("frozen_epochs=half", "=half must be.* at least 0"),
     value("target_smoothing=-1", "=-1 must be", stage="adapter"),
     value("mask_span=0", "=0 must be.* at least 1", stage="adapter"),

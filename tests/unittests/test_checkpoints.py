@@ -458,3 +458,10 @@ def save_twice(rank, folder):
 
 def test_ranks_that_list_checkpoints_at_other_moments_do_not_deadlock(tmp_path):
     torch.multiprocessing.spawn(save_twice, (str(tmp_path),), nprocs=2)
+
+
+def test_values_that_some_steps_lack_are_averaged_over_the_others(tmp_path):
+    statistics = EpochStatistics(tmp_path / "history.json")
+    statistics.add({"loss": 4.0}, 3.0)
+    statistics.add({"loss": 8.0, "agreement": 0.5}, 1.0)
+    assert statistics.means() == {"loss": 5.0, "agreement": 0.5}

@@ -257,3 +257,29 @@ def test_several_probes_read_the_cache_once():
         labelled = dict(list(cache.splits["train"].items())[:count])
         linear_probe(cache.splits, cache, ["a", "b"], labelled, pooled)
     assert cache.reads == len(pooled) == 60
+
+
+@pytest.mark.parametrize(
+    "folder, seeds, says",
+    [
+        ("uni", (1, 2), True),
+        ("uni_{seed}", (1, 2), False),
+        ("uni", (1,), False),
+    ],
+)
+def test_one_earlier_adapter_for_several_seeds_is_said(
+    tmp_path, folder, seeds, says
+):
+    rows = [[0.5, 0.6], [0.7, 0.6]][: len(seeds)]
+    systems = [
+        {"system": name, "label_fraction": 1.0, "settings": settings}
+        | make_results(rows, seeds)
+        for name, settings in (
+            (PROBE, {}),
+            (WITHOUT, {"adapter_training": False}),
+            (WITH, {"adapter_folder": folder}),
+        )
+    ]
+    _, path = write_comparison(tmp_path, systems)
+    text = path.read_text("utf-8")
+    assert ("One earlier adapter for all seeds" in text) == says

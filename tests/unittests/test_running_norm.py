@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import assert_near, generator
 
-from speechbrain_wap.running_norm import RunningNorm
+from speechbrain_wap.running_norm import RunningNorm, sum_frames
 
 DIM = 3
 
@@ -25,14 +25,14 @@ def standardise(x, seen):
 def test_the_first_frames_are_standardised_by_themselves():
     norm, x = RunningNorm(DIM), draw(50)
     assert not norm.initialised
-    norm.initialise_(x)
+    norm.initialise_(sum_frames(x))
     assert norm.initialised
     assert_near(norm(x), standardise(x, x).float(), atol=1e-4)
 
 
 def test_without_decay_all_frames_count_alike():
     norm, first, second = RunningNorm(DIM, decay=1.0), draw(20), draw(31, 3.0)
-    norm.initialise_(first)
+    norm.initialise_(sum_frames(first))
     norm.update(second)
     seen = torch.cat([first, second])
     assert_near(norm(second), standardise(second, seen).float(), atol=1e-4)
@@ -40,7 +40,7 @@ def test_without_decay_all_frames_count_alike():
 
 def test_what_was_long_ago_is_forgotten():
     norm, new = RunningNorm(DIM, decay=0.5), draw(40)
-    norm.initialise_(draw(40, 1000.0))
+    norm.initialise_(sum_frames(draw(40, 1000.0)))
     for _ in range(60):
         norm.update(new)
     assert_near(norm(new), standardise(new, new).float(), atol=1e-4)
@@ -48,7 +48,7 @@ def test_what_was_long_ago_is_forgotten():
 
 def test_a_frame_does_not_depend_on_its_batch():
     norm = RunningNorm(DIM)
-    norm.initialise_(draw(30))
+    norm.initialise_(sum_frames(draw(30)))
     x = draw(10, 1.0)
     assert torch.equal(norm(x)[:4], norm(x[:4]))
 
@@ -56,12 +56,13 @@ def test_a_frame_does_not_depend_on_its_batch():
 def test_collected_batches_are_one():
     whole, parts, x = RunningNorm(DIM), RunningNorm(DIM), draw(24)
     for norm in (whole, parts):
-        norm.initialise_(draw(10))
+        norm.initialise_(sum_frames(draw(10)))
     whole.update(x)
     parts.collect_(x[:7])
     parts.collect_(x[7:11])
     parts.update(x[11:])
     assert_near(parts.moments, whole.moments)
+    assert float(parts.count) == pytest.approx(0.99 * 10 + 24)
     parts.update(x)  # what was collected counts once
     whole.update(x)
     assert_near(parts.moments, whole.moments)
@@ -70,13 +71,13 @@ def test_collected_batches_are_one():
 def test_a_constant_dimension_is_only_shifted():
     norm, x = RunningNorm(DIM), draw(12)
     x[:, 1] = 7.0
-    norm.initialise_(x)
+    norm.initialise_(sum_frames(x))
     assert norm(x + 2.0)[:, 1].tolist() == pytest.approx([2.0] * 12)
 
 
 def test_a_checkpoint_holds_it():
     norm, other, x = RunningNorm(DIM), RunningNorm(DIM), draw(9)
-    norm.initialise_(x)
+    norm.initialise_(sum_frames(x))
     other.load_state_dict(norm.state_dict())
     assert other.initialised
     assert torch.equal(other(x), norm(x))

@@ -317,7 +317,9 @@ def main(arguments):
         if key not in ("label_fractions", "adapter_epochs", "adapter_folder")
     ]
     adapter_folder = given.get("adapter_folder")
-    earlier = [f"--adapter_folder={adapter_folder}"] if adapter_folder else []
+    earlier = []
+    if "adapter_folder" in given:
+        earlier = [f"--adapter_folder={adapter_folder or ''}"]
     command = cross_validate.parse_command(kept + earlier)
     root = Path(command["output_folder"])
     stage = command["stages"]["classifier"]
@@ -325,15 +327,22 @@ def main(arguments):
         check_values(stage["settings"], "sap_heads", stage["file"])
         fractions = [float(stage["settings"]["label_fraction"])]
     systems = []
-    for name, fraction, options, adapters in plan_systems(
-        root, command["adapter_folder"], fractions, lengths
-    ):
+    plan = plan_systems(root, command["adapter_folder"], fractions, lengths)
+    # an earlier adapter that will not do is refused before anything is trained
+    order = sorted(
+        range(len(plan)),
+        key=lambda number: bool(earlier) and plan[number][0] != WITH,
+    )
+    for number in order:
+        name, fraction, options, adapters = plan[number]
         results = cross_validate.main([*kept, *options])
-        systems.append({"system": name, "label_fraction": fraction, **results})
+        entry = {"system": name, "label_fraction": fraction, **results}
         if name == WITH and if_main_process():
-            systems[-1].update(measure_length(adapters, results))
+            entry.update(measure_length(adapters, results))
+        systems.append((number, entry))
     if not if_main_process():
         return
+    systems = [entry for _, entry in sorted(systems, key=lambda pair: pair[0])]
     hparams, pooled, compared = None, {}, []
     for entry in systems:
         if entry["system"] == WITHOUT:

@@ -38,6 +38,7 @@ from speechbrain_wap.adapter_folder import (
     RECORD,
     check_adapter,
     describe_adapter,
+    find_finished,
     identify_adapter,
     read_adapter_record,
 )
@@ -82,6 +83,8 @@ REFUSED_OPTIONS = ("debug", "debug_persistently", "test_only")
 STAGES = ("adapter", "classifier")
 # What stands for the seed in adapter_folder
 SEED_MARK = "{seed}"
+# Keys that decide, with the seed, what weights a network begins with
+START_KEYS = ("projection_init", "residual_init")
 OWN_KEYS = (
     "folds",
     "seeds",
@@ -416,12 +419,14 @@ def prepare(command):
     }
     settings["encoder_key"] = hparams["feature_cache"].key
     identity = None
-    for adapter in list_earlier_adapters(command).values():
+    for seed, adapter in list_earlier_adapters(command).items():
         identity = check_earlier_adapter(
             adapter, settings, splits, hparams["corpus_table"]
         )
-    if has_adapter_per_seed(command):
-        identity = None  # seeds may be added: guarded for each fold by itself
+        if has_adapter_per_seed(command):
+            check_start(adapter, seed, settings)
+            # seeds may be added: each fold is guarded by itself
+            identity = "one for each seed"
     content = table[["id", "digest", "speaker", "session", "emo"]].to_csv()
     if command["corpora"]:
         further, *_ = read_tables(
@@ -499,7 +504,43 @@ def check_earlier_adapter(adapter_folder, settings, splits, corpus_table):
         left = ",".join(str(k) for k in splits if k not in reasons)
         cure = f" It may be used with --folds={left}." if left else ""
         raise RecipeError(f"fold {fold}: {reasons[fold]}{cure}")
+    find_finished(adapter_folder)
     return identity
+
+
+def check_start(adapter_folder, seed, settings):
+    """Refuses an adapter that did not begin as the seed's network does.
+
+    Arguments
+    ---------
+    adapter_folder : str
+        Output folder of an adapter training.
+    seed : int
+        The seed that it is for.
+    settings : dict
+        Settings of the classifier.
+
+    Raises
+    ------
+    RecipeError
+        If it was trained with another seed, or began with other weights:
+        against a network that began with the seed's, both would be compared,
+        the start and the training.
+    """
+    path = Path(adapter_folder, "save", "settings.json")
+    recorded = read_json(path, "run train_adapter.py again.", ("settings",))
+    began = recorded["settings"]
+    for key, mine in {
+        "seed": seed,
+        **{key: settings[key] for key in START_KEYS if key in settings},
+    }.items():
+        if key in began and began[key] != mine:
+            raise RecipeError(
+                f"the adapter in {adapter_folder} was trained with {key}="
+                f"{began[key]}, but {SEED_MARK} in --adapter_folder stands for "
+                f"adapters that began as the network of each seed does, here "
+                f"{key}={mine}: train it so, or name one adapter for all seeds."
+            )
 
 
 def run_fold(command, fold, seed):
@@ -536,8 +577,10 @@ def run_fold(command, fold, seed):
             [stages["adapter"]["file"], *stages["adapter"]["arguments"]]
             + [*run, f"--output_folder={adapter}"]
         )
-    if command["adapter_training"] or command["adapter_folder"]:
-        run.append(f"--adapter_folder={adapter}")
+    with_adapter = command["adapter_training"] or command["adapter_folder"]
+    # none, whatever the YAML names
+    given = adapter if with_adapter else ""
+    run.append(f"--adapter_folder={given}")
     train_classifier.main(
         [stages["classifier"]["file"], *stages["classifier"]["arguments"]]
         + [*run, f"--output_folder={os.path.join(folder, 'classifier')}"]
@@ -689,9 +732,10 @@ def list_notes(command):
     earlier = list(list_earlier_adapters(command).values())
     if earlier:
         each = "each seed" if has_adapter_per_seed(command) else "all folds"
+        learned = dict.fromkeys(describe_adapter(one) for one in earlier)
         how = (
             f"one earlier adapter for {each}, {command['adapter_folder']} "
-            f"({describe_adapter(earlier[0])})."
+            f"({'; '.join(learned)})."
         )
     notes = [
         f"Encoder {source}, layer {settings['encoder_layer']}, frozen; {how}",

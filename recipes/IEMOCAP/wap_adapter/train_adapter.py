@@ -34,6 +34,7 @@ from speechbrain_wap.data import (
     read_manifests,
 )
 from speechbrain_wap.diagnostics import DIAGNOSTICS, Diagnostics
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import only_process
 from speechbrain_wap.hparams import (
     load_recipe,
@@ -50,7 +51,7 @@ from speechbrain_wap.losses import (
 )
 from speechbrain_wap.masking import sample_utterance_masks
 from speechbrain_wap.ranks import start_ranks
-from speechbrain_wap.running_norm import RunningNorm
+from speechbrain_wap.running_norm import RunningNorm, sum_frames
 from speechbrain_wap.smoothing import smooth_frames
 
 logger = get_logger(__name__)
@@ -58,6 +59,8 @@ logger = get_logger(__name__)
 # Below this spread (1 is that of white noise) the teacher says the same of all
 # frames (D6).
 COLLAPSED_SPREAD = 0.05
+# Utterances that running statistics of the targets begin with, at most
+MOST_MEASURED = 1000
 
 
 class AdapterBrain(RecipeBrain):
@@ -91,6 +94,30 @@ class AdapterBrain(RecipeBrain):
         )  # (B, T, D)
         z_student = select_frames(z_student, mask)  # (M, D)
         z_student = self.modules.predictor(z_student)
+        frames = self.compute_targets(feats, lens, valid)  # (N, D)
+        spread = teacher_spread(frames)
+        frames = self.normalise_targets(frames, training)
+        # numbers of the masked frames among the valid ones
+        masked = mask[valid].nonzero()[:, 0].to(feats.device, non_blocking=True)
+        return z_student, frames, masked, spread
+
+    def compute_targets(self, feats, lens, valid):
+        """Computes what the student is to predict, before it is normalised.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            The encoder's frames, shape [B, T, input_size].
+        lens : torch.Tensor
+            Relative lengths, shape [B].
+        valid : torch.Tensor
+            Shape [B, T], boolean, True on the frames that are wanted.
+
+        Returns
+        -------
+        frames : torch.Tensor
+            The teacher's, smoothed (D18), shape [N, D].
+        """
         z_teacher = self.modules.teacher(
             feats, lens, target=self.hparams.target
         )  # (B, T, D)
@@ -98,12 +125,28 @@ class AdapterBrain(RecipeBrain):
             z_teacher = smooth_frames(
                 z_teacher, valid, self.hparams.target_smoothing
             )
-        frames = select_frames(z_teacher, valid).float()  # (N, D)
-        spread = teacher_spread(frames)
-        frames = self.normalise_targets(frames, training)
-        # numbers of the masked frames among the valid ones
-        masked = mask[valid].nonzero()[:, 0].to(feats.device, non_blocking=True)
-        return z_student, frames, masked, spread
+        return select_frames(z_teacher, valid).float()
+
+    @torch.no_grad()
+    def measure_targets(self):
+        """Sums up the targets with which running statistics begin (D6).
+
+        Of training utterances that are evenly spread over all of them.
+
+        Returns
+        -------
+        sums : torch.Tensor
+            See :func:`speechbrain_wap.running_norm.sum_frames`.
+        """
+        sums, one = 0.0, torch.ones(1)
+        for number in range(
+            0, len(self.measured), -(-len(self.measured) // MOST_MEASURED)
+        ):
+            feats = self.measured[number]["feats"][None].to(self.device)
+            valid = torch.ones(feats.shape[:2], dtype=torch.bool)
+            frames = self.compute_targets(feats, one, valid)
+            sums = sums + sum_frames(frames).cpu()
+        return sums
 
     def normalise_targets(self, frames, training):
         """Brings the targets to one scale (D6).
@@ -126,8 +169,6 @@ class AdapterBrain(RecipeBrain):
         if self.hparams.target_norm == "layer":
             return F.layer_norm(frames, frames.shape[-1:])
         norm = self.modules.running_norm
-        if not norm.initialised:
-            norm.initialise_(frames)
         normalised = norm(frames)
         if training:
             (norm.update if self.should_step else norm.collect_)(frames)
@@ -139,7 +180,8 @@ class AdapterBrain(RecipeBrain):
         rec_loss = masked_reconstruction_loss(
             z_student, frames[masked], reduction=self.hparams.rec_reduction
         )
-        pce_loss = agreement = torch.zeros_like(rec_loss)
+        values = {"rec_loss": rec_loss}
+        pce_loss = torch.zeros_like(rec_loss)
         attributes = self.modules.local_attributes
         is_due = self.place >= self.hparams.attribute_warmup
         if is_due and not attributes.initialised:
@@ -149,7 +191,10 @@ class AdapterBrain(RecipeBrain):
             logits = attributes.logits(z_student)
             pce_loss = pseudo_label_loss(logits, codes[masked])
             agreed = logits.argmax(dim=-1) == codes[masked]
-            agreement = agreed.float().mean()
+            values |= {
+                "pce_loss": pce_loss,
+                "agreement": agreed.float().mean(),
+            }
         rec_weight = self.hparams.rec_weight_schedule(self.progress())
         loss = adapter_loss(rec_loss, pce_loss, rec_weight)
 
@@ -164,14 +209,7 @@ class AdapterBrain(RecipeBrain):
             statistics = self.valid_statistics
             share, weight = count, 1.0
         statistics.add(
-            {
-                "loss": loss,
-                "rec_loss": rec_loss,
-                "pce_loss": pce_loss,
-                "agreement": agreement,
-                "teacher_spread": spread,
-            },
-            share,
+            {"loss": loss, **values, "teacher_spread": spread}, share
         )
         return weight * loss
 
@@ -208,6 +246,10 @@ class AdapterBrain(RecipeBrain):
     def on_fit_start(self):
         """Looks at the untrained networks, unless it goes on with a run."""
         super().on_fit_start()
+        if self.hparams.target_norm == "corpus":
+            norm = self.modules.running_norm
+            if not norm.initialised:
+                norm.initialise_(run_on_main(self.measure_targets))
         values = self.diagnose(0) if self.optimizer_step == 0 else {}
         if values:
             row = dict.fromkeys(("lr", "rec_weight", "ema_decay"))
@@ -306,10 +348,10 @@ class AdapterBrain(RecipeBrain):
         """Logs the epoch and saves a checkpoint."""
         super().on_stage_end(stage, stage_loss, epoch)
         if stage == sb.Stage.TRAIN:
-            self.train_stats = {
-                **self.hparams.statistics.means(),
-                **self.modules.local_attributes.usage_statistics(),
-            }
+            self.train_stats = self.hparams.statistics.means()
+            attributes = self.modules.local_attributes
+            if attributes.initialised:
+                self.train_stats |= attributes.usage_statistics()
             spread = self.train_stats["teacher_spread"]
             if spread < COLLAPSED_SPREAD:
                 logger.warning(
@@ -524,6 +566,13 @@ def train(hparams, settings, run_opts):
         plan=plan,
         **hparams["dataloader_options"],
     )
+    if hparams["attribute_warmup"] >= brain.num_steps:
+        raise RecipeError(
+            f"attribute_warmup={hparams['attribute_warmup']} must be below "
+            f"the training's {brain.num_steps} optimiser steps, or the "
+            "attributes never begin."
+        )
+    brain.measured = datasets["train"]
     brain.fit(
         brain.hparams.epoch_counter,
         train_loader,
