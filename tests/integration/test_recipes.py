@@ -405,8 +405,7 @@ def one_rank(tiny, adapter, tmp_path_factory):
         "adapter": ["train_adapter.py", "adapter", *options]
         # more attributes than the first batch has frames
         + ["--revive_after=3", "--num_attributes=700", "--mask_span=3"]
-        + ["--predictor_layers=1", "--ema_decay_start=0.9"]
-        + ["--target_norm=corpus"],
+        + ["--predictor_layers=1", "--ema_decay_start=0.9"],
         "classifier": ["train_classifier.py", "classifier", *options]
         + [f"--adapter_folder={folder / 'adapter'}", "--label_fraction=0.3"]
         + ["--pooled_norm=True", "--class_weights=balanced"]
