@@ -177,11 +177,8 @@ class AdapterBrain(RecipeBrain):
     def compute_objectives(self, predictions, batch, stage):
         """Joins reconstruction and pseudo-label cross entropy (Eq. 6)."""
         z_student, frames, masked, spread = predictions
-        rec_loss = masked_reconstruction_loss(
-            z_student, frames[masked], reduction=self.hparams.rec_reduction
-        )
-        values = {"rec_loss": rec_loss}
-        pce_loss = torch.zeros_like(rec_loss)
+        # before the other loss: the order is that in which gradients add up
+        values, pce_loss = {}, 0.0
         attributes = self.modules.local_attributes
         is_due = self.place >= self.hparams.attribute_warmup
         if is_due and not attributes.initialised:
@@ -191,10 +188,11 @@ class AdapterBrain(RecipeBrain):
             logits = attributes.logits(z_student)
             pce_loss = pseudo_label_loss(logits, codes[masked])
             agreed = logits.argmax(dim=-1) == codes[masked]
-            values |= {
-                "pce_loss": pce_loss,
-                "agreement": agreed.float().mean(),
-            }
+            agreement = agreed.float().mean()
+            values = {"pce_loss": pce_loss, "agreement": agreement}
+        rec_loss = masked_reconstruction_loss(
+            z_student, frames[masked], reduction=self.hparams.rec_reduction
+        )
         rec_weight = self.hparams.rec_weight_schedule(self.progress())
         loss = adapter_loss(rec_loss, pce_loss, rec_weight)
 
@@ -209,7 +207,9 @@ class AdapterBrain(RecipeBrain):
             statistics = self.valid_statistics
             share, weight = count, 1.0
         statistics.add(
-            {"loss": loss, **values, "teacher_spread": spread}, share
+            {"loss": loss, "rec_loss": rec_loss, **values}
+            | {"teacher_spread": spread},
+            share,
         )
         return weight * loss
 
