@@ -419,14 +419,16 @@ def prepare(command):
     }
     settings["encoder_key"] = hparams["feature_cache"].key
     identity = None
-    for seed, adapter in list_earlier_adapters(command).items():
+    earlier = list_earlier_adapters(command)
+    for adapter in dict.fromkeys(earlier.values()):
         identity = check_earlier_adapter(
             adapter, settings, splits, hparams["corpus_table"]
         )
-        if has_adapter_per_seed(command):
+    if has_adapter_per_seed(command):
+        for seed, adapter in earlier.items():
             check_start(adapter, seed, settings)
-            # seeds may be added: each fold is guarded by itself
-            identity = "one for each seed"
+        # seeds may be added: each fold is guarded by itself
+        identity = "one for each seed"
     content = table[["id", "digest", "speaker", "session", "emo"]].to_csv()
     if command["corpora"]:
         further, *_ = read_tables(
@@ -729,7 +731,7 @@ def list_notes(command):
     how = "without adapter training (from scratch)."
     if command["adapter_training"]:
         how = "with adapter training."
-    earlier = list(list_earlier_adapters(command).values())
+    earlier = list(dict.fromkeys(list_earlier_adapters(command).values()))
     if earlier:
         each = "each seed" if has_adapter_per_seed(command) else "all folds"
         learned = dict.fromkeys(describe_adapter(one) for one in earlier)
