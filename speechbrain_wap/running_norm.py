@@ -37,27 +37,7 @@ class RunningNorm(nn.Module):
         zeros = torch.zeros(2, dim, dtype=torch.float64)
         self.register_buffer("moments", zeros)
         self.register_buffer("count", zeros[0, 0].clone())
-        self.initialised = False
         self.collected = None
-
-    def get_extra_state(self):
-        """Returns what is no tensor, for the checkpoint.
-
-        Returns
-        -------
-        state : dict
-        """
-        return {"initialised": self.initialised}
-
-    def set_extra_state(self, state):
-        """Takes what is no tensor from a checkpoint.
-
-        Arguments
-        ---------
-        state : dict
-            What ``get_extra_state`` returned.
-        """
-        self.initialised = state["initialised"]
 
     @torch.no_grad()
     def initialise_(self, sums):
@@ -69,7 +49,6 @@ class RunningNorm(nn.Module):
             What :func:`sum_frames` gave, added up, shape [3, D].
         """
         self._take(sums.to(self.moments))
-        self.initialised = True
 
     def _take(self, sums):
         """Adds sums to what there is."""

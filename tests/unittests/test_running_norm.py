@@ -24,9 +24,9 @@ def standardise(x, seen):
 
 def test_the_first_frames_are_standardised_by_themselves():
     norm, x = RunningNorm(DIM), draw(50)
-    assert not norm.initialised
+    assert norm.count == 0
     norm.initialise_(sum_frames(x))
-    assert norm.initialised
+    assert norm.count == 50
     assert_near(norm(x), standardise(x, x).float(), atol=1e-4)
 
 
@@ -79,5 +79,5 @@ def test_a_checkpoint_holds_it():
     norm, other, x = RunningNorm(DIM), RunningNorm(DIM), draw(9)
     norm.initialise_(sum_frames(x))
     other.load_state_dict(norm.state_dict())
-    assert other.initialised
+    assert other.count == 9
     assert torch.equal(other(x), norm(x))

@@ -248,7 +248,7 @@ class AdapterBrain(RecipeBrain):
         super().on_fit_start()
         if self.hparams.target_norm == "corpus":
             norm = self.modules.running_norm
-            if not norm.initialised:
+            if norm.count == 0:  # no checkpoint had any
                 norm.initialise_(run_on_main(self.measure_targets))
         values = self.diagnose(0) if self.optimizer_step == 0 else {}
         if values:
