@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.files import write_atomically, write_text
@@ -254,6 +255,7 @@ def draw_curves(histories, panels, path):
                 )
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if number == 1 and len(histories) <= 10:
             axes.legend(fontsize=7)
