@@ -1,6 +1,7 @@
 """Writing files so that they are there whole or not at all."""
 
 import errno
+import hashlib
 import json
 import os
 from contextlib import contextmanager, suppress
@@ -73,6 +74,26 @@ def write_text(path, text):
     """
     with write_atomically(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
+
+
+def digest_file(path):
+    """Computes a digest of a file's content, by which it is known again.
+
+    Arguments
+    ---------
+    path : str
+        The file.
+
+    Returns
+    -------
+    digest : str or None
+        None where it cannot be read.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError:
+        return None
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def read_json(path, cure, keys=()):

@@ -192,12 +192,20 @@ def test_a_finished_cross_validation_can_be_mended_and_grow(
         f"--output_folder={tmp_path / 'out'}",
     ]
     run_folder = tmp_path / "out" / "seed1" / "fold2"
-    scores = run_folder / "classifier" / "scores.json"
-    before = scores.read_bytes()
+    files = [
+        run_folder / "classifier" / name
+        for name in ("scores.json", "predictions.csv")
+    ]
+    before = [path.read_bytes() for path in files]
     # a broken disk; the checkpoint has all that is needed
-    scores.write_bytes(before[:40])
-    call(*arguments)
-    assert scores.read_bytes() == before
+    for path in files:
+        for spoil in (
+            lambda p: p.write_bytes(p.read_bytes()[:-40]),
+            Path.unlink,
+        ):
+            spoil(path)
+            call(*arguments)
+            assert [path.read_bytes() for path in files] == before
 
     def count_epochs():
         return [

@@ -50,7 +50,7 @@ from speechbrain_wap.corpus import (
 )
 from speechbrain_wap.data import find_index, prepare_table, split_labelled
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import only_process, read_json
+from speechbrain_wap.files import digest_file, only_process, read_json
 from speechbrain_wap.hparams import (
     UNGUARDED_KEYS,
     default_output_folder,
@@ -660,6 +660,14 @@ def find_scores(command, folder, adapter):
         scores = read_scores(folder)
     except RecipeError as error:
         logger.warning(f"{error} The fold is tested again.")
+        return None
+    predictions = os.path.join(folder, "classifier", "predictions.csv")
+    written = scores.get("predictions_digest")  # None: by an earlier version
+    if written and digest_file(predictions) != written:
+        logger.warning(
+            f"{predictions} is missing or is not as it was written: the fold "
+            "is tested again."
+        )
         return None
     done = scores.get("number_of_epochs", wanted["classifier"])
     if done > wanted["classifier"]:

@@ -40,7 +40,12 @@ from speechbrain_wap.data import (
 )
 from speechbrain_wap.epoch_plan import EpochPlan
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import only_process, write_atomically, write_text
+from speechbrain_wap.files import (
+    digest_file,
+    only_process,
+    write_atomically,
+    write_text,
+)
 from speechbrain_wap.hparams import (
     load_recipe,
     parse_arguments,
@@ -285,6 +290,7 @@ class EmotionBrain(RecipeBrain):
             "n": len(table),
             **scores,
             "confusion": confusion.to_numpy().tolist(),
+            "predictions_digest": digest_file(self.hparams.predictions_csv),
         }
         write_text(self.hparams.scores_file, json.dumps(result, indent=1))
 
