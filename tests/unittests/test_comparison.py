@@ -56,6 +56,11 @@ def test_runs_are_paired_by_seed_and_fold():
     density = 0.3796066898 * (1 + t**2 / 5) ** -3
     inside = ((density[1:] + density[:-1]) / 2).sum() * t[1]
     assert found["p"] == pytest.approx(1 - 2 * inside, abs=1e-6)
+    # each fold once; with 2 degrees of freedom, p has a closed form
+    folds = differences.reshape(2, 3).mean(axis=0)
+    t = folds.mean() / (folds.std(ddof=1) / np.sqrt(3))
+    p = 1 - t / np.sqrt(2 + t**2)
+    assert found["p_folds"] == pytest.approx(p) and p > found["p"]
     assert (found["better"], found["equal"], found["worse"]) == (4, 1, 1)
 
 
@@ -63,7 +68,7 @@ def test_runs_are_paired_by_seed_and_fold():
 def test_differences_that_are_all_the_same_have_no_p(gain):
     shifted = [[ua + gain for ua in row] for row in BASELINE]
     found = paired_difference(make_results(shifted), make_results(BASELINE))
-    assert found["p"] is None
+    assert found["p"] is None and found["p_folds"] is None
     assert found["standard_error"] == pytest.approx(0.0)
     assert found["better" if gain else "equal"] == 6
 
@@ -98,9 +103,9 @@ def test_shares_of_the_labels_are_rows_and_a_curve(tmp_path):
     row = "| without adapter training | 5 % | 2 |" + " 60.0 ± 1.2 |" * 3
     assert lines[3] == row
     assert "| linear probe | 100 % | 1 | 66.7 | 66.7 | 66.7 |" in lines
-    assert "| 5 % | 6 | +6.7 | 4.2 | 0.17 | 4 / 1 / 1 |" in lines
+    assert "| 5 % | 6 | +6.7 | 4.2 | 0.17 | 0.27 | 4 / 1 / 1 |" in lines
     assert all(line in text for line in said.splitlines())
-    assert "p is optimistic" in text and "label_fraction" in text
+    assert "is optimistic" in text and "label_fraction" in text
     assert "](comparison.png)" in text
     assert (tmp_path / "comparison.png").read_bytes().startswith(PNG)
     content = json.loads((tmp_path / "comparison.json").read_text("utf-8"))
@@ -121,7 +126,9 @@ def test_lengths_of_adapter_training_are_rows_and_a_curve(tmp_path):
     assert lines[0] == "| system | epochs | steps | seeds | UA | WA | F1 |"
     assert lines[3].startswith("| without adapter training | | | 2 | 60.0")
     assert lines[5].startswith("| with adapter training | 15 | 124 | 2 | 78.3")
-    assert "| 5 | 42 | 100 % | 6 | +6.7 | 4.2 | 0.17 | 4 / 1 / 1 |" in lines
+    assert (
+        "| 5 | 42 | 100 % | 6 | +6.7 | 4.2 | 0.17 | 0.27 | 4 / 1 / 1 |" in lines
+    )
     gained = "| 15 | 124 | 100 % | 6 | +18.3 | 1.7 |"
     assert any(line.startswith(gained) for line in lines)
     assert (tmp_path / "comparison_epochs.png").read_bytes().startswith(PNG)
@@ -158,7 +165,7 @@ def test_all_labels_alone_are_no_curve(tmp_path):
     said, _ = write_comparison(tmp_path, make_systems(1.0))
     lines = [" ".join(line.split()) for line in said.splitlines()]
     assert lines[0] == "| system | seeds | UA | WA | F1 |"
-    assert "| 100 % | 6 | +6.7 | 4.2 | 0.17 | 4 / 1 / 1 |" in lines
+    assert "| 100 % | 6 | +6.7 | 4.2 | 0.17 | 0.27 | 4 / 1 / 1 |" in lines
     assert not (tmp_path / "comparison.png").exists()
     text = (tmp_path / "comparison.md").read_text("utf-8")
     assert "png" not in text and "label_fraction" not in text

@@ -662,8 +662,9 @@ def find_scores(command, folder, adapter):
         logger.warning(f"{error} The fold is tested again.")
         return None
     predictions = os.path.join(folder, "classifier", "predictions.csv")
-    written = scores.get("predictions_digest")  # None: by an earlier version
-    if written and digest_file(predictions) != written:
+    # an earlier version wrote no digest
+    found = digest_file(predictions)
+    if found is None or scores.get("predictions_digest", found) != found:
         logger.warning(
             f"{predictions} is missing or is not as it was written: the fold "
             "is tested again."
