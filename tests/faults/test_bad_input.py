@@ -976,7 +976,7 @@ PLACES = {
         "safetensors cannot be written",
     ),
     "a disk that is full while a checkpoint is saved": refused(
-        too_small_a_disk(20_000), "no checkpoint can be saved", "make room"
+        too_small_a_disk(30_000), "no checkpoint can be saved", "make room"
     ),
     "a cache folder that is a file": refused(cache_is_a_file, "file.txt"),
     "spaces and letters of other scripts in all paths": used(odd_places),
