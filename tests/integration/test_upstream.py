@@ -71,8 +71,8 @@ def test_a_row_runs_as_upstream_starts_it(row, tmp_path, monkeypatch):
     script.main(
         [row["Hparam_file"], *shlex.split(row["test_debug_flags"])]
         + ["--device=cpu", "--debug", "--debug_persistently"]
-        + ["--output_folder=tests/tmp/row", "--noprogressbar"]
+        + ["--output_folder=output", "--noprogressbar"]
     )
     wanted = re.fullmatch(r"file_exists=\[(.*)\]", row["test_debug_checks"])[1]
     for name in wanted.split(","):
-        assert (tmp_path / "tests/tmp/row" / name).is_file(), name
+        assert (tmp_path / "output" / name).is_file(), name
