@@ -236,7 +236,7 @@ def main():
     wavs = sorted(Path(options.data_folder, "wav").glob("*.wav"))
     entries = {}
     for wav in wavs[:: max(1, len(wavs) // options.utterances)]:
-        duration, digest = inspect_audio(str(wav))
+        duration, digest, _ = inspect_audio(str(wav))
         entries[digest] = {"wav": str(wav), "duration": duration}
     with tempfile.TemporaryDirectory() as folder:
         hubert = make_hubert(Path(folder, "hubert"))

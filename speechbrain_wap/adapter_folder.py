@@ -16,6 +16,7 @@ from speechbrain_wap.corpus import read_corpus_table
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import read_json, write_text
 from speechbrain_wap.hparams import guard
+from speechbrain_wap.speakers import fold_name, may_be_same
 
 logger = get_logger(__name__)
 
@@ -36,6 +37,15 @@ MODEL_KEYS = {
     "normalize_before": "normalize_before",
     "input_norm": "input_norm",
 }
+# Of the record, what says nothing of what was learned
+UNIDENTIFIED = {"corpora", "speaker_names", "sounds", "encoder"}
+# What the encoder_key comes of, beside the checkpoint's content
+ENCODER_KEYS = (
+    "encoder_source",
+    "encoder_layer",
+    "encoder_context",
+    "feature_precision",
+)
 
 
 def record_digest(text):
@@ -67,13 +77,16 @@ def list_heard(entries):
     heard : dict
         "speakers": their names in their own table; "utterances": digest of
         each audio file, and speaker and id, which another copy of a corpus, at
-        another sample rate say, has as well.
+        another sample rate say, has as well; "sounds": see
+        :func:`speechbrain_wap.audio.inspect_audio`.
     """
     named = [
         (entry["digest"], *original_names(key, entry))
         for key, entry in entries.items()
     ]
+    sounds = {entry.get("sound") for entry in entries.values()}
     return {
+        "sounds": sorted(sounds - {None}),  # hand-made manifests may lack it
         "speakers": sorted({speaker for _, speaker, _ in named}),
         "utterances": sorted(
             name
@@ -108,6 +121,7 @@ def write_adapter_record(output_folder, settings, train, adapter_data):
         tables.setdefault(entry.get("table"), {})[key] = entry
     record = {
         "model": {key: settings[key] for key in MODEL_KEYS},
+        "encoder": {key: settings.get(key) for key in ENCODER_KEYS},
         "settings": _settings_digest(output_folder, kept),
         "number_of_epochs": settings["number_of_epochs"],
         "adapter_data": adapter_data,
@@ -238,13 +252,106 @@ def find_held_out(splits, corpus_table=None):
     return held_out
 
 
+def check_model(adapter_folder, record, settings):
+    """Refuses an adapter of another network or encoder.
+
+    Arguments
+    ---------
+    adapter_folder : str
+        Output folder of an adapter training.
+    record : dict
+        What :func:`read_adapter_record` gave.
+    settings : dict
+        Settings of the classifier training.
+
+    Raises
+    ------
+    RecipeError
+        If a key differs; names it and both values.
+    """
+    model, encoder = record["model"], record.get("encoder", {})
+    different = [key for key in MODEL_KEYS if settings[key] != model.get(key)]
+    if not different:
+        return
+    names = {key: MODEL_KEYS[key] for key in different}
+    theirs, mine = dict(model), dict(settings)
+    if "encoder_key" in names:
+        # an earlier version did not record them
+        others = [k for k in encoder if encoder[k] != settings.get(k)]
+        theirs.update(encoder)
+        if others:
+            del names["encoder_key"]
+            names = {**dict(zip(others, others)), **names}
+        elif encoder:
+            names["encoder_key"] = "the content of encoder_source"
+    said = ", ".join(f"{names[key]}={theirs.get(key)}" for key in names)
+    options = [
+        f"--{key}={theirs.get(key)}" for key in names if key != "encoder_key"
+    ]
+    cure = f", as with {' '.join(options)}" if options else ""
+    raise RecipeError(
+        f"the adapter in {adapter_folder} was trained with {said}, but the "
+        f"classifier's is {', '.join(f'{mine.get(key)}' for key in names)}: "
+        f"make them agree{cure}."
+    )
+
+
+class HeardTable:
+    """What an adapter has heard of one corpus, to compare speakers with.
+
+    Arguments
+    ---------
+    table : dict
+        The record, for its corpus under test, or an item of its "corpora".
+    entries : list of tuple
+        Id and manifest entry of all utterances of the corpus that stage 2 is
+        given.
+    """
+
+    def __init__(self, table, entries):
+        self.heard = {*table["utterances"], *table.get("sounds", ())}
+        self.speakers = table["speakers"]
+        self.people = {fold_name(name) for name in self.speakers}
+        self.is_shared = table.get("speaker_names") == "shared"
+        # any utterance in common shows that it is the very same corpus
+        self.is_same = any(
+            self.has_audio(entry) or self.has_copy(key, entry)
+            for key, entry in entries
+        )
+
+    def has_audio(self, entry):
+        """Tells whether the very same audio was heard."""
+        return not self.heard.isdisjoint((entry["digest"], entry.get("sound")))
+
+    def has_copy(self, key, entry):
+        """Tells whether an utterance of this id and speaker was heard."""
+        return any(
+            f"{name}/{key}" in self.heard
+            and may_be_same(name, entry["speaker"])
+            for name in self.speakers
+        )
+
+    def has_name(self, entry):
+        """Tells whether anyone of this name was heard."""
+        return fold_name(entry["speaker"]) in self.people
+
+    def has_heard(self, key, entry):
+        """Tells whether the speaker of an utterance was heard."""
+        return (
+            self.has_audio(entry)
+            or self.has_copy(key, entry)
+            or ((self.is_shared or self.is_same) and self.has_name(entry))
+        )
+
+
 def check_adapter(adapter_folder, settings, splits, corpus_table=None):
     """Refuses an adapter of another model or one that heard a held-out speaker.
 
-    A speaker was heard if an audio file of theirs was, or one of the same name:
-    in a further table whose names are shared; else, where the adapter was
-    trained on this very corpus, which shows in any utterance in common. Another
-    corpus's equal names are other people.
+    A speaker was heard if an audio file of theirs was, or one of the same name,
+    in whatever spelling: in a further table whose names are shared; else, where
+    the adapter was trained on this very corpus, which shows in any utterance in
+    common. Another corpus's equal names are taken for other people, which a
+    warning says.
 
     Arguments
     ---------
@@ -270,33 +377,17 @@ def check_adapter(adapter_folder, settings, splits, corpus_table=None):
     """
     record = read_adapter_record(adapter_folder)
     identity = identify_adapter(record)
-    model = record["model"]
-    different = [key for key in MODEL_KEYS if settings[key] != model.get(key)]
-    if different:
-        theirs = ", ".join(f"{MODEL_KEYS[k]}={model.get(k)}" for k in different)
-        mine = ", ".join(f"{settings[k]}" for k in different)
-        options = [
-            f"--{key}={model.get(key)}"
-            for key in different
-            if key != "encoder_key"
-        ]
-        cure = f", as with {' '.join(options)}" if options else ""
-        raise RecipeError(
-            f"the adapter in {adapter_folder} was trained with {theirs}, but "
-            f"the classifier's is {mine}: make them agree{cure}."
-        )
+    check_model(adapter_folder, record, settings)
     held_out = find_held_out(splits, corpus_table)
     entries = [item for split in splits.values() for item in split.items()]
-    names = {entry["digest"] for _, entry in entries}
-    names |= {f"{entry['speaker']}/{key}" for key, entry in entries}
+    namesakes = []
     for table in [record, *record["corpora"]]:
-        heard, speakers = set(table["utterances"]), set(table["speakers"])
-        is_shared = table.get("speaker_names") == "shared"
-        compare_names = is_shared or not heard.isdisjoint(names)
+        known = HeardTable(table, entries)
         for split, key, entry in held_out:
             speaker = entry["speaker"]
-            by_audio = entry["digest"] in heard
-            if not (by_audio or (compare_names and speaker in speakers)):
+            if not known.has_heard(key, entry):
+                if table is record and known.has_name(entry):
+                    namesakes.append(speaker)
                 continue
             if record["adapter_data"] == "all":
                 logger.warning(
@@ -309,9 +400,9 @@ def check_adapter(adapter_folder, settings, splits, corpus_table=None):
             if table is not record:
                 place = f", in the table {table['name']} of corpora"
                 cure = ", or one that has this corpus under test"
-            if by_audio:
+            if known.has_audio(entry):
                 place += f" ({key} is the same audio)"
-            elif is_shared:
+            elif known.is_shared:
                 cure += (
                     "; if they are but called alike, run train_adapter.py "
                     "again with speakers: own for that table, which trains "
@@ -322,6 +413,13 @@ def check_adapter(adapter_folder, settings, splits, corpus_table=None):
                 f"in {adapter_folder} was trained on that speaker{place}: use "
                 f"the adapter of the same fold and protocol{cure}."
             )
+    if namesakes:
+        logger.warning(
+            f"The adapter in {adapter_folder} was trained on a corpus that has "
+            f"a speaker called {namesakes[0]}, too, who is held out here. They "
+            "are taken for two people, since the corpora have no utterance in "
+            "common; if they are one, scores are too good."
+        )
     return identity
 
 
@@ -336,13 +434,13 @@ def identify_adapter(record):
     Returns
     -------
     identity : str
-        Whose names the speakers' are is no part of it.
+        What only serves to compare speakers and to say what differs is no
+        part of it, so that a record may be completed.
     """
-    corpora = [
-        {key: value for key, value in table.items() if key != "speaker_names"}
-        for table in record["corpora"]
-    ]
-    what = {key: value for key, value in record.items() if key != "corpora"}
+    what, *corpora = (
+        {key: value for key, value in table.items() if key not in UNIDENTIFIED}
+        for table in (record, *record["corpora"])
+    )
     if corpora:
         what["corpora"] = corpora
     return record_digest(json.dumps(what, sort_keys=True))

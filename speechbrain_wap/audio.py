@@ -107,10 +107,11 @@ def check_wav_length(content, path):
 
 
 def inspect_audio(path):
-    """Decodes a file once, for its duration and the digest of its bytes.
+    """Decodes a file once, for its duration and what tells it from others.
 
-    The digest names the utterance's features in the cache: the same audio has
-    the same features wherever it lies, and an altered file has none.
+    The digest names the utterance's features in the cache: the same file has
+    the same features wherever it lies, and an altered one has none. The sound
+    tells the same speech in another lossless format, as wav and FLAC.
 
     Arguments
     ---------
@@ -122,7 +123,10 @@ def inspect_audio(path):
     duration : float
         In seconds.
     digest : str
-        32 hexadecimal digits.
+        Of the file's bytes, 32 hexadecimal digits.
+    sound : str
+        Of the sample rate and the samples as the encoder is given them, before
+        any resampling; as long.
 
     Raises
     ------
@@ -136,5 +140,10 @@ def inspect_audio(path):
         raise RecipeError(f"{path} cannot be opened: {error.strerror}.")
     signal, sample_rate = load_audio(io.BytesIO(content), str(path))
     check_wav_length(content, path)
-    digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-    return signal.shape[-1] / sample_rate, digest
+    samples = signal.mean(dim=0) + 0.0  # without -0.0
+    heard = f"{sample_rate} Hz ".encode() + samples.numpy().tobytes()
+    digest, sound = (
+        hashlib.blake2b(data, digest_size=16).hexdigest()
+        for data in (content, heard)
+    )
+    return signal.shape[-1] / sample_rate, digest, sound

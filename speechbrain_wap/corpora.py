@@ -10,11 +10,18 @@ from pathlib import Path
 import pandas as pd
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.corpus import COLUMNS, check_audio, read_own_corpus
+from speechbrain_wap.corpus import (
+    AUDIO_COLUMNS,
+    COLUMNS,
+    check_audio,
+    check_ids,
+    read_own_corpus,
+)
 from speechbrain_wap.epoch_plan import EpochPlan
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import write_atomically
 from speechbrain_wap.key_values import find_mistake
+from speechbrain_wap.speakers import fold_name, may_be_same
 
 logger = get_logger(__name__)
 
@@ -185,19 +192,14 @@ def read_tables(corpora, audio_index=None):
     tables, reasons, ids = [], {}, []
     for item in corpora:
         table = read_own_corpus(item["table"])
-        repeated = table["id"][table["id"].duplicated()]
-        if len(repeated):
-            raise RecipeError(
-                f"{item['table']}: the id {repeated.iloc[0]} stands for more "
-                "than one utterance: ids must be unique."
-            )
+        check_ids(table, f"{item['table']}: ")
         table["id"] = [f"{item['name']}/{key}" for key in table["id"]]
         if item["speakers"] == "own":
             table["speaker"] = [f"{item['name']}/{s}" for s in table["speaker"]]
         ids += table["id"].tolist()
         table, unreadable = check_audio(table, audio_index)
         reasons.update(unreadable)
-        table = table[[*COLUMNS, "digest"]]
+        table = table[[*COLUMNS, *AUDIO_COLUMNS]]
         origin = {"table": item["name"], "speaker_names": item["speakers"]}
         tables.append(table.assign(**origin))
     return pd.concat(tables, ignore_index=True), reasons, ids
@@ -236,10 +238,11 @@ def original_names(utterance_id, entry):
 def find_held_out_people(table, held_out):
     """Finds the speakers of further tables who are held out.
 
-    Who is called as a held-out speaker is that person, and so is who says the
-    very same audio, or an utterance of the same id while being called the same
-    in a table of their own (the corpus in another format or at another sample
-    rate); and who is called as, or says the same as, one so found.
+    Who is called as a held-out speaker, in whatever spelling, is that person,
+    and so is who says the very same audio, or an utterance of the same id while
+    being called alike in a table of their own (the corpus at another sample
+    rate, or coded with loss); and who is called as, or says the same as, one so
+    found.
 
     Arguments
     ---------
@@ -255,7 +258,7 @@ def find_held_out_people(table, held_out):
 
     Example
     -------
-    >>> columns = ["id", "speaker", "digest"]
+    >>> columns = ["id", "speaker", "sound"]
     >>> mine = pd.DataFrame([["u1", "anna", "12"]], columns=columns)
     >>> others = pd.DataFrame(
     ...     [["b/1", "b/x", "12"], ["b/2", "b/x", "34"], ["b/3", "b/y", "56"]],
@@ -264,26 +267,73 @@ def find_held_out_people(table, held_out):
     >>> find_held_out_people(others, mine)
     {'b/x': 'b/1 is the audio of u1, which is held out'}
     """
-    why = {name: f"{name} is held out" for name in held_out["speaker"]}
-    audio = dict(zip(held_out["digest"], held_out["id"]))
-    copies = set(zip(held_out["speaker"], held_out["id"]))
-    rows = list(table[["id", "speaker", "digest"]].itertuples(index=False))
-    for key, entry in table.set_index("id").to_dict("index").items():
-        if "table" in entry and original_names(key, entry) in copies:
-            why.setdefault(
-                entry["speaker"], f"{key} is an utterance that is held out"
-            )
+    names = {*held_out["speaker"], *table["speaker"]}
+    person = {name: fold_name(name) for name in names}
+    why = {person[n]: f"{n} is held out" for n in held_out["speaker"].unique()}
+    audio = dict(zip(held_out["sound"], held_out["id"]))
+    rows = list(table[["id", "speaker", "sound"]].itertuples(index=False))
+    for key, speaker, name, held_out_name in find_same_ids(table, held_out):
+        if may_be_same(name, held_out_name):
+            reason = f"{key} is an utterance that is held out"
+            why.setdefault(person[speaker], reason)
     before = -1
     while len(why) + len(audio) != before:  # until nobody else is found
         before = len(why) + len(audio)
-        for key, speaker, digest in rows:
-            if speaker in why:
-                audio.setdefault(digest, key)
-            elif digest in audio:
-                why[speaker] = (
-                    f"{key} is the audio of {audio[digest]}, which is held out"
+        for key, speaker, sound in rows:
+            if person[speaker] in why:
+                audio.setdefault(sound, key)
+            elif sound in audio:
+                why[person[speaker]] = (
+                    f"{key} is the audio of {audio[sound]}, which is held out"
                 )
-    return {name: why[name] for name in table["speaker"] if name in why}
+    return {n: why[person[n]] for n in table["speaker"] if person[n] in why}
+
+
+def find_same_ids(table, held_out):
+    """Finds utterances that are called as a held-out one.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        What :func:`read_tables` gave.
+    held_out : pandas.DataFrame
+        All utterances of the held-out sessions.
+
+    Returns
+    -------
+    same : list of tuple
+        The utterance's id and speaker, what its own table calls the speaker,
+        and what the corpus under test calls the held-out one.
+    """
+    speakers = dict(zip(held_out["id"], held_out["speaker"]))
+    same = []
+    for key, entry in table.set_index("id").to_dict("index").items():
+        name, own_id = original_names(key, entry)
+        if own_id in speakers:
+            same.append((key, entry["speaker"], name, speakers[own_id]))
+    return same
+
+
+def warn_of_same_ids(added, held_out):
+    """Says where utterances that train are called as held-out ones.
+
+    Arguments
+    ---------
+    added : pandas.DataFrame
+        See :func:`choose_utterances`.
+    held_out : pandas.DataFrame
+        All utterances of the held-out sessions.
+    """
+    same = find_same_ids(added, held_out)
+    if same:
+        key, _, name, held_out_name = same[0]
+        logger.warning(
+            f"corpora: {len(same)} utterances that are added have ids of the "
+            f"held-out session, first {key} of speaker {name}, who is "
+            f"{held_out_name} there. They are taken for others; if they are "
+            "the same recordings, give their speakers the same names in both "
+            "tables."
+        )
 
 
 def choose_utterances(table, train, held_out):
@@ -307,14 +357,14 @@ def choose_utterances(table, train, held_out):
         The other rows' id, table, speaker and the reason.
     """
     people = find_held_out_people(table, held_out)
-    first = dict(zip(train["digest"], zip(train["id"], [""] * len(train))))
+    first = dict(zip(train["sound"], zip(train["id"], [""] * len(train))))
     reasons = []
     for row in table.itertuples(index=False):
         if row.speaker in people:
             reasons.append(f"held-out speaker: {people[row.speaker]}")
             continue
         # within a table, as within the corpus under test, it may repeat
-        key, origin = first.setdefault(row.digest, (row.id, row.table))
+        key, origin = first.setdefault(row.sound, (row.id, row.table))
         reasons.append(f"same audio as {key}" if origin != row.table else "")
     table = table.assign(reason=reasons)
     is_added = table["reason"] == ""
@@ -340,7 +390,7 @@ def join_tables(train, added):
         What a manifest needs; ORIGIN_COLUMNS are missing (NaN) in the rows of
         the corpus under test, whatever columns of these names it has.
     """
-    columns = [*COLUMNS, "digest"]
+    columns = [*COLUMNS, *AUDIO_COLUMNS]
     parts = [part for part in (train[columns], added) if len(part)]
     joined = pd.concat(parts or [added], ignore_index=True)
     return joined.reindex(columns=[*columns, *ORIGIN_COLUMNS])

@@ -24,6 +24,8 @@ logger = get_logger(__name__)
 # Columns of predictions.csv beside those of the classes
 PREDICTION_COLUMNS = ("id", "session", "speaker", "label", "prediction")
 COLUMNS = ["id", "wav", "duration", "speaker", "session", "emo"]
+# What the audio file is known by, see inspect_audio
+AUDIO_COLUMNS = ["digest", "sound"]
 STYLES = ("improvised", "scripted")
 # Beside a corpus table
 SKIPPED_NAME = "skipped.csv"
@@ -162,21 +164,24 @@ def inspect_files(wavs, audio_index=None):
     wavs : list of str
         Audio files.
     audio_index : str, optional
-        A JSON file that keeps size, time of change, duration and digest of
-        the files, so that unchanged ones are not decoded again.
+        A JSON file that keeps size, time of change, duration, digest and
+        sound of the files, so that unchanged ones are not decoded again.
 
     Returns
     -------
     results : list of tuple
-        Duration (in seconds) and digest of each file, or None and the reason
-        why it cannot be read.
+        Duration (in seconds), digest and sound of each file, see
+        :func:`speechbrain_wap.audio.inspect_audio`; or None, the reason why it
+        cannot be read, and None.
     """
     known = {}
     if audio_index is not None and Path(audio_index).is_file():
         try:
             known = dict(json.loads(Path(audio_index).read_text("utf-8")))
-            for wav, (_, _, duration, digest) in known.items():
-                float(duration), int(digest, 16), Path(wav)
+            for wav, (_, _, duration, *digests) in known.items():
+                float(duration), Path(wav), [int(d, 16) for d in digests]
+            # an earlier version kept no sound
+            known = {wav: e for wav, e in known.items() if len(e) == 5}
         except (OSError, TypeError, ValueError):
             logger.warning(f"{audio_index} is damaged and is made again.")
             known = {}
@@ -210,7 +215,9 @@ def inspect_files(wavs, audio_index=None):
             write_text(audio_index, json.dumps({**known, **fresh}))
         except RecipeError as error:  # it only saves time
             logger.warning(f"{error} The next run decodes all files again.")
-    return [(None, f) if isinstance(f, str) else tuple(f[2:]) for f in found]
+    return [
+        (None, f, None) if isinstance(f, str) else tuple(f[2:]) for f in found
+    ]
 
 
 def check_audio(table, audio_index=None):
@@ -226,18 +233,44 @@ def check_audio(table, audio_index=None):
     Returns
     -------
     table : pandas.DataFrame
-        The rows that can be read, with duration and digest of their files.
+        The rows that can be read, with duration, digest and sound of their
+        files.
     reasons : dict
         Why the others cannot, by id.
     """
     results = inspect_files(table["wav"].tolist(), audio_index)
-    table = table.assign(
-        duration=[duration for duration, _ in results],
-        digest=[digest for _, digest in results],
+    found = pd.DataFrame(
+        results, columns=["duration", *AUDIO_COLUMNS], index=table.index
     )
+    table = table.assign(**found)
     unreadable = table["duration"].isna()
     reasons = dict(zip(table["id"][unreadable], table["digest"][unreadable]))
     return table[~unreadable].reset_index(drop=True), reasons
+
+
+def check_ids(table, place=""):
+    """Makes sure that an id stands for one utterance.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        With the columns id and wav.
+    place : str
+        Where the table is from, for errors.
+
+    Raises
+    ------
+    RecipeError
+        If one repeats; names two of its files.
+    """
+    repeated = table["id"][table["id"].duplicated()]
+    if len(repeated):
+        key = repeated.iloc[0]
+        one, other = table["wav"][table["id"] == key].iloc[:2]
+        raise RecipeError(
+            f"{place}the id {key} stands for more than one utterance ({one} "
+            f"and {other}): ids must be unique."
+        )
 
 
 def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
@@ -260,8 +293,8 @@ def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
     Returns
     -------
     table : pandas.DataFrame
-        What was written: COLUMNS first, then other columns, then the digest
-        of each audio file.
+        What was written: COLUMNS first, then other columns, then digest and
+        sound of each audio file.
 
     Raises
     ------
@@ -270,19 +303,14 @@ def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
     """
     if len(table) == 0:
         raise RecipeError(f"no utterance found for {corpus_csv}.")
-    repeated = table["id"][table["id"].duplicated()]
-    if len(repeated):
-        raise RecipeError(
-            f"the id {repeated.iloc[0]} stands for more than one utterance: "
-            "ids must be unique."
-        )
+    check_ids(table)
     ids = table["id"].tolist()
     table, reasons = check_audio(table, audio_index)
     record_skipped(
         Path(corpus_csv).with_name(SKIPPED_NAME), reasons, ids, max_skipped
     )
-    extra = [c for c in table.columns if c not in COLUMNS + ["digest"]]
-    table = table[COLUMNS + extra + ["digest"]]
+    extra = [c for c in table.columns if c not in COLUMNS + AUDIO_COLUMNS]
+    table = table[COLUMNS + extra + AUDIO_COLUMNS]
     with write_atomically(corpus_csv) as temporary:
         table.to_csv(temporary, index=False)
     return table
@@ -613,46 +641,6 @@ def split_table(table, fold, protocol="paper"):
     }
 
 
-def check_speakers(splits):
-    """Makes sure that no speaker is in two splits.
-
-    Validation and test set may be one and the same (protocol "paper"); they
-    are then not compared with each other.
-
-    Arguments
-    ---------
-    splits : dict
-        Manifest (entries by utterance id) of each split.
-
-    Raises
-    ------
-    RecipeError
-        If a speaker is in two splits; names the speaker and both.
-
-    Example
-    -------
-    >>> a, b = {"u1": {"speaker": "a"}}, {"u2": {"speaker": "b"}}
-    >>> check_speakers({"train": a, "valid": b, "test": b})
-    """
-    names = list(splits)
-    speakers = {
-        name: {entry["speaker"] for entry in manifest.values()}
-        for name, manifest in splits.items()
-    }
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            same = splits[first].keys() == splits[second].keys()
-            if same and "train" not in (first, second):
-                continue
-            shared = speakers[first] & speakers[second]
-            if shared:
-                speaker = min(shared, key=natural_key)
-                raise RecipeError(
-                    f"speaker {speaker} is in both the {first} and the "
-                    f"{second} split: a speaker must be in one session only."
-                )
-
-
 def write_manifest(table, path, optional=()):
     """Writes one split as SpeechBrain's JSON manifest.
 
@@ -665,7 +653,7 @@ def write_manifest(table, path, optional=()):
     optional : tuple of str
         Further columns, which only some of the rows have.
     """
-    columns = ["wav", "duration", "speaker", "session", "emo", "digest"]
+    columns = ["wav", "duration", "speaker", "session", "emo", *AUDIO_COLUMNS]
     columns += ["label"] if "label" in table.columns else []
     entries = {
         row["id"]: {

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 
 from speechbrain.dataio.dataset import DynamicItemDataset
@@ -23,10 +24,10 @@ from speechbrain_wap.corpora import (
     original_names,
     read_tables,
     report_choice,
+    warn_of_same_ids,
 )
 from speechbrain_wap.corpus import (
     SKIPPED_NAME,
-    check_speakers,
     choose_classes,
     inspect_files,
     label_utterances,
@@ -39,6 +40,7 @@ from speechbrain_wap.corpus import (
     write_manifest,
 )
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.speakers import check_speakers
 
 logger = get_logger(__name__)
 
@@ -167,6 +169,7 @@ def prepare_adapter_data(
             held_out = table[~table["id"].isin(train["id"])]
         added, left_out = choose_utterances(further, train, held_out)
         report_choice(corpora, added, left_out, left_out_csv)
+        warn_of_same_ids(added, held_out)
         splits["train"] = join_tables(train, added)
     for name in SPLITS:
         optional = ORIGIN_COLUMNS if corpora and name == "train" else ()
@@ -207,10 +210,10 @@ def prepare_tables(corpus, corpora=()):
         ids = [*table["id"], *reasons]
     further, unreadable, further_ids = read_tables(corpora, audio_index)
     ids += further_ids
-    repeated = set(ids) & set(further_ids) if len(set(ids)) < len(ids) else ()
+    repeated = [key for key, count in Counter(ids).items() if count > 1]
     if repeated:
         raise RecipeError(
-            f"the id {min(repeated)} stands for more than one utterance of the "
+            f"the id {repeated[0]} stands for more than one utterance of the "
             "corpus under test and the tables of corpora: give a table there "
             "another name, as in {table: b.csv, name: mine}."
         )
@@ -386,9 +389,41 @@ def read_manifests(manifests, fields=("wav", "speaker"), audio_index=None):
     if not splits["train"]:
         raise RecipeError(f"manifest {manifests['train']} is empty.")
     check_speakers(splits)
+    warn_of_shared_audio(splits)
     if audio_index is not None:
         _refuse_other_audio(splits, audio_index)
     return splits
+
+
+def warn_of_shared_audio(splits):
+    """Says where a held-out session has audio of the training sessions.
+
+    By other speakers' names, or it would have been refused: a mistake in the
+    corpus, by which it is tested on what it was trained on.
+
+    Arguments
+    ---------
+    splits : dict
+        Manifest entries by utterance id of each split.
+    """
+    heard = {
+        entry.get("sound", entry["digest"]): (key, entry["speaker"])
+        for key, entry in splits["train"].items()
+    }
+    shared = {
+        (key, entry["speaker"]): heard[sound]
+        for name in ("valid", "test")
+        for key, entry in splits[name].items()
+        if (sound := entry.get("sound", entry["digest"])) in heard
+    }
+    if shared:
+        (key, speaker), (other, other_speaker) = next(iter(shared.items()))
+        logger.warning(
+            f"Leak: {len(shared)} utterances of the held-out session are the "
+            f"same audio as training utterances, first {key} of speaker "
+            f"{speaker} and {other} of speaker {other_speaker}: scores are too "
+            "good; remove one of each from the corpus."
+        )
 
 
 def find_audio_index(hparams):
@@ -420,7 +455,8 @@ def _check_entry(entry, fields, name):
         if not isinstance(entry[field], str):
             raise RecipeError(f"{name}: {field} must be text.")
     if not {"digest", "duration"} <= entry.keys():
-        entry["duration"], entry["digest"] = inspect_audio(entry["wav"])
+        found = inspect_audio(entry["wav"])
+        entry["duration"], entry["digest"], entry["sound"] = found
     # it names a file
     if not re.fullmatch("[0-9a-f]{32}", str(entry["digest"])):
         raise RecipeError(
@@ -435,7 +471,7 @@ def _refuse_other_audio(splits, audio_index):
     # features may be cached where the audio is not
     there = {k: e for k, e in entries.items() if os.path.isfile(e["wav"])}
     found = inspect_files([e["wav"] for e in there.values()], audio_index)
-    for (key, entry), (duration, digest) in zip(there.items(), found):
+    for (key, entry), (duration, digest, _) in zip(there.items(), found):
         if duration is not None and digest != entry["digest"]:
             raise RecipeError(
                 f"utterance {key}: {entry['wav']} is not the file that it was "

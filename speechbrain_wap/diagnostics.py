@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.logger import get_logger
 
@@ -20,6 +22,7 @@ from speechbrain_wap.data import make_dataset
 from speechbrain_wap.lengths import valid_frames
 from speechbrain_wap.masking import shuffle_utterances
 from speechbrain_wap.probe import cross_validate_probe, frame_statistics
+from speechbrain_wap.speakers import fold_name
 
 logger = get_logger(__name__)
 
@@ -28,6 +31,12 @@ BRANCHES = ("raw", "student", "teacher")
 DIAGNOSTICS = tuple(
     f"{what}_{branch}" for what in ("probe", "rank") for branch in BRANCHES
 )
+# What lets a network start by passing on the encoder's frames (D15, D17)
+CURES = {
+    "mlp_residual": True,
+    "projection_init": "orthogonal",
+    "residual_init": 0.1,
+}
 # Whichever fold is left out, a label must have so many utterances elsewhere
 LEAST_LEARNED = 5
 # More sessions (or speakers) than this share their folds
@@ -35,6 +44,109 @@ MOST_FOLDS = 10
 # Frames of an utterance that the effective rank is computed from, at most
 MOST_FRAMES = 50
 BATCH_SIZE = 16
+
+
+def find_below_raw(values):
+    """Lists the branches whose frames tell less than the encoder's own.
+
+    Arguments
+    ---------
+    values : dict
+        What was measured, as in a row of history.json.
+
+    Returns
+    -------
+    branches : list of str
+        Of "student" and "teacher"; none where nothing was probed.
+    """
+    raw = values["probe_raw"]
+    return [
+        branch
+        for branch in ("student", "teacher")
+        if raw is not None and values[f"probe_{branch}"] < raw
+    ]
+
+
+def is_in_use(key, settings):
+    """Tells whether a cure is in use already.
+
+    Arguments
+    ---------
+    key : str
+        One of CURES.
+    settings : dict
+        The run's values; a network of the user's own may have other keys.
+
+    Returns
+    -------
+    is_in_use : bool
+    """
+    value = settings.get(key)
+    if key == "residual_init" and value is not None:
+        return value <= CURES[key]
+    return value in (None, CURES[key])
+
+
+def explain_loss(epoch, values, rows, settings):
+    """Warns when a probe has fallen below that of the encoder's own frames.
+
+    Arguments
+    ---------
+    epoch : int
+        Counted from 1.
+    values : dict
+        What was measured now.
+    rows : list of dict
+        What was measured before: rows of history.json with a probe; epoch 0 is
+        the network before any training.
+    settings : dict
+        The run's values of the keys of CURES.
+
+    Returns
+    -------
+    warning : str or None
+        None where no branch is below that was not at the last look after the
+        start. Tells what the training lost from what the start had lost.
+
+    Example
+    -------
+    >>> start = {"probe_raw": 0.8, "probe_student": 0.7, "probe_teacher": 0.7}
+    >>> now = {**start, "probe_student": 0.9}
+    >>> settings = {**CURES, "mlp_residual": False}
+    >>> said = explain_loss(1, now, [{"epoch": 0, **start}], settings)
+    >>> said.split("; ")[-1]
+    'try mlp_residual=True.'
+    """
+    below = find_below_raw(values)
+    trained = [row for row in rows if row["epoch"] > 0]
+    if not set(below) - set(find_below_raw(trained[-1]) if trained else ()):
+        return None
+    start = next((row for row in rows if row["epoch"] == 0), None)
+    parts, has_fallen = [], False
+    for branch in below:
+        value = values[f"probe_{branch}"]
+        part = f"the {branch}'s frames tell the training sessions' labels with "
+        part += f"UA {100 * value:.1f} % in epoch {epoch}"
+        if start is not None:
+            before = start[f"probe_{branch}"]
+            part += f" ({100 * before:.1f} % before training)"
+        has_fallen |= start is None or value < before
+        parts.append(part)
+    reasons = []
+    if start is not None and find_below_raw(start):
+        keys = [key for key in CURES if not is_in_use(key, settings)]
+        cure = "its random layers cost that"
+        if keys:
+            cure = f"try {', '.join(f'{key}={CURES[key]}' for key in keys)}"
+        reasons.append(f"the network's start loses information; {cure}")
+    if has_fallen:
+        reasons.append(
+            "adapter training loses information; try fewer epochs or a lower lr"
+        )
+    return (
+        f"Probe: {', '.join(parts)}, the encoder's own with "
+        f"{100 * values['probe_raw']:.1f} %: {'; '.join(reasons)}."
+    )
 
 
 class FrameCovariance:
@@ -174,8 +286,9 @@ def choose_sample(entries, most, seed):
     ids = shuffle_utterances(entries, seed, 0, "probe")
     labels = {key: str(entries[key].get("emo") or "") for key in ids}
     labelled = [key for key in ids if labels[key]]
+    is_short = False
     for unit in ("session", "speaker"):
-        units = {key: _find_unit(entries[key], unit) for key in labelled}
+        units = _find_units({key: entries[key] for key in labelled}, unit)
         ordered = sorted(
             set(units.values()), key=lambda unit: [natural_key(n) for n in unit]
         )
@@ -188,8 +301,10 @@ def choose_sample(entries, most, seed):
                 cell = labels[key], folds[key]
                 places[key] = seen[cell]
                 seen[cell] += 1
+            enough = len({labels[key] for key in kept}) >= 2
             kept = sorted(kept, key=places.get)[:most]
             kept = _keep_learnable(kept, labels, folds)
+            is_short |= enough and len({labels[key] for key in kept}) < 2
         if len({labels[key] for key in kept}) >= 2:
             return Sample(
                 kept,
@@ -201,17 +316,46 @@ def choose_sample(entries, most, seed):
     listing = ", ".join(f"{name} ({counts[name]})" for name in sorted(counts))
     reason = (
         f"it needs two labels with {LEAST_LEARNED} utterances beside those of "
-        "any one session or speaker, but the training sessions have "
-        f"{listing or 'no labels'}"
+        "any one session or speaker, but "
     )
+    if is_short:
+        reason += f"probe_utterances={most} leaves too few: raise it"
+    else:
+        reason += f"the training sessions have {listing or 'no labels'}"
     return Sample(ids[:most], reason=reason)
 
 
-def _find_unit(entry, unit):
-    """Names an utterance's session or speaker, and its table if need be."""
+def _find_units(entries, unit):
+    """Names each utterance's speaker, or its table and session.
+
+    Sessions that have a speaker in common, as those of two tables may, are one:
+    no fold learns from whom it is tested on.
+    """
     # speakers are told apart, or are the same, by their names alone
-    table = entry.get("table", "") if unit == "session" else ""
-    return table, str(entry.get(unit) or "")
+    speakers = {
+        key: fold_name(entry.get("speaker") or "")
+        for key, entry in entries.items()
+    }
+    if unit == "speaker" or not entries:
+        return {key: ("", name) for key, name in speakers.items()}
+    units = {
+        key: (entry.get("table", ""), str(entry.get("session") or ""))
+        for key, entry in entries.items()
+    }
+    nodes = {}  # sessions and speakers
+    for key, place in units.items():
+        nodes.setdefault(place, len(nodes))
+        nodes.setdefault(speakers[key] or place, len(nodes))
+    ends = [(nodes[p], nodes[speakers[k] or p]) for k, p in units.items()]
+    graph = coo_array(
+        (np.ones(len(ends)), np.array(ends).reshape(-1, 2).T),
+        shape=(len(nodes), len(nodes)),
+    )
+    _, parts = connected_components(graph, directed=False)
+    first = {}  # of a part's sessions, which stands for all of them
+    for place in sorted(set(units.values())):
+        first.setdefault(parts[nodes[place]], place)
+    return {key: first[parts[nodes[place]]] for key, place in units.items()}
 
 
 def _keep_learnable(ids, labels, folds):

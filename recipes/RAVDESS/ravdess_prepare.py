@@ -21,7 +21,7 @@ SUFFIXES = (".wav", ".flac")
 # Songs (03-02) and videos (01, 02), which may lie among the speech
 NO_SPEECH = re.compile(r"(03-02|0[12]-0[12])(-\d\d){5}")
 FILE_NAME = re.compile(
-    r"03-01-(?P<emo>0[1-8])-(?P<intensity>0[12])-(?P<statement>0[12])"
+    r"03-01-(?!01-02)(?P<emo>0[1-8])-(?P<intensity>0[12])-(?P<statement>0[12])"
     r"-(?P<repetition>0[12])-(?P<actor>0[1-9]|1\d|2[0-4])"
 )
 EMOTIONS = {
@@ -52,8 +52,9 @@ def prepare_ravdess(
     Arguments
     ---------
     data_folder : str
-        The folder with Actor_01 to Actor_24, or a part of them, in itself or
-        in ``Audio_Speech_Actors_01-24/``; wav or FLAC, any sample rate.
+        The folder with Actor_01 to Actor_24, or a part of them, in itself, in
+        ``Audio_Speech_Actors_01-24/`` or in both; wav or FLAC, any sample rate.
+        A file of the same name in both is taken once, from the former.
     corpus_csv : str
         The table to write, with the columns gender, intensity, statement and
         repetition.
@@ -73,9 +74,12 @@ def prepare_ravdess(
         has another name than RAVDESS gives.
     """
     folder = open_data_folder(data_folder)
-    speech = folder / "Audio_Speech_Actors_01-24"
-    paths = (speech if speech.is_dir() else folder).glob("Actor_*/*")
-    rows = [read_name(path) for path in sorted(paths) if is_speech(path)]
+    found = {}
+    for place in (folder, folder / "Audio_Speech_Actors_01-24"):
+        for path in sorted(place.glob("Actor_*/*")):
+            if is_speech(path):
+                found.setdefault(str(path.relative_to(place)), path)
+    rows = [read_name(found[name]) for name in sorted(found)]
     if not rows:
         raise RecipeError(
             f"data_folder={data_folder} holds no file like "
@@ -162,7 +166,7 @@ def describe_counts(table):
     counts = counts.reindex(columns=list(ACTOR_COUNTS), fill_value=0)
     found, known = counts.sum(), pd.Series(ACTOR_COUNTS) * NUM_ACTORS
     listing = ", ".join(f"{e} {found[e]}/{known[e]}" for e in ACTOR_COUNTS)
-    partial = counts.index[(counts != pd.Series(ACTOR_COUNTS)).any(axis=1)]
+    partial = counts.index[(counts < pd.Series(ACTOR_COUNTS)).any(axis=1)]
     if len(partial):
         verdict = f"utterances of {', '.join(partial)} are missing"
     else:

@@ -478,6 +478,17 @@ TABLE = {
         "one session only",
         stage="adapter",
     ),
+    "one speaker in two sessions, in two spellings": refused(
+        cell("speaker", "S_01_F", 4),
+        "speaker S_01_F in the train .* and speaker s1f in the .* spellings",
+        "one session only",
+    ),
+    "one file in two sessions, of speakers of other names": used(
+        lambda bench: bench.table.loc.__setitem__(
+            (4, "wav"), bench.table["wav"][0]
+        ),
+        "Leak: 1 utterances of the held-out session",
+    ),
     "one speaker in two sessions, cross-validation": refused(
         cell("speaker", "s1f", 4),
         "speaker s1f",
@@ -624,6 +635,21 @@ CORPORA = {
         "1 of the held-out speakers s1f are left out",
         stage="adapter",
         check=heard("anna"),
+    ),
+    "a further table with a held-out speaker in another spelling": used(
+        further(("S_01_F", None), ("anna", None)),
+        "1 of the held-out speakers S_01_F are left out",
+        stage="adapter",
+        check=heard("anna"),
+    ),
+    "a further table with a held-out utterance's id": used(
+        further(
+            *[("01", None), ("anna", None), ("2", None)],
+            change=edit("u0,", "s1f_joy,"),
+        ),
+        "1 of the held-out speakers 01 are left out",
+        stage="adapter",
+        check=heard("2", "anna"),
     ),
     "a further table with a held-out speaker under another name": used(
         further(("anna", 0), ("anna", None), ("ben", None)),

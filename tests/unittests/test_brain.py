@@ -105,6 +105,12 @@ def assert_same_weights(one, two, atol=1e-6):
         assert_near(a, b, atol)
 
 
+def test_more_ranks_than_an_epoch_has_utterances_are_refused(fit, monkeypatch):
+    monkeypatch.setattr("speechbrain_wap.brain.count_ranks", lambda: 2)
+    with pytest.raises(RecipeError, match="2 training utter.* 2 ranks.*weight"):
+        fit(batch_size=2, places=2)
+
+
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 @pytest.mark.parametrize("max_grad_norm", [-1.0, 0.5])
 def test_accumulated_batches_are_one_large_batch(fit, optimizer, max_grad_norm):

@@ -5,6 +5,7 @@ import shutil
 
 import pandas as pd
 import pytest
+import soundfile
 
 from speechbrain_wap.adapter_folder import (
     MODEL_KEYS,
@@ -204,6 +205,45 @@ def test_no_held_out_speaker_comes_in_by_name(
     assert "s4f is held out" in left_out.get("b/s4f-1", "s4f is held out")
 
 
+SPELLINGS = ["S1F", "s1F ", "s 1 f", "s_01_f", "s-1-f", "ｓ１ｆ", "s1\u200bf"]
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_a_held_out_speaker_is_known_in_any_spelling(
+    prepare, write_table, name
+):
+    a = write_table("a", ("u1", name), ("u2", "s11f"), ("u3", "s1x"))
+    splits, left_out = prepare(a)
+    assert further(splits) == ["a/u2", "a/u3"]
+    assert left_out == {"a/u1": "held-out speaker: s1f is held out"}
+
+
+@pytest.mark.parametrize("speakers", ["shared", "own"])
+def test_a_held_out_speaker_is_known_by_the_audio_in_another_format(
+    prepare, write_table, own_csv, tmp_path, speakers
+):
+    copy = tmp_path / "copy.flac"
+    audio = soundfile.read(own_csv.parent / "wav" / "s1f0.wav", dtype="int16")
+    soundfile.write(copy, *audio)
+    b = write_table("b", ("u1", "anna"), ("u2", "anna", copy), ("u3", "ben"))
+    splits, left_out = prepare({"table": b, "speakers": speakers})
+    assert further(splits) == ["b/u3"]
+    assert "b/u2 is the audio of s1f0" in left_out["b/u1"]
+
+
+def test_ids_of_the_held_out_session_say_who_speaks(
+    prepare, write_table, caplog
+):
+    """Other audio: a copy at another rate; its speakers' names have changed."""
+    b = write_table("b", ("s1f0", "1"), ("u2", "01"), ("s1f1", "2"))
+    splits, left_out = prepare(b)
+    assert further(splits) == ["b/s1f1"]
+    assert "b/s1f0 is an utterance that is held out" in left_out["b/u2"]
+    (said,) = [r.message for r in caplog.records if "have ids of" in r.message]
+    assert "1 utterances" in said
+    assert "b/s1f1 of speaker 2, who is s1f there" in said
+
+
 def test_a_held_out_speaker_is_known_by_the_audio(
     prepare, write_table, own_csv
 ):
@@ -330,7 +370,7 @@ def test_ids_that_meet_are_refused(prepare, write_table, own_csv):
     table.loc[8, "id"] = "b/u1"
     table.to_csv(own_csv, index=False)
     with pytest.raises(RecipeError, match="id b/u1.*another name"):
-        prepare(write_table("b", ("u1", "anna")))
+        prepare(write_table("b", ("u0", "anna"), ("u1", "anna")))
 
 
 def test_errors_name_the_table(prepare, write_table, tmp_path):
@@ -517,6 +557,37 @@ def test_a_held_out_speaker_in_any_table_is_refused(
     check(adapter, 2)
     # what it has learned is the same
     assert check(adapter, 1) == before
+
+
+@pytest.mark.parametrize("name", ["S2F", "s_02_f"])
+def test_an_adapter_that_heard_a_held_out_speaker_by_another_spelling(
+    make_adapter, write_table, check, name
+):
+    adapter = make_adapter([write_table("b", ("u1", name))])
+    check(adapter, 1)
+    with pytest.raises(RecipeError, match="speaker s2f.*table b.*own"):
+        check(adapter, 2)
+    # what is called as a held-out utterance is one
+    rows = [("s2f0", "2")]
+    adapter = make_adapter(
+        {"table": write_table("c", *rows), "speakers": "own"}
+    )
+    check(adapter, 1)
+    with pytest.raises(RecipeError, match="speaker s2f.*table c"):
+        check(adapter, 2)
+
+
+def test_an_adapter_that_heard_a_held_out_speaker_in_another_format(
+    make_adapter, write_table, check, own_csv, tmp_path
+):
+    copy = tmp_path / "copy.flac"
+    audio = soundfile.read(own_csv.parent / "wav" / "s2f0.wav", dtype="int16")
+    soundfile.write(copy, *audio)
+    b = write_table("b", ("u1", "anna", copy))
+    adapter = make_adapter({"table": b, "speakers": "own"})
+    check(adapter, 1)
+    with pytest.raises(RecipeError, match="s2f .*s2f0 is the same audio"):
+        check(adapter, 2)
 
 
 @pytest.mark.parametrize("speakers", ["own", "shared"])

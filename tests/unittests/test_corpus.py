@@ -9,7 +9,6 @@ import pytest
 
 from speechbrain_wap import corpus
 from speechbrain_wap.corpus import (
-    check_speakers,
     choose_classes,
     label_utterances,
     list_sessions,
@@ -21,6 +20,7 @@ from speechbrain_wap.corpus import (
     write_manifest,
 )
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.speakers import check_speakers, fold_name
 
 HEADER = "id,wav,speaker,session,emo\n"
 
@@ -194,7 +194,7 @@ def test_the_written_table_holds_all_and_reads_as_it_was(table, tmp_path):
     written = write_corpus_table(table.assign(text="Ä, b"), csv)
     assert list(written.columns) == [
         *["id", "wav", "duration", "speaker", "session", "emo"],
-        *["text", "digest"],
+        *["text", "digest", "sound"],
     ]
     assert written["id"].tolist() == table["id"].tolist()
     assert (written["duration"] == 0.1).all()
@@ -208,17 +208,19 @@ def test_the_written_table_holds_all_and_reads_as_it_was(table, tmp_path):
 def test_durations_and_digests_are_measured_whatever_the_user_wrote(
     table, tmp_path
 ):
-    claimed = table.assign(duration="9", digest="x")
+    claimed = table.assign(duration="9", digest="x", sound="y")
     written = write_corpus_table(claimed, tmp_path / "corpus.csv")
     assert (written["duration"] == 0.1).all()
     assert written["digest"].nunique() == 8
+    assert written["sound"].nunique() == 8
     assert list(written.columns).count("digest") == 1
 
 
 def test_an_id_that_repeats_is_named(table, tmp_path):
     table.loc[5, "id"] = table.loc[1, "id"]
-    with pytest.raises(RecipeError, match=f"the id {table.loc[1, 'id']} "):
+    with pytest.raises(RecipeError, match=f"the id {table.loc[1, 'id']} ") as e:
         write_corpus_table(table, tmp_path / "corpus.csv")
+    assert f"({table.loc[1, 'wav']} and {table.loc[5, 'wav']})" in str(e.value)
 
 
 def test_an_empty_table_is_refused(table, tmp_path):
@@ -353,14 +355,14 @@ def test_a_table_without_digests_is_refused_by_the_column(tmp_path):
 
 def test_a_manifest_keeps_ids_of_any_script_and_labels(tmp_path):
     table = make_table(["joy"], wav="a.wav", duration=0.5, speaker="Ä")
-    table = table.assign(session="1", digest="00", id="録音 1")
+    table = table.assign(session="1", digest="00", sound="01", id="録音 1")
     write_manifest(table, tmp_path / "train.json")
     text = (tmp_path / "train.json").read_text("utf-8")
     assert "録音 1" in text
     entry = json.loads(text)["録音 1"]
     assert entry == {
         **{"wav": "a.wav", "duration": 0.5, "speaker": "Ä"},
-        **{"session": "1", "emo": "joy", "digest": "00"},
+        **{"session": "1", "emo": "joy", "digest": "00", "sound": "01"},
     }
     write_manifest(table.assign(label="happy"), tmp_path / "train.json")
     entry = json.loads((tmp_path / "train.json").read_text("utf-8"))["録音 1"]
@@ -595,6 +597,23 @@ def test_a_speaker_in_two_splits_is_named_with_both(splits, names):
     speaker, first, second = names
     expected = f"speaker {speaker} is in both the {first} and the {second} "
     assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "one, other", [("Anna", "anna"), ("3", "03"), ("3", "3.0"), ("a_1", "A 01")]
+)
+def test_two_spellings_of_a_speaker_are_named_with_both_splits(one, other):
+    splits = {"train": speak("b", one), "valid": {}, "test": speak(other)}
+    with pytest.raises(RecipeError, match=f"{one} in the train .*{other} in"):
+        check_speakers(splits)
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [("1_11", "11_1"), ("3", "30"), ("anna", "anne"), ("+", "-"), ("", "0")],
+)
+def test_names_that_are_but_alike_are_two_people(one, other):
+    assert fold_name(one) != fold_name(other)
 
 
 @pytest.mark.parametrize("other", ["valid", "test"])

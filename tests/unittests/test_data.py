@@ -1,12 +1,14 @@
 """From a corpus to datasets: who may see whom, and what is left out."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
 from speechbrain_wap.adapter_folder import (
+    ENCODER_KEYS,
     MODEL_KEYS,
     check_adapter,
     load_branch,
@@ -393,6 +395,22 @@ def test_the_same_audio_under_two_ids_is_encoded_once_and_kept_twice(
     assert torch.equal(by_id[one], by_id["again"])
 
 
+def test_audio_of_both_sides_is_said_by_name(manifests, splits, caplog):
+    """By other names: a mistake of the corpus, which flatters the scores."""
+    (held_out, heard), (one, spoken) = (
+        next(iter(splits[name].items())) for name in ("test", "train")
+    )
+    caplog.clear()
+    read_manifests(manifests)
+    assert "same audio" not in caplog.text
+    spoken["sound"] = heard["sound"]  # in another format
+    Path(manifests["train"]).write_text(json.dumps(splits["train"]))
+    read_manifests(manifests)
+    assert f"first {held_out} of speaker {heard['speaker']}" in caplog.text
+    assert f"and {one} of speaker {spoken['speaker']}" in caplog.text
+    assert "Leak: 1 utterances" in caplog.text
+
+
 def test_frames_are_measured_over_all_frames_of_the_given_utterances(
     splits, cache, tmp_path, make_wav
 ):
@@ -549,18 +567,23 @@ def test_a_speaker_is_recognised_in_utterances_the_adapter_did_not_see(
 
 
 def test_an_adapter_of_another_corpus_may_share_speakers_names(
-    make_adapter, prepare_classifier
+    make_adapter, prepare_classifier, caplog
 ):
     adapter = make_adapter(2)
     splits = prepare_classifier(1)
+    caplog.clear()
     for split in splits.values():
         for entry in split.values():
-            entry["digest"] = entry["digest"][::-1]
+            for kind in ("digest", "sound"):
+                entry[kind] = entry[kind][::-1]
     others = {
         name: {f"other {key}": entry for key, entry in split.items()}
         for name, split in splits.items()
     }
     check_adapter(adapter, SETTINGS, others)
+    # which is said, since they may be the same people
+    (said,) = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert "a speaker called s1f, too" in said
     # but another copy of the same corpus is known by its ids
     with pytest.raises(RecipeError, match="was trained on"):
         check_adapter(adapter, SETTINGS, splits)
@@ -601,6 +624,36 @@ def test_an_adapter_of_another_model_is_refused_by_the_key(
     name = "encoder_source" if key == "encoder_key" else key
     with pytest.raises(RecipeError, match=f"{name}.*{SETTINGS[key]}.*another"):
         check_adapter(adapter, changed, splits)
+
+
+@pytest.mark.parametrize("key", ENCODER_KEYS)
+def test_an_adapter_of_another_encoder_is_refused_by_the_key(
+    make_adapter, prepare_classifier, key
+):
+    mine = {**dict.fromkeys(ENCODER_KEYS, "this"), "encoder_key": "a1"}
+    adapter = make_adapter(1, **mine)
+    splits = prepare_classifier(1)
+    changed = {**SETTINGS, **mine, key: "that", "encoder_key": "b2"}
+    with pytest.raises(RecipeError) as error:
+        check_adapter(adapter, changed, splits)
+    said = str(error.value)
+    assert f"was trained with {key}=this, but the classifier's is that" in said
+    assert f"--{key}=this" in said
+    # where no key differs, what lies there does
+    changed[key] = "this"
+    with pytest.raises(RecipeError, match="content of encoder_source=a1.*b2"):
+        check_adapter(adapter, changed, splits)
+
+
+def test_a_record_may_be_completed(make_adapter, prepare_classifier):
+    """A stage 2 that goes on is not another one for what was added since."""
+    adapter, splits = make_adapter(1), prepare_classifier(1)
+    identity = check_adapter(adapter, SETTINGS, splits)
+    path = adapter / "adapter.json"
+    record = json.loads(path.read_text())
+    assert record.pop("sounds") and record.pop("encoder")
+    path.write_text(json.dumps(record))
+    assert check_adapter(adapter, SETTINGS, splits) == identity
 
 
 def test_the_model_keys_are_those_of_both_stages_networks(repository):

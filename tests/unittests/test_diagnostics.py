@@ -16,6 +16,7 @@ from recipe_runs import TINY
 
 from speechbrain_wap.checkpoints import Checkpointer
 from speechbrain_wap.diagnostics import (
+    CURES,
     DIAGNOSTICS,
     LEAST_LEARNED,
     MOST_FOLDS,
@@ -23,6 +24,7 @@ from speechbrain_wap.diagnostics import (
     FrameCovariance,
     choose_sample,
     effective_rank,
+    explain_loss,
 )
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.probe import cross_validate_probe, frame_statistics
@@ -124,11 +126,38 @@ def test_a_fold_of_the_probe_is_a_training_session():
     assert folds == {("a", 0), ("b", 1), ("c", 2)}
 
 
-def test_sessions_of_several_corpora_are_told_apart():
+def make_two_corpora(prefix):
+    """Two corpora whose sessions are called alike."""
     entries = make_entries(even("12"))
     for key, entry in make_entries(even("12", ("joy", "calm"))).items():
-        # as the manifests have it: speakers of equal names are one person
-        entries[f"b/{key}"] = {**entry, "table": "b"}
+        speaker = f"{prefix}{entry['speaker']}"
+        entries[f"b/{key}"] = {**entry, "table": "b", "speaker": speaker}
+    return entries
+
+
+def test_sessions_with_speakers_in_common_are_one():
+    """No fold of the probe learns from whom it is tested on."""
+    # as the manifests have it: speakers of equal names are one person
+    for entries in (make_two_corpora(""), make_two_corpora("0")):
+        sample = choose_sample(entries, 1000, seed=1)
+        assert sample.unit == "session"
+        folds = {
+            (entries[key]["session"], fold)
+            for key, fold in zip(sample.ids, sample.folds)
+        }
+        assert folds == {("1", 0), ("2", 1)}
+    for entry in entries.values():  # whoever is in all sessions
+        entry["speaker"] = "anna"
+    assert choose_sample(entries, 1000, seed=1).labels is None
+
+
+def test_a_choice_that_is_too_small_says_so():
+    reason = choose_sample(make_entries(even("abc")), 8, seed=1).reason
+    assert reason.endswith("probe_utterances=8 leaves too few: raise it")
+
+
+def test_sessions_of_several_corpora_are_told_apart():
+    entries = make_two_corpora("b/")
     sample = choose_sample(entries, 1000, seed=1)
     assert sample.unit == "session"
     folds = {
@@ -553,10 +582,62 @@ def test_a_probe_below_the_raw_features_is_warned_of_once(make_brain, caplog):
     train(brain, range(8))
     # not of the untrained networks; anew where it had been as good between
     said = count_warnings(caplog)
-    assert ["epoch 1," in said[0], "epoch 4," in said[1]] == [True, True]
+    assert ["epoch 1 " in said[0], "epoch 4 " in said[1]] == [True, True]
     assert len(said) == 2
     assert "Probe" in said[0]
     assert "UA 30.0 %" in said[0] and "50.0 %" in said[0]
+
+
+def see(raw, student, teacher):
+    return {
+        "probe_raw": raw,
+        "probe_student": student,
+        "probe_teacher": teacher,
+    }
+
+
+@pytest.mark.parametrize(
+    "start, now, branches, start_loses, training_loses",
+    [
+        (see(0.5, 0.5, 0.5), see(0.5, 0.6, 0.4), ["teacher"], False, True),
+        (see(0.5, 0.5, 0.5), see(0.5, 0.4, 0.6), ["student"], False, True),
+        (see(0.5, 0.5, 0.5), see(0.5, 0.5, 0.5), [], False, False),
+        (
+            *(see(0.5, 0.3, 0.3), see(0.5, 0.3, 0.4)),
+            *(["student", "teacher"], True, False),
+        ),
+        (
+            *(see(0.5, 0.4, 0.4), see(0.5, 0.4, 0.3)),
+            *(["student", "teacher"], True, True),
+        ),
+        (see(None, None, None), see(None, None, None), [], False, False),
+    ],
+)
+def test_the_warning_tells_what_the_start_lost_from_what_training_lost(
+    start, now, branches, start_loses, training_loses
+):
+    rows = [{"epoch": 0, **start}]
+    said = explain_loss(1, now, rows, CURES)
+    assert (said is not None) == bool(branches)
+    for branch in ("student", "teacher"):
+        assert (f"the {branch}'s frames" in (said or "")) == (
+            branch in branches
+        )
+    assert ("start loses information" in (said or "")) == start_loses
+    assert ("training loses information" in (said or "")) == training_loses
+    # not again, until another branch has fallen
+    rows.append({"epoch": 1, **now})
+    assert explain_loss(2, now, rows, CURES) is None
+
+
+def test_only_cures_that_are_not_in_use_are_given():
+    start = [{"epoch": 0, **see(0.5, 0.4, 0.4)}]
+    settings = {"mlp_residual": True, "residual_init": 0.05}
+    settings["projection_init"] = "random"
+    said = explain_loss(1, see(0.5, 0.4, 0.4), start, settings)
+    assert said.endswith("; try projection_init=orthogonal.")
+    said = explain_loss(1, see(0.5, 0.4, 0.4), start, CURES)
+    assert "try" not in said
 
 
 def test_a_resumed_run_warns_as_if_it_had_not_been_interrupted(

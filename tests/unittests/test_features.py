@@ -146,7 +146,7 @@ def make_entries(paths):
     """Describes audio files as extraction wants it."""
     entries = {}
     for path in paths:
-        duration, digest = inspect_audio(path)
+        duration, digest, _ = inspect_audio(path)
         entries[digest] = {"wav": str(path), "duration": duration}
     return entries
 

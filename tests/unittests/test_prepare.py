@@ -473,6 +473,7 @@ def test_each_fold_of_ravdess_is_one_pair_of_actors_in_order(
     [
         "03-01-09-01-01-01-11.wav",
         "03-01-05-03-01-01-11.wav",
+        "03-01-01-02-01-01-11.wav",
         "03-01-05-01-01-01-25.wav",
         "03-01-05-01-01-01-00.wav",
         "03-01-05-01-01-11.wav",
@@ -505,8 +506,22 @@ def test_the_same_speech_of_ravdess_in_two_formats_is_refused(
     make_ravdess, prepare_ravdess
 ):
     make_ravdess(11)
-    with pytest.raises(RecipeError, match="id 03-01-01-01-02-02-11 stands for"):
+    both = "id 03-01-01-01-02-02-11 stands for.*11.flac and .*11.wav"
+    with pytest.raises(RecipeError, match=both):
         prepare_ravdess(make_ravdess(11, suffix=".flac"))
+
+
+def test_actors_of_ravdess_may_lie_in_both_places(
+    make_ravdess, prepare_ravdess
+):
+    """As in copies that hold the release's folder beside its content."""
+    inside = "Audio_Speech_Actors_01-24"
+    (make_ravdess(11, 12) / inside).mkdir()
+    assert len(prepare_ravdess(make_ravdess(11, 12))) == 30
+    table = prepare_ravdess(make_ravdess(12, 13, inside=inside))
+    assert sorted(set(table["speaker"])) == ["Actor_11", "Actor_12", "Actor_13"]
+    assert len(table) == 45
+    assert table["wav"].str.contains(inside).sum() == 15
 
 
 def test_a_part_of_ravdess_passes_and_is_said_to_differ(

@@ -33,7 +33,12 @@ from speechbrain_wap.data import (
     prepare_adapter_data,
     read_manifests,
 )
-from speechbrain_wap.diagnostics import DIAGNOSTICS, Diagnostics
+from speechbrain_wap.diagnostics import (
+    CURES,
+    DIAGNOSTICS,
+    Diagnostics,
+    explain_loss,
+)
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import only_process
 from speechbrain_wap.hparams import (
@@ -287,22 +292,16 @@ class AdapterBrain(RecipeBrain):
         )
         if any(value != value for value in values.values()):
             raise self.not_finite("the networks' frames are not finite")
-        if epoch > 0 and is_below_raw(values):
-            before = [
-                is_below_raw(row)
+        if epoch > 0:
+            rows = [
+                row
                 for row in self.hparams.statistics.rows
-                if row["epoch"] > 0 and row.get("probe_teacher") is not None
+                if row.get("probe_raw") is not None
             ]
-            if not before or not before[-1]:
-                logger.warning(
-                    "Probe: the teacher's frames tell the training sessions' "
-                    f"labels with UA {100 * values['probe_teacher']:.1f} % in "
-                    f"epoch {epoch}, the encoder's own with "
-                    f"{100 * values['probe_raw']:.1f} %: adapter training "
-                    "loses information; try fewer epochs or a lower lr, and a "
-                    "network that starts from the frames (mlp_residual=True, "
-                    "projection_init=orthogonal, residual_init=0.1)."
-                )
+            settings = {k: getattr(self.hparams, k, None) for k in CURES}
+            warning = explain_loss(epoch, values, rows, settings)
+            if warning:
+                logger.warning(warning)
         return values
 
     def log_row(self, row, values, train_stats, valid_stats):
@@ -394,23 +393,6 @@ def teacher_spread(frames):
     """
     variance = frames.var(dim=0, unbiased=False).mean()
     return (variance / frames.square().mean().clamp(min=1e-12)).sqrt()
-
-
-def is_below_raw(values):
-    """Tells whether the teacher's frames tell less than the encoder's.
-
-    Arguments
-    ---------
-    values : dict
-        What was measured, as in a row of history.json.
-
-    Returns
-    -------
-    is_below : bool
-        False where nothing was probed.
-    """
-    raw, teacher = values["probe_raw"], values["probe_teacher"]
-    return raw is not None and teacher < raw
 
 
 def dataio_prep(hparams, splits, cache, plan):
