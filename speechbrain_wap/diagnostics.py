@@ -135,7 +135,7 @@ def explain_loss(epoch, values, rows, settings):
     reasons = []
     if start is not None and find_below_raw(start):
         keys = [key for key in CURES if not is_in_use(key, settings)]
-        cure = "its random layers cost that"
+        cure = "its layers begin with random weights"
         if keys:
             cure = f"try {', '.join(f'{key}={CURES[key]}' for key in keys)}"
         reasons.append(f"the network's start loses information; {cure}")
