@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -313,6 +314,14 @@ class HeardTable:
         self.speakers = table["speakers"]
         self.people = {fold_name(name) for name in self.speakers}
         self.is_shared = table.get("speaker_names") == "shared"
+        self.names_of = {}  # who said an utterance of that id
+        known = set(self.speakers)
+        for text in table["utterances"]:
+            # either may have a slash itself
+            for place in re.finditer("/", text):
+                name, key = text[: place.start()], text[place.end() :]
+                if name in known:
+                    self.names_of.setdefault(key, set()).add(name)
         # any utterance in common shows that it is the very same corpus
         self.is_same = any(
             self.has_audio(entry) or self.has_copy(key, entry)
@@ -326,9 +335,8 @@ class HeardTable:
     def has_copy(self, key, entry):
         """Tells whether an utterance of this id and speaker was heard."""
         return any(
-            f"{name}/{key}" in self.heard
-            and may_be_same(name, entry["speaker"])
-            for name in self.speakers
+            may_be_same(name, entry["speaker"])
+            for name in self.names_of.get(key, ())
         )
 
     def has_name(self, entry):

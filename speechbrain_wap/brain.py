@@ -56,14 +56,14 @@ class RecipeBrain(sb.Brain):
         Raises
         ------
         RecipeError
-            If an epoch has fewer utterances than there are ranks.
+            If an epoch has no more utterances than there are ranks.
         """
         num_utterances = len(dataset if plan is None else plan)
         if 1 < count_ranks() >= num_utterances:
             raise RecipeError(
                 f"an epoch has {num_utterances} training utterances for "
                 f"{count_ranks()} ranks, which need one more at least: start "
-                "fewer ranks, or give corpora higher weights."
+                "fewer ranks, or give more data (or corpora higher weights)."
             )
         self.train_sampler = BatchOrderSampler(
             dataset, batch_size, count_ranks(), plan, seed=seed

@@ -406,15 +406,19 @@ def warn_of_shared_audio(splits):
     splits : dict
         Manifest entries by utterance id of each split.
     """
+    kinds = ("digest", "sound")  # hand-made manifests may lack the latter
     heard = {
-        entry.get("sound", entry["digest"]): (key, entry["speaker"])
+        entry[kind]: (key, entry["speaker"])
         for key, entry in splits["train"].items()
+        for kind in kinds
+        if entry.get(kind)
     }
     shared = {
-        (key, entry["speaker"]): heard[sound]
+        (key, entry["speaker"]): heard[entry[kind]]
         for name in ("valid", "test")
         for key, entry in splits[name].items()
-        if (sound := entry.get("sound", entry["digest"])) in heard
+        for kind in kinds
+        if entry.get(kind) in heard
     }
     if shared:
         (key, speaker), (other, other_speaker) = next(iter(shared.items()))

@@ -139,7 +139,7 @@ def explain_loss(epoch, values, rows, settings):
         if keys:
             cure = f"try {', '.join(f'{key}={CURES[key]}' for key in keys)}"
         reasons.append(f"the network's start loses information; {cure}")
-    if has_fallen:
+    if has_fallen or not reasons:
         reasons.append(
             "adapter training loses information; try fewer epochs or a lower lr"
         )

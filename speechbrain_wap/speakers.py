@@ -23,8 +23,8 @@ def fold_name(name):
     -------
     folded : str
         Without regard to case, widths of characters, invisible ones, spaces,
-        hyphens and underscores, leading zeros, and the ``.0`` of a number that
-        was once read as one. Digits that were apart stay apart.
+        dots, hyphens and underscores, leading zeros, and the ``.0`` of a number
+        that was once read as one. Digits that were apart stay apart.
 
     Example
     -------
@@ -39,8 +39,13 @@ def fold_name(name):
     text = "".join(c for c in text if unicodedata.category(c) != "Cf")
     text = re.sub(r"^\s*(\d+)\.0+\s*$", r"\1", text)
     parts = re.findall(r"\d+|[^\W\d_]+|[^\w\s.-]", text)
-    numbered = [str(int(part)) if part.isdecimal() else part for part in parts]
-    return " ".join(numbered) or str(name)
+    folded = ""
+    for part in parts:
+        if part.isdecimal():
+            part = str(int(part))
+            folded += "_" * folded[-1:].isdecimal()
+        folded += part
+    return folded or str(name)
 
 
 def find_numbers(name):
@@ -60,7 +65,7 @@ def find_numbers(name):
     >>> find_numbers("Actor_01") == find_numbers("1")
     True
     """
-    return tuple(p for p in fold_name(name).split() if p.isdecimal())
+    return tuple(re.findall(r"\d+", fold_name(name)))
 
 
 def may_be_same(name, other):
@@ -76,17 +81,19 @@ def may_be_same(name, other):
     Returns
     -------
     is_alike : bool
-        True for spellings of one name, and for names with the same numbers.
+        True for spellings of one name, and for a number and a name that has
+        that number.
 
     Example
     -------
-    >>> may_be_same("Actor_01", "1"), may_be_same("anna", "ben")
+    >>> may_be_same("Actor_01", "1"), may_be_same("F01", "M01")
     (True, False)
     """
-    if fold_name(name) == fold_name(other):
-        return True
+    folded = {fold_name(name), fold_name(other)}
     numbers = find_numbers(name)
-    return bool(numbers) and numbers == find_numbers(other)
+    if len(folded) == 1 or numbers != find_numbers(other):
+        return len(folded) == 1
+    return "_".join(numbers) in folded
 
 
 def check_speakers(splits):

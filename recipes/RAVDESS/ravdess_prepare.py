@@ -54,7 +54,7 @@ def prepare_ravdess(
     data_folder : str
         The folder with Actor_01 to Actor_24, or a part of them, in itself, in
         ``Audio_Speech_Actors_01-24/`` or in both; wav or FLAC, any sample rate.
-        A file of the same name in both is taken once, from the former.
+        An utterance that is in both is taken once, from the former.
     corpus_csv : str
         The table to write, with the columns gender, intensity, statement and
         repetition.
@@ -74,12 +74,14 @@ def prepare_ravdess(
         has another name than RAVDESS gives.
     """
     folder = open_data_folder(data_folder)
-    found = {}
+    paths = []
     for place in (folder, folder / "Audio_Speech_Actors_01-24"):
-        for path in sorted(place.glob("Actor_*/*")):
-            if is_speech(path):
-                found.setdefault(str(path.relative_to(place)), path)
-    rows = [read_name(found[name]) for name in sorted(found)]
+        known = {path.stem for path in paths}
+        found = filter(is_speech, sorted(place.glob("Actor_*/*")))
+        paths += [path for path in found if path.stem not in known]
+    rows = [
+        read_name(path) for path in sorted(paths, key=lambda p: p.parts[-2:])
+    ]
     if not rows:
         raise RecipeError(
             f"data_folder={data_folder} holds no file like "

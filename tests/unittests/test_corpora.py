@@ -205,7 +205,7 @@ def test_no_held_out_speaker_comes_in_by_name(
     assert "s4f is held out" in left_out.get("b/s4f-1", "s4f is held out")
 
 
-SPELLINGS = ["S1F", "s1F ", "s 1 f", "s_01_f", "s-1-f", "ｓ１ｆ", "s1\u200bf"]
+SPELLINGS = ["S1F", "s1F ", "s 1 f", "s_01_f", "s-1.f", "ｓ１ｆ", "s1\u200bf"]
 
 
 @pytest.mark.parametrize("name", SPELLINGS)
@@ -235,12 +235,12 @@ def test_ids_of_the_held_out_session_say_who_speaks(
     prepare, write_table, caplog
 ):
     """Other audio: a copy at another rate; its speakers' names have changed."""
-    b = write_table("b", ("s1f0", "1"), ("u2", "01"), ("s1f1", "2"))
-    splits, left_out = prepare(b)
-    assert further(splits) == ["b/s1f1"]
+    rows = [("s1f0", "1"), ("u2", "01"), ("s1f1", "2"), ("s1f2", "t1m")]
+    splits, left_out = prepare(write_table("b", *rows))
+    assert further(splits) == ["b/s1f1", "b/s1f2"]
     assert "b/s1f0 is an utterance that is held out" in left_out["b/u2"]
     (said,) = [r.message for r in caplog.records if "have ids of" in r.message]
-    assert "1 utterances" in said
+    assert "2 utterances" in said
     assert "b/s1f1 of speaker 2, who is s1f there" in said
 
 

@@ -600,7 +600,14 @@ def test_a_speaker_in_two_splits_is_named_with_both(splits, names):
 
 
 @pytest.mark.parametrize(
-    "one, other", [("Anna", "anna"), ("3", "03"), ("3", "3.0"), ("a_1", "A 01")]
+    "one, other",
+    [
+        ("Mary Ann", "mary-ann"),
+        ("AB", "a_b"),
+        ("3", "03"),
+        ("3", "3.0"),
+        ("a_1", "A 01"),
+    ],
 )
 def test_two_spellings_of_a_speaker_are_named_with_both_splits(one, other):
     splits = {"train": speak("b", one), "valid": {}, "test": speak(other)}

@@ -518,6 +518,10 @@ def test_actors_of_ravdess_may_lie_in_both_places(
     inside = "Audio_Speech_Actors_01-24"
     (make_ravdess(11, 12) / inside).mkdir()
     assert len(prepare_ravdess(make_ravdess(11, 12))) == 30
+    # what is in both is taken once, also from a copy in another format
+    root = make_ravdess(12, inside=inside, suffix=".flac")
+    assert len(prepare_ravdess(root)) == 30
+    shutil.rmtree(root / inside)
     table = prepare_ravdess(make_ravdess(12, 13, inside=inside))
     assert sorted(set(table["speaker"])) == ["Actor_11", "Actor_12", "Actor_13"]
     assert len(table) == 45
