@@ -270,7 +270,7 @@ def check_model(adapter_folder, record, settings):
     RecipeError
         If a key differs; names it and both values.
     """
-    model, encoder = record["model"], record.get("encoder", {})
+    model, encoder = record["model"], record.get("encoder") or {}
     different = [key for key in MODEL_KEYS if settings[key] != model.get(key)]
     if not different:
         return
