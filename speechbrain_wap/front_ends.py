@@ -4,6 +4,8 @@ A front end is given an utterance without padding and returns the states of
 the chosen layers: layer 0 is what enters the first Transformer layer, n what
 leaves the n-th, and the last is the model's output. Layers beyond the highest
 chosen one are not run (but for the first, which always is, save in Whisper).
+Which other layers are chosen changes nothing, but for the last bits in Whisper,
+whose highest chosen layer is not computed for the padding.
 """
 
 import math

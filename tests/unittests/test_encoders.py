@@ -489,7 +489,14 @@ def test_several_layers_are_the_single_layers_side_by_side(
     ):
         encoder = SpeechEncoder(sources[kind], layers)
         (feats,) = encode(encoder, signal(0.5))
-        assert torch.equal(feats, torch.stack(expected, dim=1))
+        together = torch.stack(expected, dim=1)
+        if kind == "whisper":
+            # Its highest layer is computed for the clip's frames only, a lower
+            # one for the padding's, too. A matrix product of other rows may
+            # round its last bits otherwise, as it does with AVX2.
+            assert (feats - together).norm() < 1e-6 * together.norm()
+        else:  # the very same operations, hence the same bits
+            assert torch.equal(feats, together)
         assert count_encoder_layers(encoder) == len(expected)
         assert get_encoder_dim(encoder) == feats.shape[-1]
 
