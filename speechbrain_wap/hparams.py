@@ -55,9 +55,7 @@ UNGUARDED_KEYS = {
 # What a run meant that was made before there was the key
 IMPLIED = {
     "target_smoothing": 0,
-    "attribute_warmup": 0,
     "augment_mask_span": 1,
-    "frozen_epochs": 0,
 }
 # Keys that do not give a run another default folder.
 UNNAMED_KEYS = {

@@ -17,7 +17,6 @@ NEEDED = (
 # Keys that a stage reads while it trains, by its expected key
 NEEDED_IN_TRAINING = {
     "mask_ratio": (
-        "attribute_warmup",
         "ema_schedule",
         "epoch_counter",
         "lr_schedule",
@@ -28,7 +27,6 @@ NEEDED_IN_TRAINING = {
         "rec_weight_schedule",
         "statistics",
         "student",
-        "target",
         "target_norm",
         "target_smoothing",
         "teacher",
@@ -41,7 +39,6 @@ NEEDED_IN_TRAINING = {
         "classifier_opt_class",
         "compute_cost",
         "epoch_counter",
-        "frozen_epochs",
         "lr_schedule",
         "model_selection",
         "pooled_norm",
@@ -69,8 +66,6 @@ COUNTS = {
     "sap_heads": 1,
     "num_attributes": 1,
     "revive_after": 1,
-    "attribute_warmup": 0,
-    "frozen_epochs": 0,
     "number_of_epochs": 1,
     "batch_size": 1,
     "num_workers": 0,
@@ -117,8 +112,7 @@ FLAGS = (
 )
 CHOICES = {
     "projection_init": ("random", "orthogonal"),
-    "target": ("output", "average", "input"),
-    "target_norm": ("layer", "corpus", "none"),
+    "target_norm": ("layer", "none"),
     "rec_reduction": ("mean", "sum"),
     "rec_weight_shape": ("linear", "cosine", "constant"),
     "attribute_update": ("count", "constant"),

@@ -219,9 +219,7 @@ class WAPTransformer(nn.Module):
             return self.layer_weights.float().softmax(dim=0)
         return self.layer_weights
 
-    def forward(
-        self, feats, lens, mask=None, only_masked=False, target="output"
-    ):
+    def forward(self, feats, lens, mask=None, only_masked=False):
         """Enriches frames (Sec. II-A.2).
 
         Arguments
@@ -237,10 +235,6 @@ class WAPTransformer(nn.Module):
         only_masked : bool
             Whether only the masked frames' output is wanted, as by the losses
             of adapter training: what no masked frame needs is left out.
-        target : str
-            Which frames are returned (D18): "output"; "average", the layers'
-            average after its LayerNorm, without the MLP; "input", the
-            standardised input after its projection, whatever is masked.
 
         Returns
         -------
@@ -251,13 +245,8 @@ class WAPTransformer(nn.Module):
         Raises
         ------
         ValueError
-            If the batch is longer than ``max_frames``, or ``target`` unknown.
+            If the batch is longer than ``max_frames``.
         """
-        if target not in ("output", "average", "input"):
-            raise ValueError(
-                f"target is {target!r}, but must be 'output', 'average' or "
-                "'input'"
-            )
         num_steps = feats.shape[1]
         if num_steps > self.max_frames:
             raise ValueError(
@@ -271,8 +260,6 @@ class WAPTransformer(nn.Module):
             weights = self.encoder_layer_weights.softmax(dim=0)
             x = (weights[:, None] * x).sum(dim=1)
         x = self.projection(x)  # (N, D)
-        if target == "input":
-            return packing.unpack(x)
         wanted = None  # all frames
         if mask is not None:
             masked, numbers = packing.find(mask)
@@ -292,9 +279,8 @@ class WAPTransformer(nn.Module):
             x_wanted = x if is_whole else x.index_select(0, wanted)
             z = z + weight * x_wanted  # Z = sum_l w_l X^l
         z = self.norm(z)
-        if target == "output":
-            aggregated = self.mlp(z)
-            z = z + aggregated if self.mlp_residual else aggregated
+        aggregated = self.mlp(z)
+        z = z + aggregated if self.mlp_residual else aggregated
         return packing.unpack(z, wanted)
 
 

@@ -373,10 +373,7 @@ STATES = {
 def assert_same_training(one, two, stage, atol=1e-5):
     """Compares checkpoints, histories and predictions of two runs."""
     states = load_checkpoint(one), load_checkpoint(two)
-    parts = [*STATES[stage]]
-    if any("running_norm" in state for state in states):  # target_norm=corpus
-        parts.append("running_norm")
-    for part in parts:
+    for part in STATES[stage]:
         differences = find_differences(*(s[part] for s in states), atol)
         assert not differences, part
     histories = [read_history(folder) for folder in (one, two)]
@@ -416,8 +413,7 @@ def one_rank(tiny, adapter, tmp_path_factory):
         + ["--predictor_layers=1", "--ema_decay_start=0.9"],
         "classifier": ["train_classifier.py", "classifier", *options]
         + [f"--adapter_folder={folder / 'adapter'}", "--label_fraction=0.3"]
-        + ["--pooled_norm=True", "--class_weights=balanced"]
-        + ["--frozen_epochs=1"],
+        + ["--pooled_norm=True", "--class_weights=balanced"],
     }
     for stage, command_line in commands.items():
         output = f"--output_folder={folder / stage}"
@@ -554,9 +550,8 @@ def test_the_other_readings_of_the_paper_go_through_both_stages(tiny, tmp_path):
         *("--attribute_update=constant", "--similarity=distance"),
         *("--temperature=10", "--target_norm=none", "--rec_reduction=sum"),
         *("--rec_weight_shape=cosine", "--revive_after=null"),
-        *("--mask_span=4", "--ema_decay_start=0.9", "--target=average"),
+        *("--mask_span=4", "--ema_decay_start=0.9"),
         *("--predictor_layers=2", "--target_smoothing=3"),
-        "--attribute_warmup=1",
         f"--output_folder={folder}",
     )
     call(
@@ -1136,24 +1131,6 @@ def test_each_seed_may_have_an_earlier_adapter_of_its_own(
     assert scores.read_bytes() == before
 
 
-def test_running_statistics_of_the_targets_know_no_batches(tiny, tmp_path):
-    """Whole batches against accumulated ones."""
-    common = ["train_adapter.py", "adapter", *tiny, "--target_norm=corpus"]
-    common += ["--dropout=0", "--number_of_epochs=2", "--attribute_warmup=1"]
-    # whose attributes begin with the first of the batches
-    common += ["--rec_weight_shape=constant", "--target_smoothing=2"]
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    call(*common, "--batch_size=8", f"--output_folder={whole}")
-    call(
-        *(*common, "--batch_size=4", "--grad_accumulation_factor=2"),
-        f"--output_folder={parts}",
-    )
-    one, two = (load_checkpoint(folder) for folder in (whole, parts))
-    assert not find_differences(one["running_norm"], two["running_norm"], 1e-5)
-    for branch in ("student", "teacher"):
-        assert not find_differences(one[branch], two[branch], 1e-5)
-
-
 def test_a_run_from_before_a_key_goes_on(tiny, tmp_path):
     """And so does stage 2, which began with its adapter."""
     adapter, out = tmp_path / "adapter", tmp_path / "classifier"
@@ -1177,8 +1154,8 @@ def test_a_run_from_before_a_key_goes_on(tiny, tmp_path):
     assert json.loads(record.read_text()) == old
     call(*stage_2)
     assert (out / "scores.json").read_bytes() == scores
-    with pytest.raises(RecipeError, match="attribute_warmup=0 .now 1"):
-        call(*stage_1, "--attribute_warmup=1", f"--output_folder={adapter}")
+    with pytest.raises(RecipeError, match="target_smoothing=0 .now 1"):
+        call(*stage_1, "--target_smoothing=1", f"--output_folder={adapter}")
 
 
 def test_both_stages_begin_with_the_same_weights(tiny, tmp_path):
@@ -1245,8 +1222,7 @@ def test_further_corpora_come_as_often_however_it_is_run(
         *("--num_attributes=8", "--number_of_epochs=3", "--dropout=0.0"),
         *(f"--corpus_csv={first}", "--corpus_weight=0.5", *ON_CPUS),
         f"--corpora=[{{table: {second}, weight: 1.6, speakers: own}}]",
-        *("--grad_accumulation_factor=2", "--target_norm=corpus"),
-        "--attribute_warmup=6",
+        "--grad_accumulation_factor=2",
     ]
     whole, stopped, ranks = (tmp_path / n for n in ("whole", "stopped", "rank"))
     call(*arguments, "--batch_size=4", f"--output_folder={whole}")

@@ -27,11 +27,7 @@ from speechbrain_wap.key_values import NEEDED, NEEDED_IN_TRAINING
 
 RECIPES = ["IEMOCAP", "EmoDB", "RAVDESS"]
 STAGES = ["adapter", "classifier"]
-PAPER_STAGES = ["adapter_paper", "classifier_paper"]
 ALL_YAMLS = [(recipe, stage) for recipe in RECIPES for stage in STAGES]
-PAPER_YAMLS = [  # IEMOCAP's are the paper's anyway
-    (recipe, stage) for recipe in RECIPES[1:] for stage in PAPER_STAGES
-]
 # Small enough to be built in no time, and without a download.
 SMALL = {
     "encoder_source": "fbank",
@@ -286,20 +282,6 @@ def test_all_corpora_have_the_same_keys(yaml_of, stage):
     assert keys.count(keys[0]) == len(RECIPES)
 
 
-@pytest.mark.parametrize("recipe, stage", PAPER_YAMLS)
-def test_the_papers_settings_are_those_of_iemocap(
-    yaml_of, settings_of, recipe, stage
-):
-    """All that differs is the corpus; the keys stand in the same order."""
-    papers = yaml_of("IEMOCAP", stage.removesuffix("_paper"))
-    assert read_keys(yaml_of(recipe, stage)) == read_keys(papers)
-    here, there = settings_of(yaml_of(recipe, stage)), settings_of(papers)
-    differing = {key for key in here if here[key] != there[key]}
-    assert differing <= {"corpus", "classes", "dialogue_style", "max_frames"}
-    own = settings_of(yaml_of(recipe, stage.removesuffix("_paper")))
-    assert all(here[key] == own[key] for key in differing)
-
-
 @pytest.mark.parametrize("recipe, stage", ALL_YAMLS)
 def test_the_interfaces_keys_are_there(yaml_of, recipe, stage):
     common = """data_folder output_folder skip_prep train_annotation
@@ -315,7 +297,7 @@ def test_the_interfaces_keys_are_there(yaml_of, recipe, stage):
     assert wanted <= set(read_keys(yaml_of(recipe, stage)))
 
 
-@pytest.mark.parametrize("recipe, stage", ALL_YAMLS + PAPER_YAMLS)
+@pytest.mark.parametrize("recipe, stage", ALL_YAMLS)
 def test_the_yaml_is_loaded_with_the_users_values(yaml_of, recipe, stage):
     options = [f"--{key}={value}" for key, value in SMALL.items()]
     file, _, overrides = parse_arguments(

@@ -395,34 +395,3 @@ def test_residuals_start_at_a_share_of_what_they_were():
         assert_near(two, one * (0.5 if is_end else 1.0))
         scaled += is_end
     assert scaled == 2 * (2 * 3 + 1)
-
-
-def test_without_aggregation_the_layers_average_comes_out():
-    net = make_net()
-    x, lens = pad_batch(make_utterances(LENGTHS, INPUT_SIZE))
-    z = net(x, lens, target="average")
-    for n, row, aggregated in zip(LENGTHS, z, net(x, lens)):
-        assert_near(aggregated[:n], net.mlp(row[:n]))
-        assert not row[n:].any()
-
-
-def test_the_projected_input_is_standardised_and_never_masked():
-    net = make_net()
-    net.set_input_statistics(
-        torch.rand(INPUT_SIZE), torch.full((INPUT_SIZE,), 2.0)
-    )
-    utterances = make_utterances(LENGTHS, INPUT_SIZE)
-    x, lens = pad_batch(utterances)
-    mask = torch.ones(x.shape[:2], dtype=torch.bool)
-    for z in (net(x, lens, target="input"), net(x, lens, mask, target="input")):
-        for row, utterance in zip(z, utterances):
-            expected = (utterance - net.input_mean) / net.input_std
-            assert_near(row[: len(utterance)], net.projection(expected))
-            assert not row[len(utterance) :].any()
-
-
-def test_an_unknown_target_is_refused():
-    net = make_net()
-    x, lens = pad_batch(make_utterances(LENGTHS, INPUT_SIZE))
-    with pytest.raises(ValueError, match="target is 'mlp'"):
-        net(x, lens, target="mlp")

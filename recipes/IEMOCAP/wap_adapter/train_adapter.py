@@ -16,7 +16,6 @@ On several GPUs:
 """
 
 import speechbrain as sb
-import torch
 from speechbrain.utils.distributed import infer_device, run_on_main
 from speechbrain.utils.logger import get_logger
 from torch.nn import functional as F
@@ -39,7 +38,6 @@ from speechbrain_wap.diagnostics import (
     Diagnostics,
     explain_loss,
 )
-from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import only_process
 from speechbrain_wap.hparams import (
     load_recipe,
@@ -56,7 +54,6 @@ from speechbrain_wap.losses import (
 )
 from speechbrain_wap.masking import sample_utterance_masks
 from speechbrain_wap.ranks import start_ranks
-from speechbrain_wap.running_norm import RunningNorm, sum_frames
 from speechbrain_wap.smoothing import smooth_frames
 
 logger = get_logger(__name__)
@@ -64,8 +61,6 @@ logger = get_logger(__name__)
 # Below this spread (1 is that of white noise) the teacher says the same of all
 # frames (D6).
 COLLAPSED_SPREAD = 0.05
-# Utterances that running statistics of the targets begin with, at most
-MOST_MEASURED = 1000
 
 
 class AdapterBrain(RecipeBrain):
@@ -101,7 +96,8 @@ class AdapterBrain(RecipeBrain):
         z_student = self.modules.predictor(z_student)
         frames = self.compute_targets(feats, lens, valid)  # (N, D)
         spread = teacher_spread(frames)
-        frames = self.normalise_targets(frames, training)
+        if self.hparams.target_norm == "layer":  # D6
+            frames = F.layer_norm(frames, frames.shape[-1:])
         # numbers of the masked frames among the valid ones
         masked = mask[valid].nonzero()[:, 0].to(feats.device, non_blocking=True)
         return z_student, frames, masked, spread
@@ -123,78 +119,25 @@ class AdapterBrain(RecipeBrain):
         frames : torch.Tensor
             The teacher's, smoothed (D18), shape [N, D].
         """
-        z_teacher = self.modules.teacher(
-            feats, lens, target=self.hparams.target
-        )  # (B, T, D)
+        z_teacher = self.modules.teacher(feats, lens)  # (B, T, D)
         if self.hparams.target_smoothing:
             z_teacher = smooth_frames(
                 z_teacher, valid, self.hparams.target_smoothing
             )
         return select_frames(z_teacher, valid).float()
 
-    @torch.no_grad()
-    def measure_targets(self):
-        """Sums up the targets with which running statistics begin (D6).
-
-        Of training utterances that are evenly spread over all of them.
-
-        Returns
-        -------
-        sums : torch.Tensor
-            See :func:`speechbrain_wap.running_norm.sum_frames`.
-        """
-        sums, one = 0.0, torch.ones(1)
-        for number in range(
-            0, len(self.measured), -(-len(self.measured) // MOST_MEASURED)
-        ):
-            feats = self.measured[number]["feats"][None].to(self.device)
-            valid = torch.ones(feats.shape[:2], dtype=torch.bool)
-            frames = self.compute_targets(feats, one, valid)
-            sums = sums + sum_frames(frames).cpu()
-        return sums
-
-    def normalise_targets(self, frames, training):
-        """Brings the targets to one scale (D6).
-
-        Arguments
-        ---------
-        frames : torch.Tensor
-            The teacher's valid frames, shape [N, D].
-        training : bool
-            Whether they count for running statistics, from the next optimiser
-            step on.
-
-        Returns
-        -------
-        frames : torch.Tensor
-            Shape [N, D].
-        """
-        if self.hparams.target_norm == "none":
-            return frames
-        if self.hparams.target_norm == "layer":
-            return F.layer_norm(frames, frames.shape[-1:])
-        norm = self.modules.running_norm
-        normalised = norm(frames)
-        if training:
-            (norm.update if self.should_step else norm.collect_)(frames)
-        return normalised
-
     def compute_objectives(self, predictions, batch, stage):
         """Joins reconstruction and pseudo-label cross entropy (Eq. 6)."""
         z_student, frames, masked, spread = predictions
         # before the other loss: the order is that in which gradients add up
-        values, pce_loss = {}, 0.0
         attributes = self.modules.local_attributes
-        is_due = self.place >= self.hparams.attribute_warmup
-        if is_due and not attributes.initialised:
+        if not attributes.initialised:
             attributes.initialise_(frames)
-        if attributes.initialised:
-            codes = attributes.assign(frames)  # Eq. 4
-            logits = attributes.logits(z_student)
-            pce_loss = pseudo_label_loss(logits, codes[masked])
-            agreed = logits.argmax(dim=-1) == codes[masked]
-            agreement = agreed.float().mean()
-            values = {"pce_loss": pce_loss, "agreement": agreement}
+        codes = attributes.assign(frames)  # Eq. 4
+        logits = attributes.logits(z_student)
+        pce_loss = pseudo_label_loss(logits, codes[masked])
+        agreed = logits.argmax(dim=-1) == codes[masked]
+        agreement = agreed.float().mean()
         rec_loss = masked_reconstruction_loss(
             z_student, frames[masked], reduction=self.hparams.rec_reduction
         )
@@ -203,17 +146,21 @@ class AdapterBrain(RecipeBrain):
 
         count = len(masked)
         if stage == sb.Stage.TRAIN:
-            if attributes.initialised:
-                # after the losses, which used the attributes as they were
-                self.update_attributes(frames, codes)
+            # after the losses, which used the attributes as they were
+            self.update_attributes(frames, codes)
             statistics = self.hparams.statistics
             share, weight = self.weigh_batch(count)
         else:
             statistics = self.valid_statistics
             share, weight = count, 1.0
         statistics.add(
-            {"loss": loss, "rec_loss": rec_loss, **values}
-            | {"teacher_spread": spread},
+            {
+                "loss": loss,
+                "rec_loss": rec_loss,
+                "pce_loss": pce_loss,
+                "agreement": agreement,
+                "teacher_spread": spread,
+            },
             share,
         )
         return weight * loss
@@ -251,10 +198,6 @@ class AdapterBrain(RecipeBrain):
     def on_fit_start(self):
         """Looks at the untrained networks, unless it goes on with a run."""
         super().on_fit_start()
-        if self.hparams.target_norm == "corpus":
-            norm = self.modules.running_norm
-            if norm.count == 0:  # no checkpoint had any
-                norm.initialise_(run_on_main(self.measure_targets))
         values = self.diagnose(0) if self.optimizer_step == 0 else {}
         if values:
             row = dict.fromkeys(("lr", "rec_weight", "ema_decay"))
@@ -349,8 +292,7 @@ class AdapterBrain(RecipeBrain):
         if stage == sb.Stage.TRAIN:
             self.train_stats = self.hparams.statistics.means()
             attributes = self.modules.local_attributes
-            if attributes.initialised:
-                self.train_stats |= attributes.usage_statistics()
+            self.train_stats |= attributes.usage_statistics()
             spread = self.train_stats["teacher_spread"]
             if spread < COLLAPSED_SPREAD:
                 logger.warning(
@@ -520,13 +462,8 @@ def train(hparams, settings, run_opts):
 
     # Loading an encoder draws random numbers, reading the cache does not.
     sb.utils.seed.seed_everything(hparams["seed"])
-    modules = hparams["modules"]
-    if hparams["target_norm"] == "corpus":
-        running_norm = RunningNorm(hparams["student"].d_model)
-        modules = {**modules, "running_norm": running_norm}
-        hparams["checkpointer"].add_recoverable("running_norm", running_norm)
     brain = AdapterBrain(
-        modules=modules,
+        modules=hparams["modules"],
         opt_class=hparams["opt_class"],
         hparams=hparams,
         run_opts=run_opts,
@@ -548,13 +485,6 @@ def train(hparams, settings, run_opts):
         plan=plan,
         **hparams["dataloader_options"],
     )
-    if hparams["attribute_warmup"] >= brain.num_steps:
-        raise RecipeError(
-            f"attribute_warmup={hparams['attribute_warmup']} must be below "
-            f"the training's {brain.num_steps} optimiser steps, or the "
-            "attributes never begin."
-        )
-    brain.measured = datasets["train"]
     brain.fit(
         brain.hparams.epoch_counter,
         train_loader,

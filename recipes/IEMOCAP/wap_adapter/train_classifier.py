@@ -197,11 +197,6 @@ class EmotionBrain(RecipeBrain):
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rate of the coming step."""
         self.set_learning_rates(self.hparams.lr_schedule(self.progress()))
-        if self.hparams.epoch_counter.current <= self.hparams.frozen_epochs:
-            # not the gradient, so that the moments are ready when it goes on;
-            # max_grad_norm is of both parts' gradients, as ever
-            for group in self.optimizer.param_groups:
-                group["lr"] = 0.0
 
     def on_stage_start(self, stage, epoch=None):
         """Empties the list of predictions."""
@@ -503,12 +498,6 @@ def train(hparams, overrides, settings, run_opts):
         long_utterances=hparams["long_utterances"],
     )
     brain.num_labelled = settings["num_labelled"]
-    if hparams["frozen_epochs"] >= hparams["number_of_epochs"]:
-        logger.warning(
-            f"frozen_epochs={hparams['frozen_epochs']} are all of the "
-            f"{hparams['number_of_epochs']} epochs: the adapter does not learn "
-            "in this stage."
-        )
     train_loader = brain.make_train_loader(
         datasets["train"],
         seed=hparams["seed"],
