@@ -37,16 +37,16 @@ from timing import (
 )
 from train_adapter import AdapterBrain
 
-from speechbrain_wap.audio import inspect_audio, read_audio
-from speechbrain_wap.data import (
+from speechbrain_wap.data.audio import inspect_audio, read_audio
+from speechbrain_wap.data.datasets import (
     make_dataset,
     prepare_adapter_data,
     read_manifests,
 )
-from speechbrain_wap.encoders import SpeechEncoder
-from speechbrain_wap.features import FeatureCache, format_bytes
-from speechbrain_wap.hparams import load_recipe, parse_arguments
-from speechbrain_wap.report import markdown_table
+from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
+from speechbrain_wap.evaluation.report import markdown_table
+from speechbrain_wap.features.cache import FeatureCache, format_bytes
+from speechbrain_wap.training.settings import load_recipe, parse_arguments
 
 RECIPE = RECIPES / "EmoDB/wap_adapter"
 WHISPER_LAYER = 3

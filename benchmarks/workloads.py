@@ -25,20 +25,20 @@ from torch.nn import functional as F
 from train_adapter import AdapterBrain
 from train_classifier import EmotionBrain
 
-from speechbrain_wap.data import (
+from speechbrain_wap.data.datasets import (
     make_dataset,
     prepare_adapter_data,
     read_manifests,
 )
-from speechbrain_wap.hparams import load_recipe, parse_arguments
-from speechbrain_wap.lengths import select_frames, valid_frames
 from speechbrain_wap.losses import (
     adapter_loss,
     masked_reconstruction_loss,
     pseudo_label_loss,
 )
 from speechbrain_wap.masking import sample_utterance_masks
-from speechbrain_wap.smoothing import smooth_frames
+from speechbrain_wap.packing import select_frames, valid_frames
+from speechbrain_wap.targets import smooth_frames
+from speechbrain_wap.training.settings import load_recipe, parse_arguments
 
 FRAMES_PER_SECOND = 50
 # Lengths in seconds are lognormal (median, deviation of the logarithm), and

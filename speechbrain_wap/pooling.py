@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from speechbrain_wap.lengths import valid_frames
+from speechbrain_wap.packing import valid_frames
 
 
 class StatisticalAttentivePooling(nn.Module):

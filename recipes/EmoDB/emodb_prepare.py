@@ -9,7 +9,10 @@ import re
 import pandas as pd
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.corpus import open_data_folder, write_corpus_table
+from speechbrain_wap.data.corpus_table import (
+    open_data_folder,
+    write_corpus_table,
+)
 from speechbrain_wap.errors import RecipeError
 
 logger = get_logger(__name__)

@@ -153,7 +153,7 @@ def serve():
     import iemocap_prepare  # noqa: F401
     from speechbrain.utils import logger
 
-    import speechbrain_wap.encoders
+    import speechbrain_wap.encoders.speech_encoder
     import speechbrain_wap.wap_transformer  # noqa: F401
 
     # a list of all packages, which takes longer than training does here

@@ -20,8 +20,8 @@ from bench import Bench, make_samples, make_table
 from fault_table import FILE, read_faults
 from safetensors.torch import load_file
 
-from speechbrain_wap.checkpoints import Checkpointer
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.training.checkpoints import Checkpointer
 
 REFUSED, SKIPPED, USED = "refused", "skipped", "used"
 KIND = "bad input"

@@ -17,12 +17,15 @@ import torch
 from recipe_runs import RECIPES, TINY, call, command, load_script, run, run_well
 from speechbrain.dataio import audio_io
 
-from speechbrain_wap.adapter_folder import identify_adapter, read_adapter_record
-from speechbrain_wap.brain import RecipeBrain
-from speechbrain_wap.checkpoints import Checkpointer
-from speechbrain_wap.diagnostics import DIAGNOSTICS
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.hparams import IMPLIED
+from speechbrain_wap.evaluation.diagnostics import DIAGNOSTICS
+from speechbrain_wap.training.brain import RecipeBrain
+from speechbrain_wap.training.checkpoints import Checkpointer
+from speechbrain_wap.training.run_folders import (
+    identify_adapter,
+    read_adapter_record,
+)
+from speechbrain_wap.training.settings import IMPLIED
 
 ADAPTER = ["--num_attributes=8", "--number_of_epochs=3"]
 CLASSIFIER = ["--number_of_epochs=3"]
@@ -913,7 +916,7 @@ def test_runs_with_other_settings_never_share_a_default_folder(
 ):
     import importlib.util
 
-    hparams = importlib.import_module("speechbrain_wap.hparams")
+    hparams = importlib.import_module("speechbrain_wap.training.settings")
     monkeypatch.chdir(tmp_path)
     file = str(RECIPES / "IEMOCAP/wap_adapter/hparams/adapter.yaml")
     folders = set()

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 import torch
 
-from speechbrain_wap.audio import inspect_audio, read_audio
+from speechbrain_wap.data.audio import inspect_audio, read_audio
 from speechbrain_wap.errors import RecipeError
 
 

@@ -7,10 +7,10 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch import nn
 
-from speechbrain_wap.brain import RecipeBrain
-from speechbrain_wap.checkpoints import Checkpointer
-from speechbrain_wap.epoch_plan import EpochPlan
+from speechbrain_wap.data.sampling import EpochPlan
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.training.brain import RecipeBrain
+from speechbrain_wap.training.checkpoints import Checkpointer
 
 NUM_UTTERANCES = 11
 
@@ -106,7 +106,7 @@ def assert_same_weights(one, two, atol=1e-6):
 
 
 def test_more_ranks_than_an_epoch_has_utterances_are_refused(fit, monkeypatch):
-    monkeypatch.setattr("speechbrain_wap.brain.count_ranks", lambda: 2)
+    monkeypatch.setattr("speechbrain_wap.training.brain.count_ranks", lambda: 2)
     with pytest.raises(RecipeError, match="2 training utter.* 2 ranks.*weight"):
         fit(batch_size=2, places=2)
 

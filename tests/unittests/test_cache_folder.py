@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from speechbrain_wap import cache_folder as tested, features
-from speechbrain_wap.cache_folder import inspect_caches, main, prune_caches
-from speechbrain_wap.encoders import SpeechEncoder
+from speechbrain_wap.features import cache as features, command as tested
+from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.features import FeatureCache
+from speechbrain_wap.features.cache import FeatureCache
+from speechbrain_wap.features.command import inspect_caches, main, prune_caches
 from speechbrain_wap.files import Claims
 
 DAY = 86400
@@ -611,7 +611,7 @@ def test_options_that_make_no_sense_are_refused(folder, four, option):
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "speechbrain_wap.features", *arguments],
+        [sys.executable, "-m", "speechbrain_wap.features.cache", *arguments],
         capture_output=True,
         text=True,
         timeout=120,

@@ -17,7 +17,8 @@ from speechbrain.utils.checkpoints import (
 )
 from torch import nn
 
-from speechbrain_wap.checkpoints import (
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.training.checkpoints import (
     FILES,
     METAFILE,
     Checkpointer,
@@ -25,7 +26,6 @@ from speechbrain_wap.checkpoints import (
     RandomState,
     describe_file,
 )
-from speechbrain_wap.errors import RecipeError
 
 
 @register_checkpoint_hooks

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import assert_near, make_utterances
 
-from speechbrain_wap.epoch_plan import EpochPlan
+from speechbrain_wap.data.sampling import EpochPlan
 from speechbrain_wap.pooling import StatisticalAttentivePooling
 from speechbrain_wap.wap_transformer import WAPTransformer
 

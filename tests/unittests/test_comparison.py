@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import generator
 
-from speechbrain_wap.comparison import (
+from speechbrain_wap.evaluation.comparison import (
     PROBE,
     WITH,
     WITHOUT,
@@ -15,7 +15,7 @@ from speechbrain_wap.comparison import (
     paired_difference,
     write_comparison,
 )
-from speechbrain_wap.probe import StandardScaler, linear_probe
+from speechbrain_wap.evaluation.linear_probe import StandardScaler, linear_probe
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -143,7 +143,7 @@ def test_the_curve_falls_back_to_epochs_where_steps_are_unknown(
 ):
     axes = []
     monkeypatch.setattr(
-        "speechbrain_wap.comparison.save_figure",
+        "speechbrain_wap.evaluation.comparison.save_figure",
         lambda figure, path: axes.extend(figure.axes),
     )
     probe, without, trained = make_systems(1.0)
@@ -176,7 +176,7 @@ def test_the_curve_has_a_line_for_each_system_and_one_for_chance(
 ):
     figures = []
     monkeypatch.setattr(
-        "speechbrain_wap.comparison.save_figure",
+        "speechbrain_wap.evaluation.comparison.save_figure",
         lambda figure, path: figures.append(figure),
     )
     shares = [
@@ -251,7 +251,7 @@ def test_the_probe_scales_by_all_training_speech(monkeypatch):
     labelled = dict(list(cache.splits["train"].items())[:6])
     fitted, original = [], StandardScaler.fit
     monkeypatch.setattr(
-        "speechbrain_wap.probe.StandardScaler.fit",
+        "speechbrain_wap.evaluation.linear_probe.StandardScaler.fit",
         lambda self, rows: fitted.append(len(rows)) or original(self, rows),
     )
     linear_probe(cache.splits, cache, ["a", "b"], labelled)

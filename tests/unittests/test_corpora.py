@@ -7,14 +7,7 @@ import pandas as pd
 import pytest
 import soundfile
 
-from speechbrain_wap.adapter_folder import (
-    MODEL_KEYS,
-    check_adapter,
-    describe_adapter,
-    write_adapter_record,
-)
-from speechbrain_wap.corpora import parse_corpora, plan_epochs
-from speechbrain_wap.data import (
+from speechbrain_wap.data.datasets import (
     SPLITS,
     describe_data,
     prepare_adapter_data,
@@ -22,7 +15,14 @@ from speechbrain_wap.data import (
     prepare_table,
     read_manifests,
 )
+from speechbrain_wap.data.further_corpora import parse_corpora, plan_epochs
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.training.run_folders import (
+    MODEL_KEYS,
+    check_adapter,
+    describe_adapter,
+    write_adapter_record,
+)
 
 # The key ---------------------------------------------------------------------
 

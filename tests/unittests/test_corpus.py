@@ -7,8 +7,8 @@ import os
 import pandas as pd
 import pytest
 
-from speechbrain_wap import corpus
-from speechbrain_wap.corpus import (
+from speechbrain_wap.data import corpus_table as corpus
+from speechbrain_wap.data.corpus_table import (
     choose_classes,
     label_utterances,
     list_sessions,
@@ -19,8 +19,8 @@ from speechbrain_wap.corpus import (
     write_corpus_table,
     write_manifest,
 )
+from speechbrain_wap.data.speakers import check_speakers, fold_name
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.speakers import check_speakers, fold_name
 
 HEADER = "id,wav,speaker,session,emo\n"
 

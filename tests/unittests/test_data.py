@@ -7,15 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from speechbrain_wap.adapter_folder import (
-    ENCODER_KEYS,
-    MODEL_KEYS,
-    check_adapter,
-    load_branch,
-    write_adapter_record,
-)
-from speechbrain_wap.checkpoints import Checkpointer
-from speechbrain_wap.data import (
+from speechbrain_wap.data.datasets import (
     SPLITS,
     describe_data,
     extract_features,
@@ -26,10 +18,18 @@ from speechbrain_wap.data import (
     prepare_classifier_data,
     read_manifests,
 )
-from speechbrain_wap.encoders import SpeechEncoder
+from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.features import FeatureCache
+from speechbrain_wap.features.cache import FeatureCache
 from speechbrain_wap.teacher import EMATeacher
+from speechbrain_wap.training.checkpoints import Checkpointer
+from speechbrain_wap.training.run_folders import (
+    ENCODER_KEYS,
+    MODEL_KEYS,
+    check_adapter,
+    load_branch,
+    write_adapter_record,
+)
 
 PROTOCOLS = ["paper", "held_out"]
 FOLDS = [1, 2, 3, 4, 5]
@@ -159,7 +159,10 @@ def test_the_recipes_corpus_is_prepared_where_no_own_one_is_given(
     calls = []
 
     def prepare_corpus(data_folder, corpus_table, **kept):
-        from speechbrain_wap.corpus import read_own_corpus, write_corpus_table
+        from speechbrain_wap.data.corpus_table import (
+            read_own_corpus,
+            write_corpus_table,
+        )
 
         calls.append((data_folder, corpus_table, sorted(kept)))
         return write_corpus_table(

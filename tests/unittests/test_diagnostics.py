@@ -14,8 +14,8 @@ import torch
 from helpers import assert_near, generator, make_utterances, randomise_
 from recipe_runs import TINY
 
-from speechbrain_wap.checkpoints import Checkpointer
-from speechbrain_wap.diagnostics import (
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.evaluation.diagnostics import (
     CURES,
     DIAGNOSTICS,
     LEAST_LEARNED,
@@ -26,9 +26,12 @@ from speechbrain_wap.diagnostics import (
     effective_rank,
     explain_loss,
 )
-from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.probe import cross_validate_probe, frame_statistics
+from speechbrain_wap.evaluation.linear_probe import (
+    cross_validate_probe,
+    frame_statistics,
+)
 from speechbrain_wap.teacher import EMATeacher
+from speechbrain_wap.training.checkpoints import Checkpointer
 from speechbrain_wap.wap_transformer import WAPTransformer
 
 TRAIN_ADAPTER = "recipes/IEMOCAP/wap_adapter/train_adapter.py"
@@ -406,7 +409,7 @@ def test_the_diagnostics_are_of_each_utterance_by_itself(several, max_frames):
 
 
 def test_the_rank_takes_few_frames_of_long_utterances(monkeypatch):
-    monkeypatch.setattr("speechbrain_wap.diagnostics.MOST_FRAMES", 4)
+    monkeypatch.setattr("speechbrain_wap.evaluation.diagnostics.MOST_FRAMES", 4)
     taken = []
     add = FrameCovariance.add
     monkeypatch.setattr(

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from speechbrain.dataio import audio_io
 from torch.nn import functional as F
 
-from speechbrain_wap import encoders
-from speechbrain_wap.audio import read_audio
-from speechbrain_wap.encoders import (
+from speechbrain_wap.encoders import speech_encoder as encoders
+from speechbrain_wap.data.audio import read_audio
+from speechbrain_wap.encoders.speech_encoder import (
     SpeechEncoder,
     count_encoder_layers,
     count_values_per_second,

@@ -5,9 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
-from speechbrain_wap.epoch_plan import EpochPlan
+from speechbrain_wap.data.sampling import EpochPlan
 from speechbrain_wap.masking import sample_utterance_masks
-from speechbrain_wap.ranks import BatchOrderSampler
+from speechbrain_wap.training.ranks import BatchOrderSampler
 
 EPOCHS = range(1, 41)
 

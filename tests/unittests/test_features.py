@@ -21,11 +21,12 @@ import numpy as np
 import pytest
 import torch
 
-from speechbrain_wap import encoders, features
-from speechbrain_wap.audio import inspect_audio
-from speechbrain_wap.encoders import SpeechEncoder
+from speechbrain_wap.encoders import speech_encoder as encoders
+from speechbrain_wap.features import cache as features
+from speechbrain_wap.data.audio import inspect_audio
+from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.features import (
+from speechbrain_wap.features.cache import (
     FeatureCache,
     count_workers,
     format_bytes,

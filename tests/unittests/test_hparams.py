@@ -10,7 +10,8 @@ from ruamel.yaml import YAML
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.hparams import (
+from speechbrain_wap.training.key_values import NEEDED, NEEDED_IN_TRAINING
+from speechbrain_wap.training.settings import (
     LABELS,
     check_values,
     default_output_folder,
@@ -23,7 +24,6 @@ from speechbrain_wap.hparams import (
     run_script,
     split_options,
 )
-from speechbrain_wap.key_values import NEEDED, NEEDED_IN_TRAINING
 
 RECIPES = ["IEMOCAP", "EmoDB", "RAVDESS"]
 STAGES = ["adapter", "classifier"]

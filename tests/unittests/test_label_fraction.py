@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from speechbrain_wap.label_fraction import choose_labelled, count_labels
+from speechbrain_wap.data.label_fraction import choose_labelled, count_labels
 
 SIZES = {"neutral": 83, "sad": 40, "angry": 17, "happy": 3, "fear": 1}
 FRACTIONS = [0.001, 0.05, 0.1, 0.25, 0.3, 0.5, 0.75, 0.99, 1.0]

@@ -7,13 +7,13 @@ import pytest
 import torch
 from helpers import generator
 
-from speechbrain_wap.lengths import valid_frames
 from speechbrain_wap.masking import (
     sample_frame_mask,
     sample_utterance_masks,
     shuffle_utterances,
     utterance_generator,
 )
+from speechbrain_wap.packing import valid_frames
 
 RATIOS = [0.0, 0.05, 0.15, 0.35, 0.4, 0.5, 0.65, 0.8, 0.95, 1.0]
 

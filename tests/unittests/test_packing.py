@@ -11,12 +11,20 @@ from helpers import (
 )
 from torch import nn
 
-from speechbrain_wap.dropout import Dropout
-from speechbrain_wap.lengths import select_frames, valid_frames
 from speechbrain_wap.losses import masked_reconstruction_loss
-from speechbrain_wap.packing import LIKE_LENGTH_CPU, LIKE_LENGTH_GPU, Packing
+from speechbrain_wap.packing import (
+    LIKE_LENGTH_CPU,
+    LIKE_LENGTH_GPU,
+    Packing,
+    select_frames,
+    valid_frames,
+)
 from speechbrain_wap.teacher import EMATeacher
-from speechbrain_wap.wap_transformer import TransformerLayer, WAPTransformer
+from speechbrain_wap.wap_transformer import (
+    Dropout,
+    TransformerLayer,
+    WAPTransformer,
+)
 
 LENGTHS = [[5], [4, 4, 4], [3, 9, 1, 8, 2, 9], [1, 40, 33, 32, 31, 7], [0, 3]]
 

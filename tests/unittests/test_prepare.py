@@ -5,7 +5,7 @@ import shutil
 import pandas as pd
 import pytest
 
-from speechbrain_wap.corpus import list_sessions, read_corpus_table
+from speechbrain_wap.data.corpus_table import list_sessions, read_corpus_table
 from speechbrain_wap.errors import RecipeError
 
 # IEMOCAP ---------------------------------------------------------------------

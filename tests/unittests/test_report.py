@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from speechbrain_wap.report import (
+from speechbrain_wap.evaluation.report import (
     STYLES,
     draw_confusion,
     markdown_table,
@@ -205,7 +205,7 @@ def test_the_probe_is_in_table_and_curves_where_there_is_one(
     path.write_text(json.dumps(rows))
     drawn = {}
     monkeypatch.setattr(
-        "speechbrain_wap.report.save_figure",
+        "speechbrain_wap.evaluation.report.save_figure",
         lambda figure, path: drawn.setdefault(path.name, figure),
     )
     text = write_report(tmp_path, sum_up(one_seed, {}), *folders, [])

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from speechbrain_wap.metrics import emotion_scores
+from speechbrain_wap.evaluation.metrics import emotion_scores
 from speechbrain_wap.schedules import Schedule
 
 SHAPES = {

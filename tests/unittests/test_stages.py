@@ -10,8 +10,8 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch import nn
 
-from speechbrain_wap.lengths import select_frames, valid_frames
-from speechbrain_wap.smoothing import smooth_frames
+from speechbrain_wap.packing import select_frames, valid_frames
+from speechbrain_wap.targets import smooth_frames
 from speechbrain_wap.teacher import EMATeacher
 from speechbrain_wap.wap_transformer import WAPTransformer
 

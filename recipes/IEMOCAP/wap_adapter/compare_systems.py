@@ -23,14 +23,23 @@ from pathlib import Path
 
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_wap.comparison import PROBE, WITH, WITHOUT, write_comparison
-from speechbrain_wap.data import SPLITS, list_classes, read_manifests
+from speechbrain_wap.data.datasets import SPLITS, list_classes, read_manifests
+from speechbrain_wap.data.label_fraction import choose_labelled
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.hparams import load_recipe, run_script, split_options
-from speechbrain_wap.key_values import check_values, find_mistake
-from speechbrain_wap.label_fraction import choose_labelled
-from speechbrain_wap.probe import linear_probe
-from speechbrain_wap.report import read_histories, sum_up
+from speechbrain_wap.evaluation.comparison import (
+    PROBE,
+    WITH,
+    WITHOUT,
+    write_comparison,
+)
+from speechbrain_wap.evaluation.linear_probe import linear_probe
+from speechbrain_wap.evaluation.report import read_histories, sum_up
+from speechbrain_wap.training.key_values import check_values, find_mistake
+from speechbrain_wap.training.settings import (
+    load_recipe,
+    run_script,
+    split_options,
+)
 
 # The other scripts lie beside this one, wherever it is started from.
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -142,7 +151,7 @@ def probe_folds(hparams, folder, finished, fraction, pooled):
     fraction : float
         Share of the labels that are used.
     pooled : dict
-        See :func:`speechbrain_wap.probe.linear_probe`.
+        See :func:`speechbrain_wap.evaluation.linear_probe.linear_probe`.
 
     Returns
     -------

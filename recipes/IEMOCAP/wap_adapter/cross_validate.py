@@ -33,7 +33,28 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
-from speechbrain_wap.adapter_folder import (
+from speechbrain_wap.data.corpus_table import (
+    choose_classes,
+    label_utterances,
+    list_sessions,
+)
+from speechbrain_wap.data.datasets import (
+    find_index,
+    prepare_table,
+    split_labelled,
+)
+from speechbrain_wap.data.further_corpora import read_tables
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.evaluation.report import (
+    SCORES,
+    score_table,
+    sum_up,
+    write_report,
+)
+from speechbrain_wap.files import digest_file, only_process, read_json
+from speechbrain_wap.training.jobs import run_jobs
+from speechbrain_wap.training.ranks import start_ranks
+from speechbrain_wap.training.run_folders import (
     MODEL_KEYS,
     RECORD,
     check_adapter,
@@ -42,16 +63,7 @@ from speechbrain_wap.adapter_folder import (
     identify_adapter,
     read_adapter_record,
 )
-from speechbrain_wap.corpora import read_tables
-from speechbrain_wap.corpus import (
-    choose_classes,
-    label_utterances,
-    list_sessions,
-)
-from speechbrain_wap.data import find_index, prepare_table, split_labelled
-from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import digest_file, only_process, read_json
-from speechbrain_wap.hparams import (
+from speechbrain_wap.training.settings import (
     UNGUARDED_KEYS,
     default_output_folder,
     load_recipe,
@@ -66,9 +78,6 @@ from speechbrain_wap.hparams import (
     split_options,
     unknown_key,
 )
-from speechbrain_wap.jobs import run_jobs
-from speechbrain_wap.ranks import start_ranks
-from speechbrain_wap.report import SCORES, score_table, sum_up, write_report
 
 logger = get_logger(__name__)
 
@@ -482,7 +491,7 @@ def check_earlier_adapter(adapter_folder, settings, splits, corpus_table):
     Returns
     -------
     identity : str
-        See :func:`speechbrain_wap.adapter_folder.check_adapter`.
+        See :func:`speechbrain_wap.training.run_folders.check_adapter`.
 
     Raises
     ------
@@ -688,7 +697,7 @@ def began_with_another(folder, record):
     folder : str
         Holds the folder classifier.
     record : dict
-        What :func:`speechbrain_wap.adapter_folder.read_adapter_record` gave.
+        What :func:`speechbrain_wap.training.run_folders.read_adapter_record` gave.
 
     Returns
     -------

@@ -20,10 +20,7 @@ from speechbrain.utils.distributed import infer_device, run_on_main
 from speechbrain.utils.logger import get_logger
 from torch.nn import functional as F
 
-from speechbrain_wap.adapter_folder import write_adapter_record
-from speechbrain_wap.brain import RecipeBrain
-from speechbrain_wap.corpora import parse_corpora, plan_epochs
-from speechbrain_wap.data import (
+from speechbrain_wap.data.datasets import (
     describe_data,
     extract_features,
     find_audio_index,
@@ -32,29 +29,32 @@ from speechbrain_wap.data import (
     prepare_adapter_data,
     read_manifests,
 )
-from speechbrain_wap.diagnostics import (
+from speechbrain_wap.data.further_corpora import parse_corpora, plan_epochs
+from speechbrain_wap.evaluation.diagnostics import (
     CURES,
     DIAGNOSTICS,
     Diagnostics,
     explain_loss,
 )
 from speechbrain_wap.files import only_process
-from speechbrain_wap.hparams import (
-    load_recipe,
-    parse_arguments,
-    record_settings,
-    restored_if_refused,
-    run_script,
-)
-from speechbrain_wap.lengths import select_frames, valid_frames
 from speechbrain_wap.losses import (
     adapter_loss,
     masked_reconstruction_loss,
     pseudo_label_loss,
 )
 from speechbrain_wap.masking import sample_utterance_masks
-from speechbrain_wap.ranks import start_ranks
-from speechbrain_wap.smoothing import smooth_frames
+from speechbrain_wap.packing import select_frames, valid_frames
+from speechbrain_wap.targets import smooth_frames
+from speechbrain_wap.training.brain import RecipeBrain
+from speechbrain_wap.training.ranks import start_ranks
+from speechbrain_wap.training.run_folders import write_adapter_record
+from speechbrain_wap.training.settings import (
+    load_recipe,
+    parse_arguments,
+    record_settings,
+    restored_if_refused,
+    run_script,
+)
 
 logger = get_logger(__name__)
 
@@ -214,7 +214,7 @@ class AdapterBrain(RecipeBrain):
         Returns
         -------
         values : dict
-            See :class:`speechbrain_wap.diagnostics.Diagnostics`; empty in the
+            See :class:`speechbrain_wap.evaluation.diagnostics.Diagnostics`; empty in the
             other epochs.
 
         Raises
@@ -348,7 +348,7 @@ def dataio_prep(hparams, splits, cache, plan):
         Manifest entries by utterance id of each split.
     cache : speechbrain_wap.features.FeatureCache
         The filled feature cache.
-    plan : speechbrain_wap.epoch_plan.EpochPlan
+    plan : speechbrain_wap.data.sampling.EpochPlan
         How often an epoch has each training utterance.
 
     Returns

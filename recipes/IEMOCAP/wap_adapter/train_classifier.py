@@ -24,10 +24,8 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.adapter_folder import check_adapter, load_branch
 from speechbrain_wap.augmentation import augment_minorities, is_masked
-from speechbrain_wap.brain import RecipeBrain
-from speechbrain_wap.data import (
+from speechbrain_wap.data.datasets import (
     check_labels,
     describe_data,
     extract_features,
@@ -38,26 +36,28 @@ from speechbrain_wap.data import (
     prepare_classifier_data,
     read_manifests,
 )
-from speechbrain_wap.epoch_plan import EpochPlan
+from speechbrain_wap.data.label_fraction import choose_labelled, count_labels
+from speechbrain_wap.data.sampling import EpochPlan
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.evaluation.metrics import emotion_scores
 from speechbrain_wap.files import (
     digest_file,
     only_process,
     write_atomically,
     write_text,
 )
-from speechbrain_wap.hparams import (
+from speechbrain_wap.masking import sample_utterance_masks
+from speechbrain_wap.packing import valid_frames
+from speechbrain_wap.training.brain import RecipeBrain
+from speechbrain_wap.training.ranks import gather_over_ranks, start_ranks
+from speechbrain_wap.training.run_folders import check_adapter, load_branch
+from speechbrain_wap.training.settings import (
     load_recipe,
     parse_arguments,
     record_settings,
     restored_if_refused,
     run_script,
 )
-from speechbrain_wap.label_fraction import choose_labelled, count_labels
-from speechbrain_wap.lengths import valid_frames
-from speechbrain_wap.masking import sample_utterance_masks
-from speechbrain_wap.metrics import emotion_scores
-from speechbrain_wap.ranks import gather_over_ranks, start_ranks
 
 logger = get_logger(__name__)
 
@@ -310,7 +310,7 @@ def dataio_prep(hparams, splits, cache, labelled, classes):
     -------
     datasets : dict
         "train" (with the minority classes' copies), "valid" and "test".
-    plan : speechbrain_wap.epoch_plan.EpochPlan
+    plan : speechbrain_wap.data.sampling.EpochPlan
         How often an epoch has each training utterance: it has as many of them
         as with all labels.
     """
@@ -345,7 +345,7 @@ def weigh_classes(plan, classes, class_weights):
 
     Arguments
     ---------
-    plan : speechbrain_wap.epoch_plan.EpochPlan
+    plan : speechbrain_wap.data.sampling.EpochPlan
         How often an epoch has each utterance.
     classes : list of str
         The classes in their order.

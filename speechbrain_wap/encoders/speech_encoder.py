@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from speechbrain_wap.encoders.front_ends import make_front_end
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.front_ends import make_front_end
-from speechbrain_wap.lengths import valid_frames
+from speechbrain_wap.packing import valid_frames
 
 # To be raised with every change of what is read or computed: features that
 # another version cached are not taken over.
@@ -31,7 +31,7 @@ class SpeechEncoder(nn.Module):
     ---------
     source : str
         Hub id or folder of a checkpoint of one of the families in
-        :data:`speechbrain_wap.front_ends.FRONT_ENDS`, or "fbank" for log-mel
+        :data:`speechbrain_wap.encoders.front_ends.FRONT_ENDS`, or "fbank" for log-mel
         energies without weights.
     layer : str, int or list of int
         "last", or an index: 0 is what enters the first Transformer layer, n

@@ -25,11 +25,11 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
-from speechbrain_wap.corpora import describe_corpora, parse_corpora
+from speechbrain_wap.data.further_corpora import describe_corpora, parse_corpora
 from speechbrain_wap.errors import RecipeError, places_as_mistakes, say_mistakes
 from speechbrain_wap.files import read_json, write_atomically, write_text
-from speechbrain_wap.key_values import check_values
-from speechbrain_wap.ranks import count_ranks, is_lost_rank, own_rank
+from speechbrain_wap.training.key_values import check_values
+from speechbrain_wap.training.ranks import count_ranks, is_lost_rank, own_rank
 
 logger = get_logger(__name__)
 
@@ -407,7 +407,7 @@ def read_corpora(hparams_file, overrides):
     Returns
     -------
     corpora : list of dict
-        See :func:`speechbrain_wap.corpora.parse_corpora`; empty where the YAML
+        See :func:`speechbrain_wap.data.further_corpora.parse_corpora`; empty where the YAML
         has no such key.
     """
     resolved, _ = _resolve(hparams_file, overrides)

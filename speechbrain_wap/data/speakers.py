@@ -7,7 +7,7 @@ Spreadsheets make ``3`` or ``3.0`` of ``03``, people write ``Actor_01`` and
 import re
 import unicodedata
 
-from speechbrain_wap.corpus import natural_key
+from speechbrain_wap.data.corpus_table import natural_key
 from speechbrain_wap.errors import RecipeError
 
 

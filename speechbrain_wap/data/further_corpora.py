@@ -10,18 +10,18 @@ from pathlib import Path
 import pandas as pd
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.corpus import (
+from speechbrain_wap.data.corpus_table import (
     AUDIO_COLUMNS,
     COLUMNS,
     check_audio,
     check_ids,
     read_own_corpus,
 )
-from speechbrain_wap.epoch_plan import EpochPlan
+from speechbrain_wap.data.sampling import EpochPlan
+from speechbrain_wap.data.speakers import fold_name, may_be_same
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import write_atomically
-from speechbrain_wap.key_values import find_mistake
-from speechbrain_wap.speakers import fold_name, may_be_same
+from speechbrain_wap.training.key_values import find_mistake
 
 logger = get_logger(__name__)
 
@@ -171,7 +171,7 @@ def read_tables(corpora, audio_index=None):
     corpora : list of dict
         What :func:`parse_corpora` gave.
     audio_index : str, optional
-        See :func:`speechbrain_wap.corpus.inspect_files`.
+        See :func:`speechbrain_wap.data.corpus_table.inspect_files`.
 
     Returns
     -------
@@ -455,7 +455,7 @@ def plan_epochs(entries, corpora, corpus_weight, seed):
 
     Returns
     -------
-    plan : speechbrain_wap.epoch_plan.EpochPlan
+    plan : speechbrain_wap.data.sampling.EpochPlan
 
     Raises
     ------

@@ -15,18 +15,8 @@ from speechbrain.utils.data_pipeline import provides, takes
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.audio import inspect_audio
-from speechbrain_wap.corpora import (
-    ORIGIN_COLUMNS,
-    choose_utterances,
-    find_held_out_people,
-    join_tables,
-    original_names,
-    read_tables,
-    report_choice,
-    warn_of_same_ids,
-)
-from speechbrain_wap.corpus import (
+from speechbrain_wap.data.audio import inspect_audio
+from speechbrain_wap.data.corpus_table import (
     SKIPPED_NAME,
     choose_classes,
     inspect_files,
@@ -39,8 +29,18 @@ from speechbrain_wap.corpus import (
     write_corpus_table,
     write_manifest,
 )
+from speechbrain_wap.data.further_corpora import (
+    ORIGIN_COLUMNS,
+    choose_utterances,
+    find_held_out_people,
+    join_tables,
+    original_names,
+    read_tables,
+    report_choice,
+    warn_of_same_ids,
+)
+from speechbrain_wap.data.speakers import check_speakers
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.speakers import check_speakers
 
 logger = get_logger(__name__)
 
@@ -60,7 +60,7 @@ def find_index(cache_folder):
     Returns
     -------
     audio_index : str
-        See :func:`speechbrain_wap.corpus.inspect_files`.
+        See :func:`speechbrain_wap.data.corpus_table.inspect_files`.
     """
     return os.path.join(cache_folder, AUDIO_INDEX)
 
@@ -132,7 +132,7 @@ def prepare_adapter_data(
     manifests : dict
         File to write for "train", "valid" and "test".
     corpora : list of dict
-        Further tables, see :func:`speechbrain_wap.corpora.parse_corpora`.
+        Further tables, see :func:`speechbrain_wap.data.further_corpora.parse_corpora`.
     left_out_csv : str, optional
         Lists what of them may not be, or is already, among the training data.
     """
@@ -184,14 +184,14 @@ def prepare_tables(corpus, corpora=()):
     corpus : dict
         Arguments of :func:`prepare_table`.
     corpora : list of dict
-        Further tables, see :func:`speechbrain_wap.corpora.parse_corpora`.
+        Further tables, see :func:`speechbrain_wap.data.further_corpora.parse_corpora`.
 
     Returns
     -------
     table : pandas.DataFrame or None
         None where there is no corpus under test.
     further : pandas.DataFrame or None
-        See :func:`speechbrain_wap.corpora.read_tables`; None without corpora.
+        See :func:`speechbrain_wap.data.further_corpora.read_tables`; None without corpora.
 
     Raises
     ------
@@ -330,7 +330,7 @@ def prepare_classifier_data(
     classes : dict, str or None
         Labels of each class, or "all".
     explicit_classes : bool
-        See :func:`speechbrain_wap.corpus.choose_classes`.
+        See :func:`speechbrain_wap.data.corpus_table.choose_classes`.
     dialogue_style : str
         "improvised", "scripted" or "all".
     manifests : dict
@@ -358,7 +358,7 @@ def read_manifests(manifests, fields=("wav", "speaker"), audio_index=None):
     fields : tuple of str
         What each utterance must have, as text.
     audio_index : str, optional
-        See :func:`speechbrain_wap.corpus.inspect_files`; where it is given,
+        See :func:`speechbrain_wap.data.corpus_table.inspect_files`; where it is given,
         the audio files must be those that the manifests were made of.
 
     Returns

@@ -4,8 +4,8 @@ import pytest
 import torch
 from helpers import generator
 
-from speechbrain_wap.lengths import valid_frames
-from speechbrain_wap.smoothing import smooth_frames
+from speechbrain_wap.packing import valid_frames
+from speechbrain_wap.targets import smooth_frames
 
 
 def make_batch(*lengths):

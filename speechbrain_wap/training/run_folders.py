@@ -11,13 +11,13 @@ import torch
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.checkpoints import Checkpointer
-from speechbrain_wap.corpora import original_names
-from speechbrain_wap.corpus import read_corpus_table
+from speechbrain_wap.data.corpus_table import read_corpus_table
+from speechbrain_wap.data.further_corpora import original_names
+from speechbrain_wap.data.speakers import fold_name, may_be_same
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import read_json, write_text
-from speechbrain_wap.hparams import guard
-from speechbrain_wap.speakers import fold_name, may_be_same
+from speechbrain_wap.training.checkpoints import Checkpointer
+from speechbrain_wap.training.settings import guard
 
 logger = get_logger(__name__)
 
@@ -79,7 +79,7 @@ def list_heard(entries):
         "speakers": their names in their own table; "utterances": digest of
         each audio file, and speaker and id, which another copy of a corpus, at
         another sample rate say, has as well; "sounds": see
-        :func:`speechbrain_wap.audio.inspect_audio`.
+        :func:`speechbrain_wap.data.audio.inspect_audio`.
     """
     named = [
         (entry["digest"], *original_names(key, entry))

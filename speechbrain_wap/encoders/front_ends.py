@@ -21,9 +21,9 @@ from speechbrain.lobes.features import Fbank
 from torch import nn
 from torch.nn import functional as F
 
+from speechbrain_wap.encoders.checkpoints import resolve_source, weights_digest
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import read_json
-from speechbrain_wap.pretrained import resolve_source, weights_digest
 
 # The cure of a damaged checkpoint
 DOWNLOAD = "download the checkpoint (encoder_source) again."

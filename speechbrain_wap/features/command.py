@@ -1,17 +1,17 @@
 r"""The command that lists and removes feature caches.
 
 List what a cache folder holds, one row per encoder and layer:
-> python -m speechbrain_wap.features inspect results/feature_cache
+> python -m speechbrain_wap.features.cache inspect results/feature_cache
 
 Check every entry, too:
-> python -m speechbrain_wap.features inspect results/feature_cache --check
+> python -m speechbrain_wap.features.cache inspect results/feature_cache --check
 
 Remove damaged entries and left-over temporary files:
-> python -m speechbrain_wap.features prune results/feature_cache
+> python -m speechbrain_wap.features.cache prune results/feature_cache
 
 Remove whole caches, by key or by how long they have not been used:
-> python -m speechbrain_wap.features prune results/feature_cache --keys=<a>,<b>
-> python -m speechbrain_wap.features prune results/feature_cache \
+> python -m speechbrain_wap.features.cache prune results/feature_cache --keys=<a>,<b>
+> python -m speechbrain_wap.features.cache prune results/feature_cache \
       --unused_days=30
 
 With --dry_run, prune only says what it would remove. A cache that a run is
@@ -29,9 +29,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.features import format_bytes, is_sound_entry, read_duration
+from speechbrain_wap.evaluation.report import markdown_table
+from speechbrain_wap.features.cache import (
+    format_bytes,
+    is_sound_entry,
+    read_duration,
+)
 from speechbrain_wap.files import Claims
-from speechbrain_wap.report import markdown_table
 
 # A temporary file that nobody has written to for so long is left over.
 LEFT_OVER_SECONDS = 3600
@@ -334,7 +338,7 @@ def main(arguments):
         As in ``sys.argv[1:]``.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m speechbrain_wap.features",
+        prog="python -m speechbrain_wap.features.cache",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

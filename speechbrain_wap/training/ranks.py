@@ -90,7 +90,7 @@ class BatchOrderSampler(ReproducibleRandomSampler):
         Of one rank.
     world_size : int
         Number of ranks.
-    plan : speechbrain_wap.epoch_plan.EpochPlan, optional
+    plan : speechbrain_wap.data.sampling.EpochPlan, optional
         What of the data each epoch has; all of them, once, by default.
     **kwargs : dict
         seed and epoch, as in SpeechBrain's sampler.

@@ -10,8 +10,11 @@ from speechbrain import Stage
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.memory import give_back_freed_memory, keep_freed_memory
-from speechbrain_wap.ranks import (
+from speechbrain_wap.training.memory import (
+    give_back_freed_memory,
+    keep_freed_memory,
+)
+from speechbrain_wap.training.ranks import (
     BatchOrderSampler,
     average_over_ranks,
     count_ranks,
@@ -43,7 +46,7 @@ class RecipeBrain(sb.Brain):
             Of the order.
         batch_size : int
             Of one rank.
-        plan : speechbrain_wap.epoch_plan.EpochPlan, optional
+        plan : speechbrain_wap.data.sampling.EpochPlan, optional
             What of the dataset (its ``entries``) each epoch has; all, once, by
             default.
         **options : dict

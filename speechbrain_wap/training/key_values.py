@@ -185,7 +185,7 @@ def check_values(settings, expected_key, hparams_file):
     Arguments
     ---------
     settings : dict
-        What :func:`speechbrain_wap.hparams.read_settings` gave.
+        What :func:`speechbrain_wap.training.settings.read_settings` gave.
     expected_key : str
         A key that the script's YAML has and the other stage's has not.
     hparams_file : str

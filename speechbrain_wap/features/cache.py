@@ -16,7 +16,7 @@ duration of the audio in seconds and the CRC-32 of frames and duration.
 Entries are written beside their place and renamed, so that a half-written one
 is never read; the same features make the same file, byte for byte.
 
-``python -m speechbrain_wap.features inspect <cache_folder>`` lists the caches
+``python -m speechbrain_wap.features.cache inspect <cache_folder>`` lists the caches
 of a folder, ``... prune`` removes some.
 """
 
@@ -50,8 +50,8 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from speechbrain_wap.audio import read_audio
-from speechbrain_wap.encoders import (
+from speechbrain_wap.data.audio import read_audio
+from speechbrain_wap.encoders.speech_encoder import (
     SpeechEncoder,
     count_encoder_layers,
     count_values_per_second,
@@ -236,7 +236,7 @@ class FeatureCache:
 
     Example
     -------
-    >>> from speechbrain_wap.encoders import SpeechEncoder
+    >>> from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
     >>> folder = getfixture("tmpdir")
     >>> cache = FeatureCache(folder, SpeechEncoder("fbank"))
     >>> cache.write("ab12", torch.ones(3, 80), duration=0.06)
@@ -696,8 +696,8 @@ class _Jobs(Dataset):
 
 
 if __name__ == "__main__":
-    from speechbrain_wap.cache_folder import main
     from speechbrain_wap.errors import say_mistakes
+    from speechbrain_wap.features.command import main
 
     with say_mistakes():
         main(sys.argv[1:])

@@ -6,7 +6,7 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from speechbrain_wap.metrics import emotion_scores
+from speechbrain_wap.evaluation.metrics import emotion_scores
 
 
 def frame_statistics(feats):

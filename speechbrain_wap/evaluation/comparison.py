@@ -9,8 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from scipy.stats import sem, ttest_1samp
 
+from speechbrain_wap.evaluation.report import (
+    SCORES,
+    markdown_table,
+    percent,
+    save_figure,
+)
 from speechbrain_wap.files import write_text
-from speechbrain_wap.report import SCORES, markdown_table, percent, save_figure
 
 PROBE = "linear probe"
 WITHOUT = "without adapter training"

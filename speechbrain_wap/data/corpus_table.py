@@ -15,7 +15,7 @@ import pandas as pd
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from speechbrain_wap.audio import inspect_audio
+from speechbrain_wap.data.audio import inspect_audio
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import write_atomically, write_text
 
@@ -171,7 +171,7 @@ def inspect_files(wavs, audio_index=None):
     -------
     results : list of tuple
         Duration (in seconds), digest and sound of each file, see
-        :func:`speechbrain_wap.audio.inspect_audio`; or None, the reason why it
+        :func:`speechbrain_wap.data.audio.inspect_audio`; or None, the reason why it
         cannot be read, and None.
     """
     known = {}

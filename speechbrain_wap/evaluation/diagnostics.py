@@ -17,12 +17,15 @@ from scipy.sparse.csgraph import connected_components
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.corpus import natural_key
-from speechbrain_wap.data import make_dataset
-from speechbrain_wap.lengths import valid_frames
+from speechbrain_wap.data.corpus_table import natural_key
+from speechbrain_wap.data.datasets import make_dataset
+from speechbrain_wap.data.speakers import fold_name
+from speechbrain_wap.evaluation.linear_probe import (
+    cross_validate_probe,
+    frame_statistics,
+)
 from speechbrain_wap.masking import shuffle_utterances
-from speechbrain_wap.probe import cross_validate_probe, frame_statistics
-from speechbrain_wap.speakers import fold_name
+from speechbrain_wap.packing import valid_frames
 
 logger = get_logger(__name__)
 

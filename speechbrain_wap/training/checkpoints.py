@@ -26,7 +26,11 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import write_text
-from speechbrain_wap.ranks import count_ranks, gather_over_ranks, own_rank
+from speechbrain_wap.training.ranks import (
+    count_ranks,
+    gather_over_ranks,
+    own_rank,
+)
 
 logger = get_logger(__name__)
 

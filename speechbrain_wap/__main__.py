@@ -1,0 +1,64 @@
+"""All that is no training: ``python -m speechbrain_wap COMMAND ...``.
+
+``python -m speechbrain_wap --help`` lists the commands, ``COMMAND --help`` says
+what one takes. Typed in a recipe's folder, a command finds its train scripts.
+"""
+
+import importlib
+import sys
+
+from speechbrain_wap.errors import RecipeError, say_mistakes
+
+# A command's module has main(arguments), and says in its docstring what it does
+COMMANDS = {
+    "compare": "speechbrain_wap.evaluation.comparison",
+    "features": "speechbrain_wap.features.command",
+}
+
+
+def describe_commands():
+    """Lists the commands, with the first line of each one's docstring.
+
+    Returns
+    -------
+    text : str
+    """
+    modules = [importlib.import_module(name) for name in COMMANDS.values()]
+    lines = [
+        f"  {command:<10}{module.__doc__.strip().splitlines()[0]}"
+        for command, module in zip(COMMANDS, modules)
+    ]
+    return "\n".join([__doc__.strip(), "", "Commands:", *lines])
+
+
+def main(arguments):
+    """Runs a command.
+
+    Arguments
+    ---------
+    arguments : list of str
+        As in ``sys.argv[1:]``: the command's name and its own arguments.
+
+    Raises
+    ------
+    RecipeError
+        If there is no such command.
+    """
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(describe_commands())
+        return
+    command, *own = arguments
+    if command not in COMMANDS:
+        raise RecipeError(
+            f"{command} is no command: choose one of {', '.join(COMMANDS)}."
+        )
+    module = importlib.import_module(COMMANDS[command])
+    if {"-h", "--help"} & set(own):
+        print(module.__doc__.strip())
+        return
+    module.main(own)
+
+
+if __name__ == "__main__":
+    with say_mistakes():
+        main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Corpora: audio, tables, folds, who is who, and what an epoch has."""

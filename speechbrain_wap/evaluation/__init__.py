@@ -1,0 +1,1 @@
+"""Scores, probes, diagnostics, reports and comparisons."""

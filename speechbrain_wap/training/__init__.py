@@ -1,0 +1,1 @@
+"""What a training of either stage needs, and the engine of all folds."""
