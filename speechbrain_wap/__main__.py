@@ -11,7 +11,7 @@ from speechbrain_wap.errors import RecipeError, say_mistakes
 
 # A command's module has main(arguments), and says in its docstring what it does
 COMMANDS = {
-    "compare": "speechbrain_wap.evaluation.comparison",
+    "compare": "speechbrain_wap.evaluation.compare",
     "features": "speechbrain_wap.features.command",
 }
 

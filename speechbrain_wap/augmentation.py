@@ -2,10 +2,91 @@
 
 from collections import Counter
 
-from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.masking import shuffle_utterances, utterance_number
+import torch
+
+from speechbrain_wap.errors import check_choice, check_whole
+from speechbrain_wap.masking import (
+    UtteranceMasks,
+    shuffle_utterances,
+    utterance_number,
+)
 
 STRATEGIES = ("balance", "mask", "all", "none")
+
+
+class Augmentation:
+    """Masks embeddings of training utterances (Sec. III-B, D11).
+
+    Arguments
+    ---------
+    strategy : str
+        "balance", "mask", "all" or "none", see :func:`augment_minorities`.
+    mask_ratio : float
+        Share of an augmented utterance's frames to mask, 0 to 1.
+    mask_span : int
+        Frames that are masked together (D20).
+    seed : int
+        The run's seed.
+
+    Example
+    -------
+    >>> augmentation = Augmentation("all", mask_ratio=0.5)
+    >>> list(augmentation.plan({"a": {"label": "x"}}))
+    ['a']
+    >>> mask = augmentation.mask(["a"], [1.0], torch.tensor([8]), epoch=1)
+    >>> mask.shape, int(mask.sum())
+    (torch.Size([1, 8]), 4)
+    """
+
+    def __init__(self, strategy="balance", mask_ratio=0.4, mask_span=1, seed=0):
+        check_choice("strategy", strategy, STRATEGIES)
+        check_whole("mask_span", mask_span, least=1)
+        self.strategy = strategy
+        self.seed = seed
+        self.masks = UtteranceMasks(mask_ratio, mask_span, seed, "augment")
+
+    def plan(self, manifest):
+        """Plans which utterances are masked, and which get masked copies.
+
+        Arguments
+        ---------
+        manifest : dict
+            See :func:`augment_minorities`.
+
+        Returns
+        -------
+        augmented : dict
+            See :func:`augment_minorities`.
+        """
+        return augment_minorities(manifest, self.strategy, self.seed)
+
+    def mask(self, utterance_ids, mask_probabilities, num_frames, epoch):
+        """Masks those of a batch that are to be masked in an epoch.
+
+        Arguments
+        ---------
+        utterance_ids : list of str
+            Ids of the B utterances.
+        mask_probabilities : list of float
+            What the plan says of each.
+        num_frames : torch.Tensor
+            Number of valid frames of each, shape [B].
+        epoch : int
+            Counted from 1.
+
+        Returns
+        -------
+        mask : torch.Tensor
+            Shape [B, max(num_frames)], boolean, on the CPU; all False where
+            nothing is masked, so that the mask embedding always takes part in
+            the graph, as distributed training asks for.
+        """
+        chosen = [
+            is_masked(key, probability, self.seed, epoch)
+            for key, probability in zip(utterance_ids, mask_probabilities)
+        ]
+        mask = self.masks(utterance_ids, num_frames, epoch)
+        return mask & torch.tensor(chosen)[:, None]
 
 
 def augment_minorities(manifest, strategy="balance", seed=0):
@@ -43,11 +124,7 @@ def augment_minorities(manifest, strategy="balance", seed=0):
     >>> list(augment_minorities(manifest))
     ['a', 'b', 'c', 'c+1']
     """
-    if strategy not in STRATEGIES:
-        raise RecipeError(
-            f"augmentation={strategy} is unknown: choose one of "
-            f"{', '.join(STRATEGIES)}."
-        )
+    check_choice("strategy", strategy, STRATEGIES)
     sizes = Counter(entry["label"] for entry in manifest.values())
     largest = max(sizes.values())
     augmented = {

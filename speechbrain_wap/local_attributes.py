@@ -5,6 +5,8 @@ from speechbrain.utils.distributed import is_distributed_initialized
 from torch import nn
 from torch.nn import functional as F
 
+from speechbrain_wap.errors import check_choice, check_number, check_whole
+
 # Rows of the distance matrix that are in memory at a time.
 CHUNK_FRAMES = 8192
 
@@ -95,16 +97,13 @@ class LocalAttributes(nn.Module):
         seed=0,
     ):
         super().__init__()
-        if update_rule not in ("count", "constant"):
-            raise ValueError(
-                f"update_rule is {update_rule!r}, but must be 'count' or "
-                "'constant'"
-            )
-        if similarity not in ("cosine", "distance"):
-            raise ValueError(
-                f"similarity is {similarity!r}, but must be 'cosine' or "
-                "'distance'"
-            )
+        check_whole("num_attributes", num_attributes, least=1)
+        check_choice("update_rule", update_rule, ("count", "constant"))
+        check_number("count_decay", count_decay, least=0.0, most=1.0)
+        check_number("rate", rate, least=0.0, most=1.0)
+        check_whole("revive_after", revive_after, least=1, or_none="never")
+        check_choice("similarity", similarity, ("cosine", "distance"))
+        check_number("temperature", temperature, least=1e-6)
         self.num_attributes = num_attributes
         self.update_rule = update_rule
         self.count_decay = count_decay

@@ -2,6 +2,11 @@
 
 from torch.nn import functional as F
 
+from speechbrain_wap.errors import check_choice
+from speechbrain_wap.schedules import Schedule
+
+REDUCTIONS = ("sum", "mean")
+
 
 def masked_reconstruction_loss(student, teacher, mask=None, reduction="sum"):
     """Squared distance of student and teacher on the masked frames (Eq. 1).
@@ -28,7 +33,7 @@ def masked_reconstruction_loss(student, teacher, mask=None, reduction="sum"):
 
     Raises
     ------
-    ValueError
+    RecipeError
         If ``reduction`` is unknown.
 
     Example
@@ -39,10 +44,7 @@ def masked_reconstruction_loss(student, teacher, mask=None, reduction="sum"):
     >>> float(masked_reconstruction_loss(zeros, ones, mask))
     3.0
     """
-    if reduction not in ("sum", "mean"):
-        raise ValueError(
-            f"reduction is {reduction!r}, but must be 'sum' or 'mean'"
-        )
+    check_choice("reduction", reduction, REDUCTIONS)
     if mask is not None:
         student, teacher = student[mask], teacher[mask]
     difference = student.float() - teacher.detach().float()
@@ -103,3 +105,58 @@ def adapter_loss(rec_loss, pce_loss, rec_weight):
     2.5
     """
     return rec_weight * rec_loss + (1.0 - rec_weight) * pce_loss
+
+
+class AdapterObjective:
+    """What adapter training minimises (Eq. 1, 4, 6).
+
+    Arguments
+    ---------
+    reduction : str
+        "sum" or "mean" (D10), see :func:`masked_reconstruction_loss`.
+    rec_weight : callable, optional
+        lambda of Eq. 6 as a function of the share of the training that is done
+        (D7); by default, it falls linearly from 1.0 to 0.5.
+
+    Example
+    -------
+    >>> import torch
+    >>> z, codes = torch.zeros(2, 3), torch.tensor([0, 3])
+    >>> losses = AdapterObjective()(z, z, torch.zeros(2, 4), codes, 1.0)
+    >>> round(float(losses["loss"]), 4), float(losses["rec_loss"])
+    (0.6931, 0.0)
+    """
+
+    def __init__(self, reduction="mean", rec_weight=None):
+        check_choice("reduction", reduction, REDUCTIONS)
+        self.reduction = reduction
+        self.rec_weight = rec_weight or Schedule(1.0, 0.5)
+
+    def __call__(self, z_student, targets, logits, codes, progress):
+        """Computes the losses of the masked frames.
+
+        Arguments
+        ---------
+        z_student : torch.Tensor
+            The student's frames, shape [M, D].
+        targets : torch.Tensor
+            The teacher's, shape [M, D].
+        logits : torch.Tensor
+            The student's logits of the local attributes, shape [M, K].
+        codes : torch.Tensor
+            The teacher's local attributes, shape [M].
+        progress : float
+            Share of the training that is done, 0 to 1.
+
+        Returns
+        -------
+        losses : dict
+            Scalars: "loss", of "rec_loss" and "pce_loss".
+        """
+        # in this order, which is that in which their gradients add up
+        pce_loss = pseudo_label_loss(logits, codes)
+        rec_loss = masked_reconstruction_loss(
+            z_student, targets, reduction=self.reduction
+        )
+        loss = adapter_loss(rec_loss, pce_loss, self.rec_weight(progress))
+        return {"loss": loss, "rec_loss": rec_loss, "pce_loss": pce_loss}

@@ -9,6 +9,8 @@ import hashlib
 
 import torch
 
+from speechbrain_wap.errors import RecipeError, check_number, check_whole
+
 
 def sample_frame_mask(num_frames, mask_ratio, generator=None, span=1):
     """Chooses the frames that the mask embedding replaces (Sec. II-B.1).
@@ -38,7 +40,7 @@ def sample_frame_mask(num_frames, mask_ratio, generator=None, span=1):
 
     Raises
     ------
-    ValueError
+    RecipeError
         If the ratio is not within 0 to 1, or an utterance has no frame.
 
     Example
@@ -54,13 +56,12 @@ def sample_frame_mask(num_frames, mask_ratio, generator=None, span=1):
 
 def _count_places(num_frames, mask_ratio, span):
     """Counts what is to be put in a random order, for each utterance."""
-    if not 0.0 <= mask_ratio <= 1.0:
-        raise ValueError(f"mask_ratio is {mask_ratio}, but must be in 0 to 1")
+    check_number("mask_ratio", mask_ratio, least=0.0, most=1.0)
     num_frames = torch.as_tensor(num_frames, dtype=torch.long).cpu()
     if num_frames.min() < 1:
-        raise ValueError(
+        raise RecipeError(
             f"utterance {int(num_frames.argmin())} of the batch has "
-            f"{int(num_frames.min())} valid frames, at least 1 is needed"
+            f"{int(num_frames.min())} valid frames, at least 1 is needed."
         )
     # float64, since 0.35 * 10 must round as it does in Python
     num_masked = torch.round(mask_ratio * num_frames.double()).long()
@@ -205,46 +206,60 @@ def utterance_generator(seed, epoch, utterance_id, purpose="mask"):
     return torch.Generator().manual_seed(number)
 
 
-def sample_utterance_masks(
-    utterance_ids, num_frames, mask_ratio, seed, epoch, purpose="mask", span=1
-):
+class UtteranceMasks:
     """Masks a batch so that each mask belongs to its utterance alone.
 
     Arguments
     ---------
-    utterance_ids : list of str
-        Ids of the B utterances.
-    num_frames : torch.Tensor
-        Number of valid frames of each, shape [B].
     mask_ratio : float
-        Share of the valid frames to mask, 0 to 1.
-    seed : int
-        The run's seed.
-    epoch : int
-        The epoch, counted from 1.
-    purpose : str
-        See :func:`utterance_generator`.
+        Share of the valid frames to mask, 0 to 1 (the paper: 0.4).
     span : int
         See :func:`sample_frame_mask`.
-
-    Returns
-    -------
-    mask : torch.Tensor
-        Shape [B, max(num_frames)], boolean, on the CPU.
+    seed : int
+        The run's seed.
+    purpose : str
+        See :func:`utterance_generator`.
 
     Example
     -------
-    >>> one = sample_utterance_masks(["a"], torch.tensor([9]), 0.4, 0, 1)
-    >>> two = sample_utterance_masks(
-    ...     ["b", "a"], torch.tensor([20, 9]), 0.4, 0, 1
-    ... )
+    >>> masks = UtteranceMasks(mask_ratio=0.4)
+    >>> one = masks(["a"], torch.tensor([9]), epoch=1)
+    >>> two = masks(["b", "a"], torch.tensor([20, 9]), epoch=1)
     >>> bool((one[0] == two[1, :9]).all())
     True
     """
-    counts = _count_places(num_frames, mask_ratio, span)
-    places = counts["places"].tolist()
-    scores = torch.zeros(len(places), max(places))
-    for row, (utterance_id, n) in enumerate(zip(utterance_ids, places)):
-        generator = utterance_generator(seed, epoch, utterance_id, purpose)
-        scores[row, :n] = torch.rand(n, generator=generator)
-    return _mask_runs(scores, counts, span)
+
+    def __init__(self, mask_ratio=0.4, span=1, seed=0, purpose="mask"):
+        check_number("mask_ratio", mask_ratio, least=0.0, most=1.0)
+        check_whole("span", span, least=1)
+        self.mask_ratio = mask_ratio
+        self.span = span
+        self.seed = seed
+        self.purpose = purpose
+
+    def __call__(self, utterance_ids, num_frames, epoch):
+        """Masks utterances as in an epoch.
+
+        Arguments
+        ---------
+        utterance_ids : list of str
+            Ids of the B utterances.
+        num_frames : torch.Tensor
+            Number of valid frames of each, shape [B].
+        epoch : int
+            Counted from 1; 0 for masks that are always the same.
+
+        Returns
+        -------
+        mask : torch.Tensor
+            Shape [B, max(num_frames)], boolean, on the CPU.
+        """
+        counts = _count_places(num_frames, self.mask_ratio, self.span)
+        places = counts["places"].tolist()
+        scores = torch.zeros(len(places), max(places))
+        for row, (utterance_id, n) in enumerate(zip(utterance_ids, places)):
+            generator = utterance_generator(
+                self.seed, epoch, utterance_id, self.purpose
+            )
+            scores[row, :n] = torch.rand(n, generator=generator)
+        return _mask_runs(scores, counts, self.span)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from speechbrain_wap.errors import check_choice, check_whole
 from speechbrain_wap.packing import valid_frames
 
 
@@ -37,10 +38,9 @@ class StatisticalAttentivePooling(nn.Module):
 
     def __init__(self, input_size, num_heads=4, variance="weighted"):
         super().__init__()
-        if variance not in ("weighted", "printed"):
-            raise ValueError(
-                f"variance is {variance!r}, but must be 'weighted' or 'printed'"
-            )
+        check_whole("input_size", input_size, least=1)
+        check_whole("num_heads", num_heads, least=1)
+        check_choice("variance", variance, ("weighted", "printed"))
         self.variance = variance
         self.output_size = 2 * num_heads * input_size
         # 1x1 convolution over time: the same linear map for every frame. The

@@ -6,6 +6,8 @@ resumed run takes up the value that an uninterrupted one has.
 
 import math
 
+from speechbrain_wap.errors import check_choice, check_number
+
 
 class Schedule:
     """Goes from one value to another over a training.
@@ -27,11 +29,9 @@ class Schedule:
     """
 
     def __init__(self, start, end, shape="linear"):
-        if shape not in ("linear", "cosine", "constant"):
-            raise ValueError(
-                f"a schedule's shape is {shape!r}, but must be 'linear', "
-                "'cosine' or 'constant'"
-            )
+        check_number("start", start)
+        check_number("end", end)
+        check_choice("shape", shape, ("linear", "cosine", "constant"))
         self.start = start
         self.end = end
         self.shape = shape

@@ -1,7 +1,97 @@
-"""What the student predicts: the teacher's frames, smoothed or not (D6, D18)."""
+"""What the student predicts: the teacher's frames (D6, D18)."""
 
 from torch import nn
 from torch.nn import functional as F
+
+from speechbrain_wap.errors import check_choice, check_whole
+from speechbrain_wap.packing import select_frames
+
+
+class Targets:
+    """Makes targets of the teacher's frames: smoothed, on one scale.
+
+    Arguments
+    ---------
+    smoothing : int
+        Neighbours on each side to average with (D18); 0 is the paper's.
+    norm : str
+        "layer": each frame normalised over its dimensions (D6); "none".
+
+    Example
+    -------
+    >>> import torch
+    >>> targets, valid = Targets(), torch.tensor([[True, True, False]])
+    >>> frames = targets.select(torch.rand(1, 3, 8), valid)
+    >>> targets.normalise(frames).shape
+    torch.Size([2, 8])
+    """
+
+    def __init__(self, smoothing=0, norm="layer"):
+        check_whole("smoothing", smoothing)
+        check_choice("norm", norm, ("layer", "none"))
+        self.smoothing = smoothing
+        self.norm = norm
+
+    def select(self, z_teacher, valid):
+        """Takes the frames that are wanted, smoothed but not yet normalised.
+
+        Arguments
+        ---------
+        z_teacher : torch.Tensor
+            The teacher's output, shape [B, T, D].
+        valid : torch.Tensor
+            Shape [B, T], boolean, True on the frames that are wanted; on the
+            CPU.
+
+        Returns
+        -------
+        frames : torch.Tensor
+            Shape [N, D], float32.
+        """
+        if self.smoothing:
+            z_teacher = smooth_frames(z_teacher, valid, self.smoothing)
+        return select_frames(z_teacher, valid).float()
+
+    def normalise(self, frames):
+        """Brings frames to one scale (D6).
+
+        Arguments
+        ---------
+        frames : torch.Tensor
+            Shape [N, D].
+
+        Returns
+        -------
+        frames : torch.Tensor
+            Shape [N, D].
+        """
+        if self.norm == "none":
+            return frames
+        return F.layer_norm(frames, frames.shape[-1:])
+
+
+def frame_spread(frames):
+    """Measures how much frames differ from each other (D6).
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        Shape [N, D].
+
+    Returns
+    -------
+    spread : torch.Tensor
+        Root of the variance over the frames per mean square: 0 where all are
+        alike, 1 for white noise.
+
+    Example
+    -------
+    >>> import torch
+    >>> float(frame_spread(torch.ones(5, 3)))
+    0.0
+    """
+    variance = frames.var(dim=0, unbiased=False).mean()
+    return (variance / frames.square().mean().clamp(min=1e-12)).sqrt()
 
 
 def smooth_frames(x, valid, reach):
@@ -70,6 +160,7 @@ class Predictor(nn.Sequential):
     """
 
     def __init__(self, d_model, num_layers=0):
+        check_whole("num_layers", num_layers)
         layers = []
         for number in range(num_layers):
             layers += [nn.GELU()] * (number > 0)

@@ -5,6 +5,9 @@ import copy
 import torch
 from torch import nn
 
+from speechbrain_wap.errors import RecipeError, check_number
+from speechbrain_wap.schedules import Schedule
+
 
 class EMATeacher(nn.Module):
     """Exponential moving average of the student (Eq. 2).
@@ -17,8 +20,10 @@ class EMATeacher(nn.Module):
     student : torch.nn.Module
         The student branch.
     ema_decay : float
-        alpha of Eq. 2, 0 to 1 (the paper: 0.999); an attribute that a schedule
-        may set between updates.
+        alpha of Eq. 2, 0 to 1 (the paper: 0.999), at the end of the training.
+    ema_decay_start : float, optional
+        alpha at its start (D20), from which it rises linearly; the same by
+        default.
 
     Example
     -------
@@ -29,11 +34,19 @@ class EMATeacher(nn.Module):
     False
     """
 
-    def __init__(self, student, ema_decay=0.999):
+    def __init__(self, student, ema_decay=0.999, ema_decay_start=None):
         super().__init__()
-        if not 0.0 <= ema_decay <= 1.0:
-            raise ValueError(f"ema_decay is {ema_decay}, but must be in 0 to 1")
+        if ema_decay_start is None:
+            ema_decay_start = ema_decay
+        check_number("ema_decay", ema_decay, least=0.0, most=1.0)
+        check_number("ema_decay_start", ema_decay_start, least=0.0, most=1.0)
+        if ema_decay_start > ema_decay:
+            raise RecipeError(
+                f"ema_decay_start ({ema_decay_start}) must not be above "
+                f"ema_decay ({ema_decay}), to which it rises."
+            )
         self.ema_decay = ema_decay
+        self.ema_schedule = Schedule(ema_decay_start, ema_decay)
         self.model = copy.deepcopy(student).requires_grad_(False)
         self.eval()
 
@@ -53,7 +66,7 @@ class EMATeacher(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def update(self, student):
+    def update(self, student, progress=1.0):
         """Moves the teacher towards the student, once per optimiser step.
 
         theta_t <- alpha * theta_t + (1 - alpha) * theta_s     (Eq. 2)
@@ -62,11 +75,13 @@ class EMATeacher(nn.Module):
         ---------
         student : torch.nn.Module
             The student branch, wrapped for distributed training or not.
+        progress : float
+            Share of the training that is done, 0 to 1, by which alpha rises.
         """
         torch._foreach_lerp_(
             list(self.model.parameters()),
             list(student.parameters()),
-            1.0 - self.ema_decay,
+            1.0 - self.ema_schedule(progress),
         )
         for mine, theirs in zip(self.model.buffers(), student.buffers()):
             mine.copy_(theirs)

@@ -4,10 +4,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from speechbrain_wap.errors import (
+    RecipeError,
+    check_choice,
+    check_flag,
+    check_number,
+    check_whole,
+)
 from speechbrain_wap.packing import Packing
 
-# In dropout, a random 16-bit number decides about each value, so that the probability is
-# exact to 1 / 65536.
+# In dropout, a random 16-bit number decides about each value, so that the
+# probability is exact to 1 / 65536.
 LEVELS = 1 << 16
 
 
@@ -93,19 +100,28 @@ class WAPTransformer(nn.Module):
         num_encoder_layers=1,
     ):
         super().__init__()
-        if projection_init not in ("random", "orthogonal"):
-            raise ValueError(
-                f"projection_init is {projection_init!r}, but must be "
-                "'random' or 'orthogonal'"
-            )
+        for name, value in {
+            "input_size": input_size,
+            "d_model": d_model,
+            "num_layers": num_layers,
+            "nhead": nhead,
+            "d_ffn": d_ffn,
+            "max_frames": max_frames,
+            "num_encoder_layers": num_encoder_layers,
+        }.items():
+            check_whole(name, value, least=1)
+        check_whole("mlp_layers", mlp_layers)
+        check_number("dropout", dropout, least=0.0, most=1.0)
+        check_number("residual_init", residual_init, least=0.0)
+        check_flag("mlp_residual", mlp_residual)
+        check_flag("normalize_before", normalize_before)
+        check_choice("layer_weights", layer_weights, ("softmax", "raw"))
+        check_choice(
+            "projection_init", projection_init, ("random", "orthogonal")
+        )
         if d_model % nhead != 0:
-            raise ValueError(
-                f"d_model ({d_model}) must be divisible by nhead ({nhead})"
-            )
-        if layer_weights not in ("softmax", "raw"):
-            raise ValueError(
-                f"layer_weights is {layer_weights!r}, but must be 'softmax' "
-                "or 'raw'"
+            raise RecipeError(
+                f"d_model ({d_model}) must be divisible by nhead ({nhead})."
             )
         self.input_size = input_size
         self.d_model = d_model
@@ -179,6 +195,20 @@ class WAPTransformer(nn.Module):
         self.input_mean.copy_(mean)
         self.input_std.copy_(torch.where(std < 1e-5, torch.ones_like(std), std))
 
+    def has_input_statistics(self):
+        """Tells whether statistics have been set, or came with a checkpoint.
+
+        Returns
+        -------
+        has_statistics : bool
+
+        Example
+        -------
+        >>> WAPTransformer(4, d_model=8, nhead=2).has_input_statistics()
+        False
+        """
+        return bool(self.input_mean.any() or (self.input_std != 1.0).any())
+
     def standardise(self, feats):
         """Standardises frames by the fixed statistics.
 
@@ -247,15 +277,15 @@ class WAPTransformer(nn.Module):
 
         Raises
         ------
-        ValueError
+        RecipeError
             If the batch is longer than ``max_frames``.
         """
         num_steps = feats.shape[1]
         if num_steps > self.max_frames:
-            raise ValueError(
+            raise RecipeError(
                 f"{num_steps} frames are more than max_frames = "
                 f"{self.max_frames}: raise max_frames, or set "
-                "long_utterances: cut"
+                "long_utterances: cut."
             )
         packing = Packing(lens, num_steps, feats.device)
         x = self.standardise(packing.pack(feats))  # (N, input_size)
@@ -397,6 +427,38 @@ class TransformerLayer(nn.TransformerEncoderLayer):
         """
         hidden = self.dropout(F.gelu(self.linear1(x)))
         return self.dropout2(self.linear2(hidden))
+
+
+def measure_frames(utterances):
+    """Computes mean and standard deviation of frames, per dimension (D14).
+
+    Arguments
+    ---------
+    utterances : iterable of tuple
+        Frames of each training utterance, shape [T, D] or [T, L, D] of L
+        layers, and how often the training sees it.
+
+    Returns
+    -------
+    mean : torch.Tensor
+        Shape [D] or [L, D], float32.
+    std : torch.Tensor
+        Likewise.
+
+    Example
+    -------
+    >>> measure_frames([(torch.tensor([[1.0], [3.0]]), 1.0)])
+    (tensor([2.]), tensor([1.]))
+    """
+    count, total, squares = 0, 0.0, 0.0
+    for feats, weight in utterances:
+        feats = feats.double()
+        count += weight * len(feats)
+        total = total + weight * feats.sum(dim=0)
+        squares = squares + weight * feats.square().sum(dim=0)
+    mean = total / count
+    variance = (squares / count - mean.square()).clamp(min=0.0)
+    return mean.float(), variance.sqrt().float()
 
 
 def _without_keys(gradient):

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 from speechbrain.dataio.dataset import DynamicItemDataset
@@ -40,7 +41,7 @@ from speechbrain_wap.data.further_corpora import (
     warn_of_same_ids,
 )
 from speechbrain_wap.data.speakers import check_speakers
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import RecipeError, check_choice
 
 logger = get_logger(__name__)
 
@@ -530,37 +531,6 @@ def extract_features(cache, splits, skipped_csv, max_skipped):
     return usable
 
 
-def measure_features(cache, entries, weights=None):
-    """Computes mean and standard deviation of the frames, per dimension.
-
-    Arguments
-    ---------
-    cache : speechbrain_wap.features.FeatureCache
-        The filled feature cache.
-    entries : dict
-        Manifest entries of the training utterances, and of no others.
-    weights : dict, optional
-        How often the training sees each, by id; once, by default.
-
-    Returns
-    -------
-    mean : torch.Tensor
-        Shape [D].
-    std : torch.Tensor
-        Shape [D].
-    """
-    count, total, squares = 0, 0.0, 0.0
-    for key, entry in entries.items():
-        feats = cache.read(entry["digest"]).double()
-        weight = weights[key] if weights else 1.0
-        count += weight * len(feats)
-        total = total + weight * feats.sum(dim=0)
-        squares = squares + weight * feats.square().sum(dim=0)
-    mean = total / count
-    variance = (squares / count - mean.square()).clamp(min=0.0)
-    return mean.float(), variance.sqrt().float()
-
-
 def describe_data(splits, labels=None):
     """Digests what a run is trained and tested on, for the settings guard.
 
@@ -614,17 +584,37 @@ def list_classes(splits, classes):
     return sorted(found, key=natural_key)
 
 
+def feats_key(name):
+    """Names the output key of a cache's features.
+
+    Arguments
+    ---------
+    name : str
+        What the YAML calls the cache; "" where there is one only.
+
+    Returns
+    -------
+    key : str
+
+    Example
+    -------
+    >>> feats_key(""), feats_key("pitch")
+    ('feats', 'feats_pitch')
+    """
+    return f"feats_{name}" if name else "feats"
+
+
 def make_dataset(
-    entries, cache, max_frames, long_utterances, dynamic_items=(), keys=()
+    entries, caches, max_frames, long_utterances, dynamic_items=(), keys=()
 ):
-    """Makes a SpeechBrain dataset whose features come from the cache.
+    """Makes a SpeechBrain dataset whose features come from caches.
 
     Arguments
     ---------
     entries : dict
         Manifest entries by utterance id.
-    cache : speechbrain_wap.features.FeatureCache
-        The filled cache.
+    caches : dict
+        The filled feature caches by name, see :func:`feats_key`.
     max_frames : int
         Longest utterance that the position embedding has room for (D12).
     long_utterances : str
@@ -637,16 +627,17 @@ def make_dataset(
     Returns
     -------
     dataset : speechbrain.dataio.dataset.DynamicItemDataset
-        With the output keys id and feats (shape [T, D], storage precision).
-    """
-    if long_utterances not in ("error", "cut"):
-        raise RecipeError(
-            f"long_utterances={long_utterances} is unknown: choose error or "
-            "cut."
-        )
+        With the output keys id and, for each cache, its features (shape
+        [T, D], storage precision).
 
+    Raises
+    ------
+    RecipeError
+        If an utterance is too long; names it.
+    """
+    check_choice("long_utterances", long_utterances, ("error", "cut"))
     if long_utterances == "error":
-        for key, entry in entries.items():
+        for (key, entry), cache in product(entries.items(), caches.values()):
             num_frames = cache.count_frames(entry["digest"])
             if num_frames > max_frames:
                 raise RecipeError(
@@ -655,14 +646,64 @@ def make_dataset(
                     "long_utterances: cut."
                 )
 
-    @takes("digest")
-    @provides("feats")
-    def features(digest):
-        """Reads an utterance's features, cut where they are too long."""
-        return cache.read(digest)[:max_frames]
+    def read_from(name, cache):
+        """Makes the item that reads a cache's features."""
 
+        @takes("digest")
+        @provides(feats_key(name))
+        def features(digest):
+            """Reads an utterance's features, cut where they are too long."""
+            return cache.read(digest)[:max_frames]
+
+        return features
+
+    items = [read_from(name, cache) for name, cache in caches.items()]
     return DynamicItemDataset(
         entries,
-        dynamic_items=[features, *dynamic_items],
-        output_keys=["id", "feats", *keys],
+        dynamic_items=[*items, *dynamic_items],
+        output_keys=["id", *map(feats_key, caches), *keys],
     )
+
+
+def make_labelled_dataset(entries, caches, classes, speakers, keys=(), **how):
+    """Makes a dataset of features, classes and speakers.
+
+    Arguments
+    ---------
+    entries : dict
+        Manifest entries by utterance id, labelled.
+    caches : dict
+        The filled feature caches by name.
+    classes : list of str
+        The classes in their order.
+    speakers : list of str
+        The training speakers.
+    keys : tuple of str
+        Further output keys, which the entries have.
+    **how : dict
+        max_frames and long_utterances, see :func:`make_dataset`.
+
+    Returns
+    -------
+    dataset : speechbrain.dataio.dataset.DynamicItemDataset
+        See :func:`make_dataset`; also with target, the class's index, and
+        speaker_index, that of the speaker, -1 for one who does not train.
+    """
+
+    @takes("label")
+    @provides("target")
+    def target(label):
+        """Turns the label into the class's index."""
+        return classes.index(label)
+
+    numbers = {speaker: number for number, speaker in enumerate(speakers)}
+
+    @takes("speaker")
+    @provides("speaker_index")
+    def speaker_index(speaker):
+        """Turns the speaker's name into a number."""
+        return numbers.get(speaker, -1)
+
+    items = [target, speaker_index]
+    own = ["target", "speaker_index", *keys]
+    return make_dataset(entries, caches, dynamic_items=items, keys=own, **how)

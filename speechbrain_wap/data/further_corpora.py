@@ -19,9 +19,8 @@ from speechbrain_wap.data.corpus_table import (
 )
 from speechbrain_wap.data.sampling import EpochPlan
 from speechbrain_wap.data.speakers import fold_name, may_be_same
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import RecipeError, check_number
 from speechbrain_wap.files import write_atomically
-from speechbrain_wap.training.key_values import find_mistake
 
 logger = get_logger(__name__)
 
@@ -125,11 +124,8 @@ def _parse_item(item):
             "corpora has an item without a table: give a path, as in "
             "a.csv,b.csv or {table: b.csv, weight: 2}."
         )
-    mistake = find_mistake("corpus_weight", item["weight"])
-    if mistake:
-        raise RecipeError(
-            f"corpora: weight={item['weight']} of {item['table']} {mistake}."
-        )
+    name = f"corpora: weight of {item['table']}"
+    check_number(name, item["weight"], least=0.001, most=1000.0)
     if item["speakers"] not in ("shared", "own"):
         raise RecipeError(
             f"corpora: speakers={item['speakers']} of {item['table']} is "

@@ -404,7 +404,7 @@ class Diagnostics:
         self.sample = choose_sample(entries, most, seed)
         self.dataset = make_dataset(
             {key: entries[key] for key in self.sample.ids},
-            cache,
+            {"": cache},
             max_frames=max_frames,
             long_utterances="cut",
         )

@@ -10,6 +10,7 @@ from speechbrain import Stage
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.training.checkpoints import RandomState
 from speechbrain_wap.training.memory import (
     give_back_freed_memory,
     keep_freed_memory,
@@ -20,6 +21,7 @@ from speechbrain_wap.training.ranks import (
     count_ranks,
     own_rank,
 )
+from speechbrain_wap.training.statistics import EpochStatistics
 
 # Batches after which freed memory goes back to the system: seldom enough to
 # cost nothing, often enough for a long epoch to need little more than a short.
@@ -31,7 +33,27 @@ class RecipeBrain(sb.Brain):
 
     A step's gradient is that of the mean over all items (masked frames or
     utterances) of all ranks and of all batches that it accumulates.
+
+    Arguments
+    ---------
+    experiment : speechbrain_wap.training.experiment.Experiment
+        The run, of whose hparams it takes ``modules``, ``opt_class`` and
+        ``checkpointer``.
     """
+
+    def __init__(self, experiment):
+        hparams = experiment.hparams
+        super().__init__(
+            modules=hparams["modules"],
+            opt_class=hparams["opt_class"],
+            hparams=hparams,
+            run_opts=experiment.run_opts,
+            checkpointer=hparams["checkpointer"],
+        )
+        self.statistics = EpochStatistics(experiment.history)
+        self.checkpointer.add_recoverables(
+            {"statistics": self.statistics, "random_state": RandomState()}
+        )
 
     def make_train_loader(
         self, dataset, seed, batch_size, plan=None, **options

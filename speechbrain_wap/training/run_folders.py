@@ -17,7 +17,7 @@ from speechbrain_wap.data.speakers import fold_name, may_be_same
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import read_json, write_text
 from speechbrain_wap.training.checkpoints import Checkpointer
-from speechbrain_wap.training.settings import guard
+from speechbrain_wap.training.resume_guard import guard
 
 logger = get_logger(__name__)
 
@@ -32,7 +32,6 @@ MODEL_KEYS = {
     "nhead": "nhead",
     "d_ffn": "d_ffn",
     "max_frames": "max_frames",
-    "layer_weights": "layer_weights",
     "mlp_layers": "mlp_layers",
     "mlp_residual": "mlp_residual",
     "normalize_before": "normalize_before",

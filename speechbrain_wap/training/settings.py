@@ -1,81 +1,49 @@
-"""The command line, the YAML and the settings guard of the recipes."""
+"""The configuration: command line and YAML, read once.
+
+A script gets what HyperPyYAML built and one flat dictionary of plain settings:
+every plain value by its key, those of an included system among them, and of
+what is wired the class's name and whatever plain values are written inside.
+"""
 
 import difflib
-import hashlib
 import io
-import json
 import math
 import os
+import re
 import sys
-from contextlib import contextmanager, redirect_stderr
+import traceback
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from hyperpyyaml.core import recursive_update
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, Tag
 from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
 from ruamel.yaml.error import YAMLError
-from speechbrain.utils.distributed import (
-    if_main_process,
-    infer_device,
-    is_distributed_initialized,
-)
-from speechbrain.utils.logger import get_logger
+from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.data.further_corpora import describe_corpora, parse_corpora
-from speechbrain_wap.errors import RecipeError, places_as_mistakes, say_mistakes
-from speechbrain_wap.files import read_json, write_atomically, write_text
-from speechbrain_wap.training.key_values import check_values
-from speechbrain_wap.training.ranks import count_ranks, is_lost_rank, own_rank
+from speechbrain_wap.errors import (
+    RecipeError,
+    check_flag,
+    check_number,
+    check_whole,
+    places_as_mistakes,
+)
 
-logger = get_logger(__name__)
-
-# Keys that say where things lie or how a run is watched, not what it computes.
-UNGUARDED_KEYS = {
-    "data_folder",
-    "corpus_csv",
-    "output_folder",
-    "cache_folder",
-    "encoder_source",  # guarded by the encoder's identity instead
-    "adapter_folder",  # guarded by the adapter's own settings instead
-    "skip_prep",
-    "max_skipped",
-    "feature_workers",
-    "num_workers",
-    "ckpt_interval_minutes",
-    "probe_every",
-    "probe_utterances",
-    "number_of_epochs",  # may grow
-}
-
-
-# What a run meant that was made before there was the key
-IMPLIED = {
-    "target_smoothing": 0,
-    "augment_mask_span": 1,
-}
-# Keys that do not give a run another default folder.
-UNNAMED_KEYS = {
-    "skip_prep",
-    "max_skipped",
-    "feature_workers",
-    "num_workers",
-    "ckpt_interval_minutes",
-    "probe_every",
-    "probe_utterances",
-}
-# Run options of SpeechBrain that decide what a run computes.
-GUARDED_RUN_OPTIONS = (
+# Run options of SpeechBrain that decide what a run computes
+NUMERIC_OPTIONS = (
     "precision",
     "eval_precision",
     "grad_accumulation_factor",
     "max_grad_norm",
 )
-# Run options of SpeechBrain that could only mislead here, and why.
-REFUSED_RUN_OPTIONS = {
+# Run options of SpeechBrain that could only mislead here, and why
+REFUSED_OPTIONS = {
     "nonfinite_patience": "a loss that is not finite stops the run",
     "skip_nonfinite_grads": "a loss that is not finite stops the run",
     "jit": "TorchScript cannot read the adapter; --compile can",
@@ -87,118 +55,56 @@ REFUSED_RUN_OPTIONS = {
     "auto_mix_prec": "write --precision=fp16",
     "bfloat16_mix_prec": "write --precision=bf16",
 }
-# How errors call what is not a key by itself.
-LABELS = {
-    "encoder_key": "the encoder (encoder_source, encoder_layer, "
-    "encoder_context, feature_precision or their code)",
-    "data": "the corpus (data_folder, corpus_csv or corpora)",
-    "adapter_identity": "the adapter (adapter_folder)",
-    "class_names": "classes",
-}
-# Options that take no value, so that the next word is not theirs.
+# Options that take no value, so that the next word is not theirs
 FLAGS = {k for k, v in RunOptions().as_dict().items() if v is False}
+# Keys whose values are folders or files, hence text
+PLACE_SUFFIXES = ("_folder", "_csv", "_annotation", "_log", "_file")
+# Keys that the training loop and the scripts read as they are; what is built
+# of the others checks them itself.
+LOOP_KEYS = {
+    "seed": (check_whole, {}),
+    "fold": (check_whole, {"least": 1}),
+    "batch_size": (check_whole, {"least": 1}),
+    "number_of_epochs": (check_whole, {"least": 1}),
+    "num_workers": (check_whole, {}),
+    "probe_every": (check_whole, {"or_none": "never"}),
+    "probe_utterances": (check_whole, {"least": 1}),
+    "ckpt_interval_minutes": (check_number, {"least": 0.0}),
+    "lr": (check_number, {"least": 0.0, "most": 1e30}),
+    "classifier_lr": (check_number, {"least": 0.0, "most": 1e30}),
+    "max_skipped": (check_number, {"least": 0.0, "most": 1.0}),
+    "label_fraction": (check_number, {"above": 0.0, "most": 1.0}),
+    "corpus_weight": (check_number, {"least": 0.001, "most": 1000.0}),
+    "skip_prep": (check_flag, {}),
+    "input_norm": (check_flag, {}),
+}
+# Of what a YAML wires
+WIRED = ("!new:", "!name:", "!apply:", "!applyref:", "!module:")
 
 
-def is_text_key(key):
-    """Tells whether a key's value is text whatever it looks like.
+class Command(NamedTuple):
+    """What a script is told: a YAML file and the user's values for its keys."""
 
-    Arguments
-    ---------
-    key : str
-        A YAML key.
+    hparams_file: str
+    overrides: dict
+    run_opts: RunOptions
 
-    Returns
-    -------
-    is_text : bool
-        True for folders, files and the encoder, so that a folder may be
-        called 2024.
-    """
-    return key == "encoder_source" or key.endswith(
-        ("_folder", "_csv", "_table", "_annotation")
-    )
+    def change(self, **overrides):
+        """Makes a command with further values.
 
+        Arguments
+        ---------
+        **overrides : dict
+            They count more than those that there are.
 
-def read_keys(hparams_file):
-    """Lists the top-level keys of a YAML file.
-
-    Arguments
-    ---------
-    hparams_file : str
-        A HyperPyYAML file.
-
-    Returns
-    -------
-    keys : list of str
-    """
-    try:
-        with open(hparams_file, encoding="utf-8") as file:
-            tree = YAML().load(file)
-        if not isinstance(tree, dict):
-            raise ValueError("it must map keys to values")
-    except OSError as error:
-        raise RecipeError(
-            f"hyperparameter file {hparams_file} cannot be read: "
-            f"{error.strerror}."
-        )
-    except (YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise RecipeError(
-            f"hyperparameter file {hparams_file} is no YAML file of keys: "
-            f"{reason}."
-        )
-    return [key for key in tree if not key.startswith("__")]
+        Returns
+        -------
+        command : Command
+        """
+        return self._replace(overrides={**self.overrides, **overrides})
 
 
-def parse_value(key, text):
-    """Turns what stands behind ``--key=`` into a value.
-
-    Arguments
-    ---------
-    key : str
-        The key.
-    text : str
-        YAML, but for folders, files and lists of files without brackets, which
-        stay text.
-
-    Returns
-    -------
-    value : object
-
-    Example
-    -------
-    >>> parse_value("fold", "2"), parse_value("output_folder", "2")
-    (2, '2')
-    """
-    is_list = key == "corpora" and not text.lstrip().startswith(("[", "{"))
-    if is_text_key(key) or is_list:
-        return None if text in ("", "null", "None") else text
-    try:
-        # as HyperPyYAML: 1e-4 is a number, which PyYAML takes for text
-        value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
-        raise RecipeError(f"--{key}={text} cannot be read as a YAML value.")
-    # a mapping would be merged with the YAML's value
-    is_item = key == "corpora" and isinstance(value, dict)
-    return [value] if is_item else value
-
-
-def unknown_key(key, known):
-    """Makes the error for a key that nothing reads.
-
-    Arguments
-    ---------
-    key : str
-        What the user wrote.
-    known : list of str
-        What there is.
-
-    Returns
-    -------
-    error : RecipeError
-    """
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean --{close[0]}?" if close else "see the YAML file."
-    return RecipeError(f"unknown key --{key}: {hint}")
+# The command line ------------------------------------------------------------
 
 
 def split_options(arguments):
@@ -233,8 +139,8 @@ def split_options(arguments):
     return positional, options
 
 
-def parse_arguments(arguments):
-    """Reads a recipe's command line, refusing keys that nothing reads.
+def read_command(arguments):
+    """Reads a script's command line, refusing keys that nothing reads.
 
     ``speechbrain.parse_arguments`` takes any key and joins values at "=";
     here the YAML's keys are set apart first.
@@ -246,12 +152,7 @@ def parse_arguments(arguments):
 
     Returns
     -------
-    hparams_file : str
-        The YAML file.
-    run_opts : speechbrain.utils.run_opts.RunOptions
-        SpeechBrain's own options.
-    overrides : dict
-        Values for the YAML's keys.
+    command : Command
 
     Raises
     ------
@@ -263,12 +164,39 @@ def parse_arguments(arguments):
         raise RecipeError(
             "no hyperparameter file given: put hparams/<name>.yaml first."
         )
-    keys = read_keys(positional[0])
-    overrides, rest = {}, [positional[0]]
+    if positional[1:]:
+        raise RecipeError(
+            f"{positional[1]} is neither an option nor the value of one: "
+            "write --key=value."
+        )
+    return read_options(positional[0], options)
+
+
+def read_options(hparams_file, options):
+    """Reads the options that are given with a YAML file.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The file.
+    options : list of tuple
+        What :func:`split_options` gave.
+
+    Returns
+    -------
+    command : Command
+
+    Raises
+    ------
+    RecipeError
+        If a key is unknown, or a value cannot be read.
+    """
+    keys = HparamsFile(hparams_file, dict(options)).keys()
+    overrides, rest = {}, [str(hparams_file)]
     for key, text in options:
-        if key in REFUSED_RUN_OPTIONS:
+        if key in REFUSED_OPTIONS:
             raise RecipeError(
-                f"--{key} has no effect here: {REFUSED_RUN_OPTIONS[key]}."
+                f"--{key} has no effect here: {REFUSED_OPTIONS[key]}."
             )
         if key in keys:
             if text is None:
@@ -277,40 +205,90 @@ def parse_arguments(arguments):
         elif key in RunOptions().keys():  # argparse would take prefixes, too
             rest.append(f"--{key}" if text is None else f"--{key}={text}")
         else:
-            raise unknown_key(key, keys + list(RunOptions().keys()))
-    if positional[1:]:
-        raise RecipeError(
-            f"{positional[1]} is neither an option nor the value of one: "
-            "write --key=value."
-        )
-    said = io.StringIO()
-    try:
-        with redirect_stderr(said):
-            hparams_file, run_opts, _ = sb.parse_arguments(rest)
-    except SystemExit:  # argparse has printed its usage
-        reason = said.getvalue().strip().rpartition("error: ")[2]
-        raise RecipeError(f"{reason}.")
-    check_run_options(run_opts)
+            raise unknown_key(key, [*keys, *RunOptions().keys()])
+    run_opts = read_run_options(rest)
     if run_opts["ckpt_interval_steps"] > 0 and "ckpt_interval_minutes" in keys:
         overrides.setdefault("ckpt_interval_minutes", 0)  # one or the other
-    if overrides.get("corpus_csv") and "data_folder" in keys:
-        overrides.setdefault("data_folder", "")
-    return hparams_file, run_opts, overrides
+    return Command(hparams_file, overrides, run_opts)
 
 
-def check_run_options(run_opts):
-    """Refuses options of SpeechBrain that this machine has no use for.
+def parse_value(key, text):
+    """Turns what stands behind ``--key=`` into a value.
 
     Arguments
     ---------
+    key : str
+        The key.
+    text : str
+        YAML, but for folders, files and lists of files without brackets, which
+        stay text: a folder may be called 2024.
+
+    Returns
+    -------
+    value : object
+
+    Example
+    -------
+    >>> parse_value("fold", "2"), parse_value("output_folder", "2")
+    (2, '2')
+    """
+    is_text = key in ("encoder_source", "system")
+    is_text |= key.endswith(PLACE_SUFFIXES)
+    is_list = key == "corpora" and not text.lstrip().startswith(("[", "{"))
+    if is_text or is_list:
+        return None if text in ("", "null", "None") else text
+    try:
+        # as HyperPyYAML: 1e-4 is a number, which PyYAML takes for text
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError:
+        raise RecipeError(f"--{key}={text} cannot be read as a YAML value.")
+
+
+def unknown_key(key, known):
+    """Makes the error for a key that nothing reads.
+
+    Arguments
+    ---------
+    key : str
+        What the user wrote.
+    known : list of str
+        What there is.
+
+    Returns
+    -------
+    error : RecipeError
+    """
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean --{close[0]}?" if close else "see the YAML file."
+    return RecipeError(f"unknown key --{key}: {hint}")
+
+
+def read_run_options(arguments):
+    """Reads SpeechBrain's own options, refusing those that cannot be met.
+
+    Arguments
+    ---------
+    arguments : list of str
+        A YAML file and options of SpeechBrain alone.
+
+    Returns
+    -------
     run_opts : speechbrain.utils.run_opts.RunOptions
-        SpeechBrain's own options.
 
     Raises
     ------
     RecipeError
-        If the device is not there, or cannot compute in fp16.
+        If a value is unknown, or the device is not there or cannot compute so.
     """
+    said, stderr = io.StringIO(), sys.stderr
+    try:
+        sys.stderr = said  # argparse prints its usage
+        _, run_opts, _ = sb.parse_arguments(arguments)
+    except SystemExit:
+        reason = said.getvalue().strip().rpartition("error: ")[2]
+        raise RecipeError(f"{reason}.")
+    finally:
+        sys.stderr = stderr
     device = run_opts["device"] or infer_device()
     try:
         torch.empty(1, device=device)
@@ -335,41 +313,179 @@ def check_run_options(run_opts):
             f"--max_grad_norm={run_opts['max_grad_norm']} must be finite; "
             "below 0, nothing is clipped."
         )
+    return run_opts
 
 
-def drop_replaced_entries(hparams_file, overrides):
-    """Makes classes on the command line replace the YAML's.
+# The YAML --------------------------------------------------------------------
 
-    HyperPyYAML would merge the mappings; classes that the override leaves out
-    become null, which means that they are dropped.
+
+class HparamsFile:
+    """A HyperPyYAML file as it is written, with the user's values.
+
+    A file that a top-level key includes (``!include:``) lends it its own keys:
+    they are given on the command line as the others are. A key that includes
+    may be set to another file, by its path or, beside the first one, by name.
 
     Arguments
     ---------
-    hparams_file : str
-        The YAML file.
-    overrides : dict
-        Values for its keys.
+    path : str
+        The file.
+    overrides : dict, optional
+        Values for its keys; here, only those that choose what is included
+        matter.
 
-    Returns
-    -------
-    overrides : dict
+    Attributes
+    ----------
+    tree : ruamel.yaml.comments.CommentedMap
+        Its content, tags and references among it.
+    included : dict
+        Tree of each included file, by the key that includes it.
     """
-    with open(hparams_file, encoding="utf-8") as file:
-        tree = YAML().load(file)
-    mine, theirs = overrides.get("classes"), tree.get("classes")
-    if isinstance(mine, dict) and isinstance(theirs, dict):
-        return {**overrides, "classes": {**dict.fromkeys(theirs), **mine}}
-    return dict(overrides)
+
+    def __init__(self, path, overrides=None):
+        self.path = path
+        self.tree = _read_tree(path)
+        self.included = {}
+        for key, node in self.tree.items():
+            tag = _tag(node)
+            if not tag.startswith("!include:"):
+                continue
+            name = tag.removeprefix("!include:")
+            chosen = (overrides or {}).get(key)
+            if chosen:
+                beside = os.path.join(os.path.dirname(name), f"{chosen}.yaml")
+                name = chosen if chosen.endswith(".yaml") else beside
+            given = dict(node) if isinstance(node, dict) else {}
+            self.tree[key] = CommentedMap(given)
+            self.tree[key].yaml_set_ctag(Tag(suffix=f"!include:{name}"))
+            folder = os.path.dirname(os.path.realpath(path))
+            self.included[key] = _read_tree(os.path.join(folder, name))
+
+    def keys(self):
+        """Lists the keys that a user may set.
+
+        Returns
+        -------
+        keys : list of str
+        """
+        keys = [key for tree in self._trees() for key in tree]
+        return list(dict.fromkeys(k for k in keys if not k.startswith("__")))
+
+    def _trees(self):
+        """Lists the file's own tree, then those that it includes."""
+        return [self.tree, *self.included.values()]
+
+    def set_values(self, overrides):
+        """Puts the user's values into the tree.
+
+        Arguments
+        ---------
+        overrides : dict
+            Values by key.
+        """
+        for key, value in overrides.items():
+            if key in self.included:
+                continue  # which file it is was settled at first
+            if key not in self.tree:
+                for place, tree in self.included.items():
+                    if key in tree:
+                        self.tree[place][key] = value
+            elif isinstance(value, dict) and _tag(self.tree[key]):
+                recursive_update(self.tree[key], value)  # arguments
+            else:
+                self.tree[key] = value
+
+    def resolve(self):
+        """Resolves references and includes.
+
+        Returns
+        -------
+        text : str
+            HyperPyYAML without references.
+
+        Raises
+        ------
+        RecipeError
+            If a reference leads nowhere.
+        """
+        stream = io.StringIO()
+        YAML().dump(self.tree, stream)
+        stream.seek(0)
+        stream.name = os.path.realpath(self.path)  # includes lie beside it
+        try:
+            return resolve_references(stream).getvalue()
+        except (ValueError, TypeError, KeyError) as error:
+            raise RecipeError(f"{self.path}: {_one_line(error)}")
+
+    def name_places(self):
+        """Tells which key sets an argument, and which one wires a class.
+
+        Returns
+        -------
+        keys : dict
+            By class and argument, where the argument is a reference to a key.
+        wirings : dict
+            Top-level key by class or function.
+        """
+        keys, wirings = {}, {}
+
+        def walk(key, node):
+            if not isinstance(node, (dict, list)):
+                return
+            path = _tag(node).partition(":")[2]
+            name = path.rpartition(".")[2]
+            if _tag(node).startswith(WIRED):
+                wirings.setdefault(name, key)
+            items = node.items() if isinstance(node, dict) else enumerate(node)
+            for argument, value in items:
+                if _tag(value) == "!ref":
+                    match = re.fullmatch(r"<(\w+)>", value.value)
+                    if match:
+                        keys.setdefault((name, argument), match[1])
+                walk(key, value)
+
+        for tree in self._trees():
+            for key, node in tree.items():
+                walk(key, node)
+        return keys, wirings
+
+
+def _read_tree(path):
+    """Reads a YAML file of keys, with its tags."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            tree = YAML().load(file)
+        if not isinstance(tree, dict):
+            raise ValueError("it must map keys to values")
+        return tree
+    except OSError as error:
+        raise RecipeError(
+            f"hyperparameter file {path} cannot be read: {error.strerror}."
+        )
+    except (YAMLError, ValueError) as error:
+        raise RecipeError(
+            f"hyperparameter file {path} is no YAML file of keys: "
+            f"{_one_line(error)}"
+        )
+
+
+def _one_line(error):
+    """Writes what an error says as a sentence of one line."""
+    parts = [str(part) for part in error.args] or [str(error)]
+    return " ".join(" ".join(parts).split()).rstrip(".") + "."
+
+
+def _tag(node):
+    """Reads the tag of a node, "" where it has none."""
+    tag = getattr(node, "tag", None)
+    return (tag.value or "") if tag is not None else ""
 
 
 def _plain(node):
-    """Turns a YAML tree into plain values that show tags, too."""
-    if isinstance(node, TaggedScalar):
-        return f"{node.tag.value} {node.value}"
-    if isinstance(node, CommentedMap):
-        plain = {str(key): _plain(value) for key, value in node.items()}
-        return {"!": node.tag.value, **plain} if node.tag.value else plain
-    if isinstance(node, (CommentedSeq, list)):
+    """Turns a YAML node into a plain value."""
+    if isinstance(node, dict):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
         return [_plain(value) for value in node]
     if isinstance(node, bool) or node is None:
         return node
@@ -378,122 +494,68 @@ def _plain(node):
     return str(node)
 
 
-def _resolve(hparams_file, overrides):
-    """Reads a YAML with its references resolved, and without; no places."""
-    places = {
-        key: "-"
-        for key in read_keys(hparams_file)
-        if key in ("data_folder", "output_folder", "cache_folder")
-    }
-    overrides = drop_replaced_entries(hparams_file, {**overrides, **places})
-    with open(hparams_file, encoding="utf-8") as file:
-        text = resolve_references(file, overrides).getvalue()
-    with open(hparams_file, encoding="utf-8") as file:
-        tree = YAML().load(file)
-    recursive_update(tree, overrides)
-    return YAML().load(text), tree
-
-
-def read_corpora(hparams_file, overrides):
-    """Reads which further corpora a run trains on.
+def flatten(file, resolved):
+    """Lists the plain settings of a file.
 
     Arguments
     ---------
-    hparams_file : str
-        The YAML file.
-    overrides : dict
-        Values for its keys.
-
-    Returns
-    -------
-    corpora : list of dict
-        See :func:`speechbrain_wap.data.further_corpora.parse_corpora`; empty where the YAML
-        has no such key.
-    """
-    resolved, _ = _resolve(hparams_file, overrides)
-    return parse_corpora(_plain(resolved.get("corpora")))
-
-
-def name_data(corpus, corpora):
-    """Names what a run is about, for the digest in its default folder's name.
-
-    Arguments
-    ---------
-    corpus : str or None
-        The corpus under test: its folder or its table.
-    corpora : list of dict
-        Further tables.
-
-    Returns
-    -------
-    name : str
-    """
-    further = [[item["table"], item["speakers"]] for item in corpora]
-    return str(corpus) + (json.dumps(further) if further else "")
-
-
-def read_settings(hparams_file, overrides, run_opts=None):
-    """Reads what a run computes off the YAML, without building anything.
-
-    Arguments
-    ---------
-    hparams_file : str
-        The YAML file.
-    overrides : dict
-        Values for its keys.
-    run_opts : speechbrain.utils.run_opts.RunOptions, optional
-        SpeechBrain's own options; those that matter become settings.
+    file : HparamsFile
+        The file, with the user's values.
+    resolved : dict
+        Its tree without references.
 
     Returns
     -------
     settings : dict
-        Plain value of each key. Where things lie is left out everywhere.
+        Plain value of each key, resolved. Of what is wired, the class's name
+        without its module; a plain value that is written inside has the key
+        and the argument with a dot between them. References inside are left
+        out: what they refer to is there by its own key.
     """
-    resolved, tree = _resolve(hparams_file, overrides)
-    # What is built of other keys is kept as it is written, with references:
-    # else it would change with keys that may change.
-    settings = {
-        key: _plain(tree[key] if isinstance(value, (dict, list)) else value)
-        for key, value in resolved.items()
-        if not key.startswith("__")
-    }
-    if "corpora" in settings:
-        settings["corpora"] = describe_corpora(
-            parse_corpora(_plain(resolved["corpora"]))
-        )
-    if run_opts is not None:
-        for option in GUARDED_RUN_OPTIONS:
-            settings.setdefault(option, run_opts[option])
+    settings = {}
+
+    def add(key, node, value):
+        tag = _tag(node)
+        if tag == "!ref" and _tag(value):
+            return  # to something wired
+        if tag.startswith(WIRED):
+            settings[key] = tag.rpartition(".")[2]
+            items = enumerate(node) if isinstance(node, list) else ()
+            items = node.items() if isinstance(node, dict) else items
+            for argument, inner in items:
+                if _tag(inner) != "!ref":
+                    add(f"{key}.{argument}", inner, inner)
+        elif isinstance(node, dict) and _has_tags(node):
+            for part, inner in node.items():
+                if _tag(inner) != "!ref":
+                    add(f"{key}.{part}", inner, inner)
+        else:
+            settings[key] = _plain(value)
+
+    for key, node in file.tree.items():
+        if key.startswith("__"):
+            continue
+        if key in file.included:
+            settings[key] = Path(_tag(node).partition(":")[2]).stem
+            for inner, inner_node in file.included[key].items():
+                if _tag(inner_node).startswith(WIRED):
+                    add(f"{key}.{inner}", inner_node, None)
+                elif inner not in file.tree:
+                    add(inner, inner_node, resolved[key][inner])
+        else:
+            add(key, node, resolved[key])
     return settings
 
 
-def default_output_folder(settings, root, data_folder):
-    """Names a folder that no other settings share.
-
-    Arguments
-    ---------
-    settings : dict
-        What :func:`read_settings` gave.
-    root : str
-        The YAML's own output folder, under which it lies.
-    data_folder : str or None
-        The corpus, which is part of the name's digest.
-
-    Returns
-    -------
-    folder : str
-        root/encoder-layer/fold-seed-digest; a universal adapter has no fold.
-    """
-    named = {k: v for k, v in settings.items() if k not in UNNAMED_KEYS}
-    text = json.dumps([named, str(data_folder)], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    source = os.path.basename(os.path.normpath(settings["encoder_source"]))
-    layer = settings["encoder_layer"]
-    layers = layer if isinstance(layer, list) else [layer]
-    encoder = f"{source}-layer_{'+'.join(map(str, layers))}"
-    fold = "no_fold" if settings["fold"] is None else f"fold{settings['fold']}"
-    run = f"{fold}-seed{settings['seed']}-{digest}"
-    return os.path.join(root, encoder, run)
+def _has_tags(node):
+    """Tells whether a mapping or list wires something."""
+    values = node.values() if isinstance(node, dict) else node
+    return any(
+        _tag(value)
+        or isinstance(value, (CommentedMap, CommentedSeq))
+        and _has_tags(value)
+        for value in values
+    )
 
 
 class Hparams(dict):
@@ -516,85 +578,165 @@ class Hparams(dict):
         raise RecipeError(f"{self.hparams_file} lacks the key {key}: add it.")
 
 
-def load_recipe(hparams_file, overrides, run_opts, expected_key):
-    """Loads a recipe's YAML with the user's values.
-
-    The recipe's folder and the corpus's folder above it become importable,
-    for the prepare function that the YAML names. Where the user names no
-    output folder, it gets one that no other settings share.
+class Reading:
+    """One reading of a script's YAML file with the user's values.
 
     Arguments
     ---------
-    hparams_file : str
-        The YAML file, ``recipes/<CORPUS>/<recipe>/hparams/<name>.yaml``.
-    overrides : dict
-        Values for its keys.
-    run_opts : speechbrain.utils.run_opts.RunOptions
-        SpeechBrain's own options.
-    expected_key : str
-        A key that the script's YAML has and the other stage's has not.
+    command : Command
+        What the script is told.
 
-    Returns
-    -------
-    hparams : Hparams
-        What HyperPyYAML built.
-    overrides : dict
-        With the output folder, as it is to be recorded.
+    Attributes
+    ----------
     settings : dict
-        What :func:`read_settings` gave.
+        See :func:`flatten`; the run options that decide what a run computes,
+        and ``fold``, None where there is no corpus under test, are among them.
+    corpora : list of dict
+        See :func:`speechbrain_wap.data.further_corpora.parse_corpora`; empty
+        where the YAML has no such key.
+    data : str
+        The corpus under test: its folder or table; "" where there is none.
+    text : str
+        What is built: the YAML with the user's values, without references.
+    output_folder : str
+        Where the run is to write.
 
     Raises
     ------
     RecipeError
-        If the data folder is not given, a value does not fit, or the output
-        folder holds a run with other settings, which is left as it is.
+        If no corpus is given, or a plain value does not fit.
     """
-    recipe = Path(hparams_file).resolve().parent.parent
-    for folder in (recipe, recipe.parent):
-        if str(folder) not in sys.path:
-            sys.path.insert(0, str(folder))
-    overrides = drop_replaced_entries(hparams_file, overrides)
-    with open(hparams_file, encoding="utf-8") as file:
-        tree = YAML().load(file)
-    if tree.get("corpus_csv") and "corpus_csv" not in overrides:
-        overrides.setdefault("data_folder", "")
-    data_folder = overrides.get("data_folder", tree["data_folder"])
-    corpora = []
-    if overrides.get("corpora", tree.get("corpora")) is not None:
-        corpora = read_corpora(hparams_file, overrides)
-    if isinstance(data_folder, TaggedScalar) or data_folder is None:
-        if not corpora:
+
+    def __init__(self, command):
+        self.command = command
+        overrides = dict(command.overrides)
+        self.file = HparamsFile(command.hparams_file, overrides)
+        self.file.set_values(overrides)
+        tree = self.file.tree
+        self.corpora = parse_corpora(_plain(tree.get("corpora")))
+        folder, table = tree.get("data_folder"), tree.get("corpus_csv")
+        if isinstance(folder, TaggedScalar) or folder is None or table:
+            tree["data_folder"] = folder = ""
+        self.data = str(table or folder)
+        settings = self._resolve()
+        for key, (check, bounds) in LOOP_KEYS.items():
+            if key in settings:
+                check(key, settings[key], **bounds)
+        if "corpora" in settings:
+            settings["corpora"] = describe_corpora(self.corpora)
+            if self.corpora and not self.data:
+                refuse_folds(settings)
+                settings["fold"] = None
+        for option in NUMERIC_OPTIONS:
+            settings.setdefault(option, command.run_opts[option])
+        self.settings = settings
+
+    def _resolve(self):
+        """Resolves the file; returns its settings."""
+        self.text = self.file.resolve()
+        settings = flatten(self.file, YAML().load(self.text))
+        self.output_folder = settings["output_folder"]
+        return settings
+
+    def set_output_folder(self, output_folder):
+        """Names the folder where the run is to write.
+
+        Arguments
+        ---------
+        output_folder : str
+            The folder.
+        """
+        self.file.tree["output_folder"] = str(output_folder)
+        self._resolve()
+
+    def check_stage(self, needed):
+        """Refuses a YAML file that is not for this script.
+
+        Arguments
+        ---------
+        needed : tuple of str
+            Keys that the script reads; what tells its stage comes first.
+
+        Raises
+        ------
+        RecipeError
+            If the file lacks one; names it.
+        """
+        path = self.command.hparams_file
+        if needed[0] not in self.file.tree:
+            raise RecipeError(
+                f"{path} is not for this script: it has no key {needed[0]}."
+            )
+        for key in needed:
+            if key not in self.file.tree:
+                raise RecipeError(f"{path} lacks the key {key}: add it.")
+
+    def check_corpus(self):
+        """Makes sure that there is something to train on.
+
+        Raises
+        ------
+        RecipeError
+            If there is not; says how to give it.
+        """
+        if not self.data and not self.corpora:
             raise RecipeError(
                 "no corpus given: say where it lies with --data_folder=..., or "
                 "give an own corpus table with --corpus_csv=..."
             )
-        overrides["data_folder"] = data_folder = ""
-    settings = read_settings(hparams_file, overrides, run_opts)
-    check_values(settings, expected_key, hparams_file)
-    own = overrides.get("corpus_csv", tree.get("corpus_csv"))
-    if corpora and not (data_folder or own):
-        refuse_folds(settings)
-        settings["fold"] = None
-    if "output_folder" not in overrides:
-        overrides["output_folder"] = default_output_folder(
-            settings,
-            tree["output_folder"],
-            name_data(overrides.get("corpus_csv") or data_folder, corpora),
-        )
-    # before anything in the folder is written over
-    refuse_changes(os.path.join(overrides["output_folder"], "save"), settings)
-    try:
-        with places_as_mistakes():
-            with open(hparams_file, encoding="utf-8") as file:
-                hparams = load_hyperpyyaml(
-                    file, overrides, overrides_must_match=False
-                )
-    except RecipeError:
-        raise
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        reason = " ".join(str(part) for part in error.args)
-        raise RecipeError(f"{hparams_file}: {' '.join(reason.split())}")
-    return Hparams(hparams_file, hparams), overrides, settings
+
+    def build(self):
+        """Builds what the file wires.
+
+        The recipe's folder and the corpus's folder above it become
+        importable, for the prepare function that the YAML names.
+
+        Returns
+        -------
+        hparams : Hparams
+
+        Raises
+        ------
+        RecipeError
+            If something cannot be built. What a constructor of ours says
+            reaches the user, with the key in place of the argument; all else
+            is said with the key and the class.
+        """
+        recipe = Path(self.command.hparams_file).resolve().parent.parent
+        for folder in (recipe, recipe.parent):
+            if str(folder) not in sys.path:
+                sys.path.insert(0, str(folder))
+        try:
+            with places_as_mistakes():
+                built = load_hyperpyyaml(self.text)
+                # what is made once features are there, is tried out now
+                for key, make in built.items():
+                    if key.endswith("opt_class"):
+                        make([torch.nn.Parameter(torch.zeros(1))])
+        except Exception as error:  # of any module that a YAML may name
+            raise self._explain(error)
+        return Hparams(self.command.hparams_file, built)
+
+    def _explain(self, error):
+        """Says what cannot be built, in the user's words."""
+        keys, wirings = self.file.name_places()
+        names = []  # of what was being built, the innermost first
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            local = frame.f_locals
+            if "callable_string" in local:
+                names.insert(0, local["callable_string"].rpartition(".")[2])
+            elif "make" in local and isinstance(local["make"], partial):
+                names.insert(0, local["make"].func.__name__)
+            elif frame.f_code.co_name == "__init__" and "self" in local:
+                names.insert(0, type(local["self"]).__name__)
+        text = _one_line(error)
+        if isinstance(error, RecipeError):
+            argument, equals, rest = text.partition("=")
+            key = next((k for n in names if (k := keys.get((n, argument)))), "")
+            return RecipeError(f"{key}={rest}") if equals and key else error
+        name = next((n for n in names if n in wirings), None)
+        place = f"{wirings[name]} ({name}): " if name else ""
+        return RecipeError(f"{self.command.hparams_file}: {place}{text}")
 
 
 def refuse_folds(settings):
@@ -603,7 +745,7 @@ def refuse_folds(settings):
     Arguments
     ---------
     settings : dict
-        What :func:`read_settings` gave.
+        Plain values by key.
 
     Raises
     ------
@@ -619,165 +761,3 @@ def refuse_folds(settings):
                 "on corpora alone, without folds: leave it out, or give the "
                 "corpus under test with --data_folder=... or --corpus_csv=..."
             )
-
-
-def guard(settings):
-    """Keeps the settings that decide what a run computes.
-
-    Arguments
-    ---------
-    settings : dict
-        Plain values by key.
-
-    Returns
-    -------
-    guarded : dict
-        As they come back from a JSON file.
-    """
-    kept = {k: v for k, v in settings.items() if k not in UNGUARDED_KEYS}
-    return json.loads(json.dumps(kept, sort_keys=True))
-
-
-def refuse_changes(save_folder, settings):
-    """Refuses to go on with a run that other settings made.
-
-    Arguments
-    ---------
-    save_folder : str
-        Where the run's checkpoints and its settings.json lie.
-    settings : dict
-        Values of the keys to compare.
-
-    Raises
-    ------
-    RecipeError
-        If the folder holds a run with other settings; names the keys.
-    """
-    path = Path(save_folder) / "settings.json"
-    if not path.is_file():
-        return
-    cure = "choose another output_folder, or delete this one to start anew."
-    recorded = read_json(path, cure, ("settings", "number_of_epochs"))
-    before, guarded = recorded["settings"], guard(settings)
-    changed = [
-        key
-        for key in sorted(guarded)
-        if before.get(key, IMPLIED.get(key.rpartition(".")[2])) != guarded[key]
-    ]
-    ranks, now = recorded.get("num_ranks", 1), count_ranks()
-    if ranks != now:
-        # another share of the same batch is the same training
-        changed = [key for key in changed if not key.endswith("batch_size")]
-        for key in (k for k in guarded if k.endswith("batch_size")):
-            if key not in before:
-                continue
-            whole, now_whole = ranks * before[key], now * guarded[key]
-            if whole != now_whole and if_main_process():
-                logger.warning(
-                    f"{save_folder} holds a run of {ranks} ranks, now there "
-                    f"are {now}: the batch of all ranks is {now_whole}, not "
-                    f"{whole}, unless you set {key} so that it stays."
-                )
-    # where d_model changed, so did the objects that are built with it
-    plain = [k for k in changed if not isinstance(guarded[k], dict)]
-    if changed:
-        listing = ", ".join(
-            f"another value of {LABELS[key]}"
-            if key in LABELS
-            else f"{key}={json.dumps(before.get(key))} (now "
-            f"{json.dumps(guarded[key])})"
-            for key in plain or changed
-        )
-        raise RecipeError(f"{save_folder} holds a run with {listing}: {cure}")
-    if settings["number_of_epochs"] < recorded["number_of_epochs"]:
-        raise RecipeError(
-            f"{save_folder} holds a run with number_of_epochs="
-            f"{recorded['number_of_epochs']}, which may grow but not shrink "
-            f"to {settings['number_of_epochs']}: {cure}"
-        )
-
-
-@contextmanager
-def restored_if_refused(output_folder, save_folder, paths):
-    """Puts an earlier run's files back where this one may not go on with it.
-
-    That the corpus has changed is only known once it is prepared.
-
-    Arguments
-    ---------
-    output_folder : str
-        Of the run.
-    save_folder : str
-        Holds settings.json where there was an earlier run.
-    paths : list of str
-        Files that are written before the settings are compared.
-
-    Raises
-    ------
-    RecipeError
-        Whatever was raised within.
-    """
-    before = {}
-    if if_main_process() and Path(save_folder, "settings.json").is_file():
-        paths = [Path(output_folder, "hyperparams.yaml"), *map(Path, paths)]
-        before = {p: p.read_bytes() for p in paths if p.is_file()}
-    try:
-        yield
-    except RecipeError:
-        for path, content in before.items():
-            if not path.is_file() or path.read_bytes() != content:
-                with write_atomically(path) as temporary:
-                    Path(temporary).write_bytes(content)
-        raise
-
-
-def record_settings(save_folder, settings):
-    """Records the settings of a run, or refuses those that differ.
-
-    Arguments
-    ---------
-    save_folder : str
-        Where the run's checkpoints lie; settings.json is written there.
-    settings : dict
-        What :func:`read_settings` gave and whatever else the run depends on.
-
-    Raises
-    ------
-    RecipeError
-        See :func:`refuse_changes`.
-    """
-    refuse_changes(save_folder, settings)
-    text = {
-        "number_of_epochs": settings["number_of_epochs"],
-        "num_ranks": count_ranks(),
-        "settings": guard(settings),
-    }
-    path = Path(save_folder) / "settings.json"
-    write_text(path, json.dumps(text, indent=1))
-
-
-def run_script(main):
-    """Runs a script's main function and says a user's mistake in a sentence.
-
-    ``--help`` prints what stands at the top of the script.
-
-    Arguments
-    ---------
-    main : callable
-        Takes the list of command line arguments.
-    """
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(main.__globals__["__doc__"])
-        print("Options are the YAML's keys and those of SpeechBrain:")
-        print(" ".join(f"--{key}" for key in RunOptions().keys()))
-        return
-    with say_mistakes():
-        try:
-            main(sys.argv[1:])
-        except RuntimeError as error:
-            # the ranks wait for one that has said why it stopped
-            if own_rank() > 0 and is_lost_rank(error):
-                sys.exit("error: another rank has stopped.")
-            raise
-    if is_distributed_initialized():
-        torch.distributed.destroy_process_group()

@@ -1,16 +1,11 @@
 #!/usr/bin/env python3
-"""Runs the script of the same name on EmoDB.
+"""The script of the same name of the IEMOCAP recipe, which knows no corpus.
 
-The training scripts know no corpus: there is one copy, in the IEMOCAP recipe,
-and the YAML chooses the corpus. See there for the options.
+The YAML files of this folder choose the corpus.
 """
 
-import runpy
-import sys
 from pathlib import Path
 
-if __name__ == "__main__":
-    here = Path(__file__).resolve()
-    folder = here.parents[2] / "IEMOCAP" / "wap_adapter"
-    sys.path[0:1] = [str(folder), str(here.parents[1])]
-    runpy.run_path(str(folder / here.name), run_name="__main__")
+HERE = Path(__file__).resolve()
+SCRIPT = HERE.parents[2] / "IEMOCAP" / "wap_adapter" / HERE.name
+exec(compile(SCRIPT.read_text("utf-8"), SCRIPT, "exec"))

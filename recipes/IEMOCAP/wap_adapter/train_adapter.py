@@ -5,7 +5,7 @@ A student WAP-Transformer predicts, on masked frames, what its EMA teacher
 makes of the unmasked ones: the teacher's frames themselves (Eq. 1) and their
 nearest local attributes (Eq. 4, 6).
 
-To run this recipe:
+To run experiment recipe:
 > python train_adapter.py hparams/adapter.yaml --data_folder=/path/to/corpus
 
 On further corpora, or on them alone, without --data_folder:
@@ -18,49 +18,63 @@ On several GPUs:
 import speechbrain as sb
 from speechbrain.utils.distributed import infer_device, run_on_main
 from speechbrain.utils.logger import get_logger
-from torch.nn import functional as F
 
 from speechbrain_wap.data.datasets import (
     describe_data,
     extract_features,
     find_audio_index,
     make_dataset,
-    measure_features,
     prepare_adapter_data,
     read_manifests,
 )
-from speechbrain_wap.data.further_corpora import parse_corpora, plan_epochs
+from speechbrain_wap.data.further_corpora import plan_epochs
+from speechbrain_wap.errors import check_choice
 from speechbrain_wap.evaluation.diagnostics import (
     CURES,
     DIAGNOSTICS,
     Diagnostics,
     explain_loss,
 )
-from speechbrain_wap.files import only_process
-from speechbrain_wap.losses import (
-    adapter_loss,
-    masked_reconstruction_loss,
-    pseudo_label_loss,
-)
-from speechbrain_wap.masking import sample_utterance_masks
 from speechbrain_wap.packing import select_frames, valid_frames
-from speechbrain_wap.targets import smooth_frames
+from speechbrain_wap.targets import frame_spread
 from speechbrain_wap.training.brain import RecipeBrain
+from speechbrain_wap.training.experiment import Experiment, run_script
 from speechbrain_wap.training.ranks import start_ranks
 from speechbrain_wap.training.run_folders import write_adapter_record
-from speechbrain_wap.training.settings import (
-    load_recipe,
-    parse_arguments,
-    record_settings,
-    restored_if_refused,
-    run_script,
-)
+from speechbrain_wap.training.settings import read_command
+from speechbrain_wap.training.statistics import EpochStatistics
+from speechbrain_wap.wap_transformer import measure_frames
 
 logger = get_logger(__name__)
 
-# Below this spread (1 is that of white noise) the teacher says the same of all
+# Below experiment spread (1 is that of white noise) the teacher says the same of all
 # frames (D6).
 COLLAPSED_SPREAD = 0.05
+# Keys that a YAML for experiment script must have; the first tells it from others
+NEEDED = (
+    "student",
+    "teacher",
+    "predictor",
+    "local_attributes",
+    "masks",
+    "targets",
+    "objective",
+    "modules",
+    "opt_class",
+    "lr_schedule",
+    "epoch_counter",
+    "train_logger",
+    "checkpointer",
+    "corpora",
+    "fold",
+    "protocol",
+    "adapter_data",
+    "encoder_source",
+    "encoder_layer",
+    "number_of_epochs",
+    "batch_size",
+    "probe_every",
+)
 
 
 class AdapterBrain(RecipeBrain):
@@ -77,14 +91,7 @@ class AdapterBrain(RecipeBrain):
         # one mask per utterance and epoch; always the same in validation
         training = stage == sb.Stage.TRAIN
         epoch = self.hparams.epoch_counter.current if training else 0
-        mask = sample_utterance_masks(
-            batch.id,
-            num_frames,
-            self.hparams.mask_ratio,
-            self.hparams.seed,
-            epoch,
-            span=self.hparams.mask_span,
-        )  # (B, T)
+        mask = self.hparams.masks(batch.id, num_frames, epoch)  # (B, T)
         if training and self.repeats_last():
             valid[-1] = False
         mask &= valid
@@ -94,76 +101,39 @@ class AdapterBrain(RecipeBrain):
         )  # (B, T, D)
         z_student = select_frames(z_student, mask)  # (M, D)
         z_student = self.modules.predictor(z_student)
-        frames = self.compute_targets(feats, lens, valid)  # (N, D)
-        spread = teacher_spread(frames)
-        if self.hparams.target_norm == "layer":  # D6
-            frames = F.layer_norm(frames, frames.shape[-1:])
+        z_teacher = self.modules.teacher(feats, lens)  # (B, T, D)
+        frames = self.hparams.targets.select(z_teacher, valid)  # (N, D)
+        spread = frame_spread(frames)
+        frames = self.hparams.targets.normalise(frames)
         # numbers of the masked frames among the valid ones
         masked = mask[valid].nonzero()[:, 0].to(feats.device, non_blocking=True)
         return z_student, frames, masked, spread
 
-    def compute_targets(self, feats, lens, valid):
-        """Computes what the student is to predict, before it is normalised.
-
-        Arguments
-        ---------
-        feats : torch.Tensor
-            The encoder's frames, shape [B, T, input_size].
-        lens : torch.Tensor
-            Relative lengths, shape [B].
-        valid : torch.Tensor
-            Shape [B, T], boolean, True on the frames that are wanted.
-
-        Returns
-        -------
-        frames : torch.Tensor
-            The teacher's, smoothed (D18), shape [N, D].
-        """
-        z_teacher = self.modules.teacher(feats, lens)  # (B, T, D)
-        if self.hparams.target_smoothing:
-            z_teacher = smooth_frames(
-                z_teacher, valid, self.hparams.target_smoothing
-            )
-        return select_frames(z_teacher, valid).float()
-
     def compute_objectives(self, predictions, batch, stage):
         """Joins reconstruction and pseudo-label cross entropy (Eq. 6)."""
         z_student, frames, masked, spread = predictions
-        # before the other loss: the order is that in which gradients add up
         attributes = self.modules.local_attributes
         if not attributes.initialised:
             attributes.initialise_(frames)
         codes = attributes.assign(frames)  # Eq. 4
         logits = attributes.logits(z_student)
-        pce_loss = pseudo_label_loss(logits, codes[masked])
+        losses = self.hparams.objective(
+            z_student, frames[masked], logits, codes[masked], self.progress()
+        )
         agreed = logits.argmax(dim=-1) == codes[masked]
-        agreement = agreed.float().mean()
-        rec_loss = masked_reconstruction_loss(
-            z_student, frames[masked], reduction=self.hparams.rec_reduction
-        )
-        rec_weight = self.hparams.rec_weight_schedule(self.progress())
-        loss = adapter_loss(rec_loss, pce_loss, rec_weight)
-
-        count = len(masked)
-        if stage == sb.Stage.TRAIN:
-            # after the losses, which used the attributes as they were
-            self.update_attributes(frames, codes)
-            statistics = self.hparams.statistics
-            share, weight = self.weigh_batch(count)
-        else:
-            statistics = self.valid_statistics
-            share, weight = count, 1.0
-        statistics.add(
-            {
-                "loss": loss,
-                "rec_loss": rec_loss,
-                "pce_loss": pce_loss,
-                "agreement": agreement,
-                "teacher_spread": spread,
-            },
-            share,
-        )
-        return weight * loss
+        values = {
+            **losses,
+            "agreement": agreed.float().mean(),
+            "teacher_spread": spread,
+        }
+        if stage != sb.Stage.TRAIN:
+            self.valid_statistics.add(values, len(masked))
+            return losses["loss"]
+        # after the losses, which used the attributes as they were
+        self.update_attributes(frames, codes)
+        share, weight = self.weigh_batch(len(masked))
+        self.statistics.add(values, share)
+        return weight * losses["loss"]
 
     def update_attributes(self, frames, codes):
         """Moves the local attributes, once per optimiser step (Eq. 5)."""
@@ -180,9 +150,7 @@ class AdapterBrain(RecipeBrain):
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Moves the teacher, once per optimiser step (Eq. 2)."""
         if self.has_stepped:
-            teacher = self.modules.teacher
-            teacher.ema_decay = self.hparams.ema_schedule(self.progress())
-            teacher.update(self.modules.student)
+            self.modules.teacher.update(self.modules.student, self.progress())
 
     def init_optimizers(self):
         """Gives the optimiser the parameters of student and predictor."""
@@ -238,7 +206,7 @@ class AdapterBrain(RecipeBrain):
         if epoch > 0:
             rows = [
                 row
-                for row in self.hparams.statistics.rows
+                for row in self.statistics.rows
                 if row.get("probe_raw") is not None
             ]
             settings = {k: getattr(self.hparams, k, None) for k in CURES}
@@ -267,7 +235,7 @@ class AdapterBrain(RecipeBrain):
             train_stats=train_stats,
             valid_stats=valid_stats,
         )
-        self.hparams.statistics.end_epoch(
+        self.statistics.end_epoch(
             {
                 **row,
                 **dict.fromkeys(DIAGNOSTICS),
@@ -284,13 +252,13 @@ class AdapterBrain(RecipeBrain):
             if self.step == 0:
                 self.modules.local_attributes.reset_usage()
         else:
-            self.valid_statistics = type(self.hparams.statistics)("")
+            self.valid_statistics = EpochStatistics("")
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs the epoch and saves a checkpoint."""
         super().on_stage_end(stage, stage_loss, epoch)
         if stage == sb.Stage.TRAIN:
-            self.train_stats = self.hparams.statistics.means()
+            self.train_stats = self.statistics.means()
             attributes = self.modules.local_attributes
             self.train_stats |= attributes.usage_statistics()
             spread = self.train_stats["teacher_spread"]
@@ -309,8 +277,8 @@ class AdapterBrain(RecipeBrain):
             "epoch": epoch,
             "steps": self.optimizer_step,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "rec_weight": self.hparams.rec_weight_schedule(self.progress()),
-            "ema_decay": self.hparams.ema_schedule(self.progress()),
+            "rec_weight": self.hparams.objective.rec_weight(self.progress()),
+            "ema_decay": self.modules.teacher.ema_schedule(self.progress()),
         }
         values = self.diagnose(epoch)
         self.log_row(row, values, self.train_stats, valid_stats)
@@ -318,23 +286,6 @@ class AdapterBrain(RecipeBrain):
         self.checkpointer.save_and_keep_only(
             meta={"epoch": epoch}, num_to_keep=2
         )
-
-
-def teacher_spread(frames):
-    """Measures how much frames differ from each other (D6).
-
-    Arguments
-    ---------
-    frames : torch.Tensor
-        The teacher's valid frames, shape [N, D].
-
-    Returns
-    -------
-    spread : torch.Tensor
-        Root of the variance over the frames per mean square, 0 to 1.
-    """
-    variance = frames.var(dim=0, unbiased=False).mean()
-    return (variance / frames.square().mean().clamp(min=1e-12)).sqrt()
 
 
 def dataio_prep(hparams, splits, cache, plan):
@@ -361,7 +312,7 @@ def dataio_prep(hparams, splits, cache, plan):
     return {
         name: make_dataset(
             entries[name],
-            cache,
+            {"": cache},
             max_frames=hparams["max_frames"],
             long_utterances=hparams["long_utterances"],
         )
@@ -371,104 +322,89 @@ def dataio_prep(hparams, splits, cache, plan):
     }
 
 
-def main(arguments):
+def run(command):
     """Trains one fold's adapter, or a universal one.
 
     Arguments
     ---------
-    arguments : list of str
-        The command line: a YAML file and ``--key=value``.
+    command : speechbrain_wap.training.settings.Command
+        A YAML file and the user's values.
     """
-    hparams_file, run_opts, overrides = parse_arguments(arguments)
-    start_ranks(run_opts)
-    hparams, overrides, settings = load_recipe(
-        hparams_file, overrides, run_opts, expected_key="mask_ratio"
+    start_ranks(command.run_opts)
+    experiment = Experiment(command, NEEDED)
+    check_choice(
+        "adapter_data", experiment.hparams["adapter_data"], ("train", "all")
     )
-    folder = hparams["output_folder"]
-    prepared = [hparams["corpus_table"], *hparams["manifests"].values()]
-    prepared.append(hparams["left_out_csv"])
-    with (
-        only_process(folder),
-        restored_if_refused(folder, hparams["save_folder"], prepared),
-    ):
-        sb.create_experiment_directory(
-            experiment_directory=folder,
-            hyperparams_to_save=hparams_file,
-            overrides=overrides,
-        )
-        train(hparams, settings, run_opts)
+    with experiment.open():
+        sb.create_experiment_directory(experiment.folder)
+        train(experiment)
 
 
-def train(hparams, settings, run_opts):
+def train(experiment):
     """Prepares one fold and trains its adapter.
 
     Arguments
     ---------
-    hparams : dict
-        What HyperPyYAML built.
-    settings : dict
-        Plain values, for the settings guard.
-    run_opts : speechbrain.utils.run_opts.RunOptions
-        SpeechBrain's own options.
+    experiment : speechbrain_wap.training.experiment.Experiment
+        The run.
     """
-    manifests = hparams["manifests"]
-    corpora = parse_corpora(hparams["corpora"])
+    hparams, settings = experiment.hparams, experiment.settings
     if not hparams["skip_prep"]:
         run_on_main(
             prepare_adapter_data,
             kwargs={
-                "corpus": hparams["corpus"],
+                "corpus": experiment.corpus,
                 "fold": hparams["fold"],
                 "protocol": hparams["protocol"],
                 "adapter_data": hparams["adapter_data"],
-                "manifests": manifests,
-                "corpora": corpora,
-                "left_out_csv": hparams["left_out_csv"],
+                "manifests": experiment.manifests,
+                "corpora": experiment.corpora,
+                "left_out_csv": experiment.left_out_csv,
             },
         )
     # read by one rank: nodes may have disks of their own
     splits = run_on_main(
         read_manifests,
-        args=[manifests],
+        args=[experiment.manifests],
         kwargs={"audio_index": find_audio_index(hparams)},
     )
     cache = hparams["feature_cache"]
-    cache.device = run_opts.get("device") or infer_device()
+    cache.device = experiment.run_opts.get("device") or infer_device()
     settings["encoder_key"] = cache.key
     settings["data"] = describe_data(splits)
-    run_on_main(record_settings, args=[hparams["save_folder"], settings])
+    experiment.record()
 
     del splits["test"]  # the held-out session is not even encoded
     splits = extract_features(
-        cache, splits, hparams["skipped_csv"], hparams["max_skipped"]
+        cache, splits, experiment.skipped_csv, hparams["max_skipped"]
     )
     run_on_main(
         write_adapter_record,
         args=[
-            hparams["output_folder"],
+            experiment.folder,
             settings,
             splits["train"],
             hparams["adapter_data"],
         ],
     )
     plan = plan_epochs(
-        splits["train"], corpora, hparams["corpus_weight"], hparams["seed"]
+        splits["train"],
+        experiment.corpora,
+        hparams["corpus_weight"],
+        hparams["seed"],
     )
     datasets = dataio_prep(hparams, splits, cache, plan)
     if hparams["input_norm"]:
-        statistics = measure_features(cache, splits["train"], plan.weights)
+        statistics = measure_frames(
+            (cache.read(entry["digest"]), plan.weights[key])
+            for key, entry in splits["train"].items()
+        )
         hparams["student"].set_input_statistics(*statistics)
         hparams["teacher"].model.set_input_statistics(*statistics)
 
     # Loading an encoder draws random numbers, reading the cache does not.
     sb.utils.seed.seed_everything(hparams["seed"])
-    brain = AdapterBrain(
-        modules=hparams["modules"],
-        opt_class=hparams["opt_class"],
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=hparams["checkpointer"],
-    )
+    brain = AdapterBrain(experiment)
     brain.has_validation = datasets["valid"] is not None
     if hparams["probe_every"]:
         brain.diagnostics = Diagnostics(
@@ -491,6 +427,17 @@ def train(hparams, settings, run_opts):
         datasets["valid"],
         valid_loader_kwargs=hparams["valid_dataloader_options"],
     )
+
+
+def main(arguments):
+    """Reads the command line and runs.
+
+    Arguments
+    ---------
+    arguments : list of str
+        A YAML file and ``--key=value``.
+    """
+    run(read_command(arguments))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Stage 2: fine-tunes adapter and classifier for emotion recognition.
+"""Stage 2: fine-tunes an emotion model (Sec. II-C of the paper).
 
-Frames of the frozen encoder go through the WAP-Transformer, statistical
-attentive pooling and a linear classifier (Sec. II-C of the paper).
+Frames of the frozen encoder go through the model that the YAML wires, by
+default the WAP-Transformer, statistical attentive pooling and a linear
+classifier.
 
 To run this recipe:
 > python train_classifier.py hparams/classifier.yaml \
     --data_folder=/path/to/corpus --adapter_folder=/output/of/train_adapter
 
 Without --adapter_folder the WAP-Transformer is trained from scratch.
+--system=linear trains another model of hparams/models.
 """
 
 import json
@@ -16,7 +18,7 @@ import json
 import pandas as pd
 import speechbrain as sb
 import torch
-from speechbrain.utils.data_pipeline import provides, takes
+from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.distributed import (
     if_main_process,
     infer_device,
@@ -24,155 +26,148 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.augmentation import augment_minorities, is_masked
 from speechbrain_wap.data.datasets import (
     check_labels,
     describe_data,
     extract_features,
+    feats_key,
     find_audio_index,
     list_classes,
-    make_dataset,
-    measure_features,
+    make_labelled_dataset,
     prepare_classifier_data,
     read_manifests,
 )
 from speechbrain_wap.data.label_fraction import choose_labelled, count_labels
 from speechbrain_wap.data.sampling import EpochPlan
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import RecipeError, check_choice
 from speechbrain_wap.evaluation.metrics import emotion_scores
-from speechbrain_wap.files import (
-    digest_file,
-    only_process,
-    write_atomically,
-    write_text,
-)
-from speechbrain_wap.masking import sample_utterance_masks
+from speechbrain_wap.files import digest_file, write_atomically, write_text
 from speechbrain_wap.packing import valid_frames
 from speechbrain_wap.training.brain import RecipeBrain
+from speechbrain_wap.training.experiment import Experiment, run_script
 from speechbrain_wap.training.ranks import gather_over_ranks, start_ranks
 from speechbrain_wap.training.run_folders import check_adapter, load_branch
-from speechbrain_wap.training.settings import (
-    load_recipe,
-    parse_arguments,
-    record_settings,
-    restored_if_refused,
-    run_script,
-)
+from speechbrain_wap.training.settings import read_command
 
 logger = get_logger(__name__)
 
+# Keys that a YAML for this script must have; the first tells it from others
+NEEDED = (
+    "model",
+    "augmenter",
+    "modules",
+    "compute_cost",
+    "opt_class",
+    "classifier_opt_class",
+    "lr_schedule",
+    "epoch_counter",
+    "train_logger",
+    "checkpointer",
+    "classes",
+    "fold",
+    "protocol",
+    "model_selection",
+    "label_fraction",
+    "adapter_folder",
+    "encoder_source",
+    "encoder_layer",
+    "number_of_epochs",
+    "batch_size",
+)
+
 
 class EmotionBrain(RecipeBrain):
-    """Fine-tunes adapter, pooling and classifier by cross entropy."""
+    """Trains whatever emotion model the YAML wires.
+
+    Arguments
+    ---------
+    experiment : speechbrain_wap.training.experiment.Experiment
+        The run.
+    splits : dict
+        Manifest entries by utterance id of each split.
+    classes : list of str
+        The classes in their order.
+    class_weights : torch.Tensor
+        Weight of each class in the cross entropy, shape [C] (D19).
+    """
+
+    def __init__(self, experiment, splits, classes, class_weights):
+        super().__init__(experiment)
+        self.experiment = experiment
+        self.splits, self.classes = splits, classes
+        self.class_weights = class_weights
+        # in what the model's hooks see: the training utterances, once each
+        self.measured = ()
 
     def compute_forward(self, batch, stage):
         """Computes the logits of the classes."""
         # lengths and masks stay on the CPU: a GPU need not be waited for
-        mask = None
+        frames = {
+            name: getattr(batch, feats_key(name))
+            for name in self.experiment.caches
+        }
+        lens = {name: frames[name].lengths for name in frames}
+        mask = dict.fromkeys(frames)
         if stage == sb.Stage.TRAIN:
-            mask = self.augmentation_mask(batch)
-        lens = batch.feats.lengths
-        feats = batch.to(self.device, non_blocking=True).feats.data
-        z = self.modules.adapter(feats, lens, mask)  # (B, T, D)
-        pooled = self.modules.pooling(z, batch.feats.lengths)  # (B, 2 H D)
-        return self.modules["classifier"](pooled)
-
-    def augmentation_mask(self, batch):
-        """Masks embeddings of the utterances that are to be augmented (D11)."""
-        feats, lens = batch.feats
-        num_frames, _ = valid_frames(lens, feats.shape[1])
-        seed, epoch = self.hparams.seed, self.hparams.epoch_counter.current
-        mask = sample_utterance_masks(
-            batch.id,
-            num_frames,
-            self.hparams.augment_mask_ratio,
-            seed,
-            epoch,
-            purpose="augment",
-            span=self.hparams.augment_mask_span,
-        )
-        chosen = [
-            is_masked(key, probability, seed, epoch)
-            for key, probability in zip(
-                batch.id, batch.mask_probability.tolist()
-            )
-        ]
-        # all False where nothing is masked, so that the mask embedding always
-        # takes part in the graph, as distributed training asks for
-        return mask & torch.tensor(chosen)[:, None]
+            for name in frames:
+                num_frames, _ = valid_frames(
+                    lens[name], frames[name].data.shape[1]
+                )
+                mask[name] = self.hparams.augmenter.mask(
+                    batch.id,
+                    batch.mask_probability.tolist(),
+                    num_frames,
+                    self.hparams.epoch_counter.current,
+                )
+        feats = {
+            name: frames[name].data.to(self.device, non_blocking=True)
+            for name in frames
+        }
+        if list(feats) == [""]:
+            return self.modules.model(feats[""], lens[""], mask[""])
+        return self.modules.model(feats, lens, mask)
 
     def compute_objectives(self, predictions, batch, stage):
-        """Computes the cross entropy and keeps predictions to be scored."""
-        targets = batch.target.to(self.device)
+        """Adds up the losses, and keeps predictions to be scored."""
+        predictions = predictions.float()
+        batch = batch.to(self.device)
+        batch.speaker = batch.speaker_index
         if stage == sb.Stage.TRAIN:
-            return self.train_objectives(predictions, targets)
-        loss = self.weighted_loss(predictions.float(), targets)
-        probabilities = predictions.float().softmax(dim=-1).cpu().tolist()
+            return self.train_objectives(predictions, batch)
+        losses = self.compute_losses(predictions, batch)
+        probabilities = predictions.softmax(dim=-1).cpu().tolist()
         self.predicted.update(zip(batch.id, probabilities))
-        self.loss_sum += float(loss) * len(batch.id)
-        return loss
+        sums = {name: float(loss) for name, loss in losses.items()}
+        self.loss_sums.add(sums, len(batch.id))
+        return losses["loss"]
 
-    def on_fit_start(self):
-        """Measures what is pooled at first, unless it goes on with a run."""
-        super().on_fit_start()
-        if self.hparams.pooled_norm and self.optimizer_step == 0:
-            # by one rank, of the modules as they are under the wrappers
-            statistics = run_on_main(self.measure_pooled)
-            self.hparams.pooling.set_output_statistics(*statistics)
-
-    @torch.no_grad()
-    def measure_pooled(self):
-        """Measures what is pooled of the training utterances (D19).
-
-        Without their labels, at every label_fraction: see input_norm in
-        :func:`train`.
-
-        Returns
-        -------
-        mean : torch.Tensor
-            Shape [2 * H * D].
-        std : torch.Tensor
-            Standard deviation, likewise.
-        """
-        adapter, pooling = self.hparams.adapter, self.hparams.pooling
-        was_training = adapter.training
-        adapter.eval()
-        one, pooled = torch.ones(1), []
-        for item in self.measured:
-            feats = item["feats"][None].to(self.device)
-            z = adapter(feats, one)
-            pooled.append(pooling(z, one.to(self.device))[0].double().cpu())
-        adapter.train(was_training)
-        pooled = torch.stack(pooled)
-        return pooled.mean(dim=0), pooled.std(dim=0, unbiased=False)
-
-    def train_objectives(self, predictions, targets):
-        """Computes the loss of which the ranks' mean is the batch's."""
-        count = len(targets) - self.repeats_last()
-        predictions, targets = predictions[:count].float(), targets[:count]
-        if count:
-            loss = self.weighted_loss(predictions, targets)
-        else:
-            loss = predictions.sum()  # 0, and still a part of the graph
-        share, weight = self.weigh_batch(count)
-        self.hparams.statistics.add({"loss": loss}, share)
-        return weight * loss
-
-    def weighted_loss(self, predictions, targets):
-        """Computes the cross entropy with the classes' weights (D19).
+    def compute_losses(self, predictions, batch):
+        """Joins the cross entropy with the model's own losses.
 
         Arguments
         ---------
         predictions : torch.Tensor
             Logits, shape [B, C].
-        targets : torch.Tensor
-            Indices of the classes, shape [B].
+        batch : speechbrain.dataio.batch.PaddedBatch
+            Has target and speaker, each of shape [B].
 
         Returns
         -------
-        loss : torch.Tensor
-            A scalar.
+        losses : dict
+            Scalars; "loss" is their sum, which stands alone where there is
+            the cross entropy only.
         """
+        losses = {"cross_entropy": self.cross_entropy(predictions, batch)}
+        model = self.hparams.model
+        if hasattr(model, "losses"):
+            losses.update(model.losses(predictions, batch))
+        if list(losses) == ["cross_entropy"]:
+            return {"loss": losses["cross_entropy"]}
+        return {"loss": sum(losses.values()), **losses}
+
+    def cross_entropy(self, predictions, batch):
+        """Computes the cross entropy with the classes' weights (D19)."""
+        targets = batch.target
         weights = self.class_weights.to(targets.device)[targets]
         losses = self.hparams.compute_cost(
             predictions, targets, reduction="none"
@@ -180,19 +175,70 @@ class EmotionBrain(RecipeBrain):
         # not divided by the batch's own weights: batches add up
         return (weights * losses).mean()
 
+    def train_objectives(self, predictions, batch):
+        """Computes the loss of which the ranks' mean is the batch's."""
+        count = len(batch.target) - self.repeats_last()
+        if count < len(batch.target):
+            predictions = predictions[:count]
+            batch.target = batch.target[:count]
+            batch.speaker = batch.speaker[:count]
+        if count:
+            losses = self.compute_losses(predictions, batch)
+        else:
+            losses = {"loss": predictions.sum()}  # 0, a part of the graph
+        share, weight = self.weigh_batch(count)
+        self.statistics.add(losses, share)
+        return weight * losses["loss"]
+
     def init_optimizers(self):
-        """Makes one optimiser for the adapter and one for what is on top."""
+        """Makes one optimiser for the backbone and one for all else."""
+        backbone = getattr(self.hparams.model, "backbone", None)
+        ground = [] if backbone is None else list(backbone.parameters())
+        known = set(map(id, ground))
         top = [
-            *self.modules.pooling.parameters(),
-            *self.modules["classifier"].parameters(),
+            parameter
+            for parameter in self.modules.model.parameters()
+            if id(parameter) not in known
         ]
-        self.optimizer = self.opt_class(self.modules.adapter.parameters())
-        self.optimizers_dict = {
-            "optimizer": self.optimizer,
-            "classifier_optimizer": self.hparams.classifier_opt_class(top),
-        }
+        self.optimizers_dict = {}
+        if ground:
+            self.optimizers_dict["optimizer"] = self.opt_class(ground)
+        if top:
+            make = self.hparams.classifier_opt_class
+            self.optimizers_dict["classifier_optimizer"] = make(top)
+        self.optimizer = next(iter(self.optimizers_dict.values()))
         for name, optimizer in self.optimizers_dict.items():
             self.checkpointer.add_recoverable(name, optimizer)
+
+    def on_fit_start(self):
+        """Shows the model the training data, unless a run goes on."""
+        super().on_fit_start()
+        if self.optimizer_step == 0:
+            self.show_data("before_fit")
+
+    def on_evaluate_start(self, **kwargs):
+        """Shows the model that is tested the training data."""
+        super().on_evaluate_start(**kwargs)
+        self.show_data("after_fit")
+
+    def show_data(self, hook):
+        """Calls a hook of the model on one rank, and shares what it found.
+
+        Arguments
+        ---------
+        hook : str
+            "before_fit" or "after_fit".
+        """
+        model = self.hparams.model  # as it is under the wrappers
+        if not hasattr(model, hook):
+            return
+
+        def look():
+            """Calls the hook; returns the model's state."""
+            getattr(model, hook)(OneByOne(self.measured, self.device))
+            return {k: v.cpu() for k, v in model.state_dict().items()}
+
+        model.load_state_dict(run_on_main(look))
 
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rate of the coming step."""
@@ -202,13 +248,14 @@ class EmotionBrain(RecipeBrain):
         """Empties the list of predictions."""
         super().on_stage_start(stage, epoch)
         if stage != sb.Stage.TRAIN:
-            self.predicted, self.loss_sum = {}, 0.0
+            self.predicted = {}
+            self.loss_sums = type(self.statistics)("")
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs the scores, saves checkpoints, writes the predictions."""
         super().on_stage_end(stage, stage_loss, epoch)
         if stage == sb.Stage.TRAIN:
-            self.train_stats = self.hparams.statistics.means()
+            self.train_stats = self.statistics.means()
             return
         self.gather_predictions()
         split = "valid" if stage == sb.Stage.VALID else "test"
@@ -216,13 +263,13 @@ class EmotionBrain(RecipeBrain):
         scores = emotion_scores(
             table["label"], table["prediction"], self.classes
         )
-        stats = {"loss": self.loss_sum / len(table), **scores}
+        stats = {**self.loss_sums.means(), **scores}
         if stage == sb.Stage.VALID:
             row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
             self.hparams.train_logger.log_stats(
                 row, train_stats=self.train_stats, valid_stats=stats
             )
-            self.hparams.statistics.end_epoch(
+            self.statistics.end_epoch(
                 {**row, "train": self.train_stats, "valid": stats}
             )
             best = self.hparams.model_selection == "best"
@@ -241,9 +288,8 @@ class EmotionBrain(RecipeBrain):
 
     def gather_predictions(self):
         """Joins the ranks' shares of the predictions."""
-        shares = gather_over_ranks((self.predicted, self.loss_sum))
-        self.predicted = {k: v for share, _ in shares for k, v in share.items()}
-        self.loss_sum = sum(loss for _, loss in shares)
+        shares = gather_over_ranks(self.predicted)
+        self.predicted = {k: v for share in shares for k, v in share.items()}
 
     def prediction_table(self, split):
         """Tabulates the predictions in the order of the manifest."""
@@ -267,7 +313,8 @@ class EmotionBrain(RecipeBrain):
 
     def write_results(self, table, scores):
         """Writes predictions.csv, then scores.json, which marks the end."""
-        with write_atomically(self.hparams.predictions_csv) as temporary:
+        predictions_csv = self.experiment.predictions_csv
+        with write_atomically(predictions_csv) as temporary:
             table.to_csv(temporary, index=False)
         if self.debug:
             return  # scores.json says that a fold is finished
@@ -280,27 +327,51 @@ class EmotionBrain(RecipeBrain):
             "fold": self.hparams.fold,
             "seed": self.hparams.seed,
             "number_of_epochs": self.hparams.number_of_epochs,
-            "num_labelled": self.num_labelled,
+            "num_labelled": self.experiment.settings["num_labelled"],
             "session": "+".join(sorted(set(table["session"]))),
             "n": len(table),
             **scores,
             "confusion": confusion.to_numpy().tolist(),
-            "predictions_digest": digest_file(self.hparams.predictions_csv),
+            "predictions_digest": digest_file(predictions_csv),
         }
-        write_text(self.hparams.scores_file, json.dumps(result, indent=1))
+        write_text(self.experiment.scores, json.dumps(result, indent=1))
 
 
-def dataio_prep(hparams, splits, cache, labelled, classes):
+class OneByOne:
+    """Batches of one utterance each, as often as they are asked for.
+
+    Arguments
+    ---------
+    dataset : speechbrain.dataio.dataset.DynamicItemDataset
+        The utterances.
+    device : torch.device
+        Where the batches go.
+    """
+
+    def __init__(self, dataset, device):
+        self.dataset = dataset
+        self.device = device
+
+    def __len__(self):
+        """Counts the utterances."""
+        return len(self.dataset)
+
+    def __iter__(self):
+        for item in self.dataset:
+            yield PaddedBatch([item]).to(self.device)
+
+
+def dataio_prep(hparams, caches, splits, labelled, classes):
     """Makes the datasets of the labelled utterances.
 
     Arguments
     ---------
     hparams : dict
         The YAML's values.
+    caches : dict
+        The filled feature caches, by name.
     splits : dict
         Manifest entries by utterance id of each split.
-    cache : speechbrain_wap.features.FeatureCache
-        The filled feature cache.
     labelled : dict
         Those of the training utterances whose labels are used.
     classes : list of str
@@ -309,33 +380,33 @@ def dataio_prep(hparams, splits, cache, labelled, classes):
     Returns
     -------
     datasets : dict
-        "train" (with the minority classes' copies), "valid" and "test".
+        "train" (with the minority classes' copies), "valid", "test", and
+        "measured": all training utterances, once each.
     plan : speechbrain_wap.data.sampling.EpochPlan
         How often an epoch has each training utterance: it has as many of them
         as with all labels.
     """
-
-    @takes("label")
-    @provides("target")
-    def target_pipeline(label):
-        """Turns the label into the class's index."""
-        return classes.index(label)
-
-    how = {"strategy": hparams["augmentation"], "seed": hparams["seed"]}
-    train = augment_minorities(labelled, **how)
-    places = len(augment_minorities(splits["train"], **how))
+    augmenter = hparams["augmenter"]
+    train = augmenter.plan(labelled)
+    places = len(augmenter.plan(splits["train"]))
     plan = EpochPlan(train, [(list(train), places)], hparams["seed"])
-    entries = {**splits, "train": plan.entries}
+    speakers = sorted({e["speaker"] for e in splits["train"].values()})
+    entries = {
+        **splits,
+        "train": plan.entries,
+        "measured": splits["train"],
+    }
     datasets = {
-        name: make_dataset(
+        name: make_labelled_dataset(
             entries[name],
-            cache,
+            caches,
+            classes,
+            speakers,
             max_frames=hparams["max_frames"],
             long_utterances=hparams["long_utterances"],
-            dynamic_items=[target_pipeline],
-            keys=["target"] + ["mask_probability"] * (name == "train"),
+            keys=["mask_probability"] * (name == "train"),
         )
-        for name in ("train", "valid", "test")
+        for name in ("train", "valid", "test", "measured")
     }
     return datasets, plan
 
@@ -366,78 +437,67 @@ def weigh_classes(plan, classes, class_weights):
     return counts.sum() / (len(classes) * counts)
 
 
-def main(arguments):
+def run(command):
     """Trains and tests one fold.
 
     Arguments
     ---------
-    arguments : list of str
-        The command line: a YAML file and ``--key=value``.
+    command : speechbrain_wap.training.settings.Command
+        A YAML file and the user's values.
     """
-    hparams_file, run_opts, overrides = parse_arguments(arguments)
-    start_ranks(run_opts)
-    hparams, overrides, settings = load_recipe(
-        hparams_file, overrides, run_opts, expected_key="sap_heads"
+    start_ranks(command.run_opts)
+    experiment = Experiment(command, NEEDED)
+    hparams = experiment.hparams
+    check_choice(
+        "model_selection", hparams["model_selection"], ("last", "best")
     )
-    folder = hparams["output_folder"]
-    prepared = [hparams["corpus_table"], *hparams["manifests"].values()]
-    with (
-        only_process(folder),
-        restored_if_refused(folder, hparams["save_folder"], prepared),
-    ):
-        sb.create_experiment_directory(
-            experiment_directory=folder,
-            hyperparams_to_save=hparams_file,
-            overrides=overrides,
-        )
-        train(hparams, overrides, settings, run_opts)
+    check_choice(
+        "class_weights", hparams["class_weights"], ("none", "balanced")
+    )
+    with experiment.open():
+        sb.create_experiment_directory(experiment.folder)
+        train(experiment)
 
 
-def train(hparams, overrides, settings, run_opts):
+def train(experiment):
     """Prepares, trains and tests one fold.
 
     Arguments
     ---------
-    hparams : dict
-        What HyperPyYAML built.
-    overrides : dict
-        The user's values.
-    settings : dict
-        Plain values, for the settings guard.
-    run_opts : speechbrain.utils.run_opts.RunOptions
-        SpeechBrain's own options.
+    experiment : speechbrain_wap.training.experiment.Experiment
+        The run.
     """
-    manifests = hparams["manifests"]
+    hparams, settings = experiment.hparams, experiment.settings
     if not hparams["skip_prep"]:
         run_on_main(
             prepare_classifier_data,
             kwargs={
-                "corpus": hparams["corpus"],
+                "corpus": experiment.corpus,
                 "fold": hparams["fold"],
                 "protocol": hparams["protocol"],
                 "classes": hparams["classes"],
                 # an own corpus given to a recipe for another one
-                "explicit_classes": "corpus_csv" not in overrides
-                or "classes" in overrides,
+                "explicit_classes": "corpus_csv" not in experiment.overrides
+                or "classes" in experiment.overrides,
                 "dialogue_style": hparams["dialogue_style"],
-                "manifests": manifests,
+                "manifests": experiment.manifests,
             },
         )
     # read by one rank: nodes may have disks of their own
     splits = run_on_main(
         read_manifests,
-        args=[manifests],
+        args=[experiment.manifests],
         kwargs={
             "fields": ("wav", "speaker", "session", "label"),
             "audio_index": find_audio_index(hparams),
         },
     )
     classes = list_classes(splits, hparams["classes"])
-    cache = hparams["feature_cache"]
-    cache.device = run_opts.get("device") or infer_device()
-    splits = extract_features(
-        cache, splits, hparams["skipped_csv"], hparams["max_skipped"]
-    )
+    for cache in experiment.caches.values():
+        cache.device = experiment.run_opts.get("device") or infer_device()
+        splits = extract_features(
+            cache, splits, experiment.skipped_csv, hparams["max_skipped"]
+        )
     check_labels(
         {
             name: [entry["label"] for entry in split.values()]
@@ -445,7 +505,7 @@ def train(hparams, overrides, settings, run_opts):
         },
         classes,
     )
-    settings["encoder_key"] = cache.key
+    settings["encoder_key"] = experiment.encoder_key
     settings["class_names"] = classes
     settings["data"] = describe_data(splits, classes)
     labelled = choose_labelled(
@@ -457,47 +517,37 @@ def train(hparams, overrides, settings, run_opts):
         f"label_fraction={hparams['label_fraction']}: {len(labelled)} of "
         f"{len(splits['train'])} labelled training utterances ({listing})."
     )
+    model, adapter_folder = hparams["model"], hparams["adapter_folder"]
     settings["adapter_identity"] = None
-    if hparams["adapter_folder"]:
+    if adapter_folder:
+        if not hasattr(model, "backbone"):
+            raise RecipeError(
+                f"adapter_folder={adapter_folder} is of no use to the system "
+                f"{type(model).__name__}, which has no backbone to start from "
+                "it: leave it out."
+            )
         settings["adapter_identity"] = run_on_main(
             check_adapter,
-            args=[hparams["adapter_folder"], settings, splits],
-            kwargs={"corpus_table": hparams["corpus_table"]},
+            args=[adapter_folder, settings, splits],
+            kwargs={"corpus_table": experiment.corpus_table},
         )
-    run_on_main(record_settings, args=[hparams["save_folder"], settings])
-    datasets, plan = dataio_prep(hparams, splits, cache, labelled, classes)
+    experiment.record()
+    datasets, plan = dataio_prep(
+        hparams, experiment.caches, splits, labelled, classes
+    )
 
     # Loading an encoder draws random numbers, reading the cache does not.
     sb.utils.seed.seed_everything(hparams["seed"])
-    classifier = hparams["classifier"](n_neurons=len(classes))
-    hparams["checkpointer"].add_recoverable("classifier", classifier)
-    if hparams["adapter_folder"]:
-        load_branch(
-            hparams["adapter_folder"],
-            hparams["adapter_branch"],
-            hparams["adapter"],
-        )
-    elif hparams["input_norm"]:
-        # without their labels, as adapter training measures them: what a
-        # fraction of the labels costs is then not mixed with this
-        statistics = measure_features(cache, splits["train"])
-        hparams["adapter"].set_input_statistics(*statistics)
+    model.set_classes(len(classes))
+    if adapter_folder:
+        load_branch(adapter_folder, hparams["adapter_branch"], model.backbone)
     brain = EmotionBrain(
-        modules={**hparams["modules"], "classifier": classifier},
-        opt_class=hparams["opt_class"],
-        hparams=hparams,
-        run_opts=run_opts,
-        checkpointer=hparams["checkpointer"],
+        experiment,
+        splits,
+        classes,
+        weigh_classes(plan, classes, hparams["class_weights"]),
     )
-    brain.splits, brain.classes = splits, classes
-    brain.class_weights = weigh_classes(plan, classes, hparams["class_weights"])
-    brain.measured = make_dataset(
-        splits["train"],
-        cache,
-        max_frames=hparams["max_frames"],
-        long_utterances=hparams["long_utterances"],
-    )
-    brain.num_labelled = settings["num_labelled"]
+    brain.measured = datasets["measured"]
     train_loader = brain.make_train_loader(
         datasets["train"],
         seed=hparams["seed"],
@@ -512,7 +562,7 @@ def train(hparams, overrides, settings, run_opts):
     )
     if brain.test_only and not hparams["checkpointer"].list_checkpoints():
         raise RecipeError(
-            f"--test_only: {hparams['save_folder']} holds no checkpoint to "
+            f"--test_only: {experiment.save_folder} holds no checkpoint to "
             "test; train first."
         )
     # D9: the last epoch, unless the best on the validation set is asked for
@@ -522,6 +572,17 @@ def train(hparams, overrides, settings, run_opts):
         max_key="UA" if best else None,
         test_loader_kwargs=hparams["valid_dataloader_options"],
     )
+
+
+def main(arguments):
+    """Reads the command line and runs.
+
+    Arguments
+    ---------
+    arguments : list of str
+        A YAML file and ``--key=value``.
+    """
+    run(read_command(arguments))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-#!/usr/bin/env python3
 """One table: linear probe, no adapter training, adapter training.
 
-> python compare_systems.py hparams/adapter.yaml hparams/classifier.yaml \
-    --data_folder=/path/to/corpus --seeds=1993,1994,1995 \
-    --output_folder=results/comparison
+> python -m speechbrain_wap compare hparams/adapter.yaml \
+    hparams/classifier.yaml --data_folder=/path/to/corpus \
+    --seeds=1993,1994,1995 --output_folder=results/comparison
 
-Takes the options of cross_validate.py but --adapter_training; with
---adapter_folder=DIR_{seed}, the adapters are those of earlier runs, one for
-each seed, which begins as the system without adapter training does. All systems
-see the same features of the same folds.
+Typed in a recipe's folder. Takes the options of cross_validate.py but
+--adapter_training; with --adapter_folder=DIR_{seed}, the adapters are those of
+earlier runs, one for each seed, which begins as the system without adapter
+training does. All systems see the same features of the same folds.
 --label_fractions=0.05,0.1,0.25,0.5,1.0 compares them at each share of the
 labels and draws the curve; the adapters are trained once.
 --adapter_epochs=5,15,45 trains an adapter of each length, in a folder of its
@@ -17,7 +16,6 @@ again, with more fractions or lengths too, takes up what there is.
 """
 
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,26 +23,24 @@ from speechbrain.utils.distributed import if_main_process
 
 from speechbrain_wap.data.datasets import SPLITS, list_classes, read_manifests
 from speechbrain_wap.data.label_fraction import choose_labelled
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import RecipeError, check_number
 from speechbrain_wap.evaluation.comparison import (
     PROBE,
     WITH,
     WITHOUT,
     write_comparison,
 )
+from speechbrain_wap.evaluation.cross_validate import cross_validate
 from speechbrain_wap.evaluation.linear_probe import linear_probe
 from speechbrain_wap.evaluation.report import read_histories, sum_up
-from speechbrain_wap.training.key_values import check_values, find_mistake
-from speechbrain_wap.training.settings import (
-    load_recipe,
-    run_script,
-    split_options,
+from speechbrain_wap.training.cross_validation import (
+    CrossValidation,
+    find_run,
+    load_scripts,
+    parse_list,
 )
-
-# The other scripts lie beside this one, wherever it is started from.
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import cross_validate  # noqa: E402
+from speechbrain_wap.training.experiment import Experiment
+from speechbrain_wap.training.settings import split_options
 
 # Where the systems that are trained lie
 FOLDERS = {WITHOUT: "from_scratch", WITH: "with_adapter"}
@@ -74,9 +70,9 @@ def parse_fractions(text):
     """
     try:
         fractions = {float(part) for part in text.strip("[]() ").split(",")}
-    except ValueError:
-        fractions = {None}
-    if any(find_mistake("label_fraction", value) for value in fractions):
+        for value in fractions:
+            check_number("label_fraction", value, above=0.0, most=1.0)
+    except ValueError:  # no number, or a RecipeError
         raise RecipeError(
             f"--label_fractions={text} must be numbers above 0 and at most 1: "
             "--label_fractions=0.1,0.5,1.0."
@@ -102,7 +98,7 @@ def parse_lengths(text):
     RecipeError
         If one is no whole number above 0.
     """
-    lengths = sorted(cross_validate.parse_list(text, "adapter_epochs"))
+    lengths = sorted(parse_list(text, "adapter_epochs"))
     if lengths[0] < 1:
         raise RecipeError(
             f"--adapter_epochs={text} must be whole numbers above 0: "
@@ -112,29 +108,25 @@ def parse_lengths(text):
     return lengths
 
 
-def read_hparams(stage, folder):
-    """Loads the classifier's YAML.
+def read_hparams(plan, folder):
+    """Builds what the classifier's YAML wires.
 
     Arguments
     ---------
-    stage : dict
-        The stage, of what ``cross_validate.parse_command`` gave.
-    folder : str
+    plan : speechbrain_wap.training.cross_validation.CrossValidation
+        What is compared.
+    folder : pathlib.Path
         Output folder of a finished cross-validation.
 
     Returns
     -------
     hparams : dict
     """
-    hparams, _, _ = load_recipe(
-        stage["file"],
-        {**stage["overrides"], "output_folder": str(folder)},
-        stage["run_opts"],
-        expected_key="sap_heads",
-    )
-    with suppress(OSError):  # loading made it, each fold has its own
-        os.rmdir(hparams["save_folder"])
-    return hparams
+    command = plan.commands["classifier"].change(output_folder=str(folder))
+    experiment = Experiment(command, load_scripts()["classifier"].NEEDED)
+    with suppress(OSError):  # building made it, each fold has its own
+        os.rmdir(experiment.save_folder)
+    return experiment.hparams
 
 
 def probe_folds(hparams, folder, finished, fraction, pooled):
@@ -264,9 +256,7 @@ def measure_length(adapters, results):
         return {"adapter_epochs": None, "adapter_steps": None}
     histories = read_histories(
         {
-            run: os.path.join(
-                cross_validate.find_run(adapters, *run), "adapter"
-            )
+            run: os.path.join(find_run(adapters, *run), "adapter")
             for run in [(run["seed"], run["fold"]) for run in results["runs"]]
         }
     )
@@ -329,14 +319,13 @@ def main(arguments):
     earlier = []
     if "adapter_folder" in given:
         earlier = [f"--adapter_folder={adapter_folder or ''}"]
-    command = cross_validate.parse_command(kept + earlier)
-    root = Path(command["output_folder"])
-    stage = command["stages"]["classifier"]
+    command = CrossValidation(kept + earlier)
+    root = Path(command.output_folder)
     if fractions is None:
-        check_values(stage["settings"], "sap_heads", stage["file"])
-        fractions = [float(stage["settings"]["label_fraction"])]
+        fraction = command.settings["classifier"]["label_fraction"]
+        fractions = [float(fraction)]
     systems = []
-    plan = plan_systems(root, command["adapter_folder"], fractions, lengths)
+    plan = plan_systems(root, command.adapter_folder, fractions, lengths)
     # an earlier adapter that will not do is refused before anything is trained
     order = sorted(
         range(len(plan)),
@@ -344,7 +333,7 @@ def main(arguments):
     )
     for number in order:
         name, fraction, options, adapters = plan[number]
-        results = cross_validate.main([*kept, *options])
+        results = cross_validate([*kept, *options])
         entry = {"system": name, "label_fraction": fraction, **results}
         if name == WITH and if_main_process():
             entry.update(measure_length(adapters, results))
@@ -357,7 +346,7 @@ def main(arguments):
         if entry["system"] == WITHOUT:
             fraction = entry["label_fraction"]
             folder = place(root, fraction) / FOLDERS[WITHOUT]
-            hparams = hparams or read_hparams(stage, folder)
+            hparams = hparams or read_hparams(command, folder)
             probe = probe_folds(hparams, folder, entry, fraction, pooled)
             compared.append(
                 {"system": PROBE, "label_fraction": fraction, **probe}
@@ -395,7 +384,3 @@ def refuse_beside_lengths(given, fractions):
             "give either --adapter_epochs or several --label_fractions: "
             "a curve has one axis."
         )
-
-
-if __name__ == "__main__":
-    run_script(main)

@@ -1,0 +1,1 @@
+"""Other systems than the paper's, one file each."""

@@ -1,0 +1,107 @@
+"""The smallest system: a linear classifier on mean-pooled frames."""
+
+import torch
+from speechbrain.nnet.linear import Linear
+from torch import nn
+
+from speechbrain_wap.packing import valid_frames
+
+
+class MeanPoolingClassifier(nn.Module):
+    """Averages an utterance's frames and classifies the average.
+
+    Arguments
+    ---------
+    input_size : int
+        Dimension D of the encoder's frames.
+    num_encoder_layers : int
+        How many layers of the encoder are given; their average is used.
+
+    Example
+    -------
+    >>> model = MeanPoolingClassifier(input_size=80)
+    >>> model.set_classes(4)
+    >>> model(torch.rand(2, 50, 80), torch.tensor([1.0, 0.5])).shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(self, input_size, num_encoder_layers=1):
+        super().__init__()
+        self.input_size = input_size
+        self.several = num_encoder_layers > 1
+        self.register_buffer("mean", torch.zeros(input_size))
+        self.register_buffer("std", torch.ones(input_size))
+
+    def set_classes(self, num_classes):
+        """Adds the classifier.
+
+        Arguments
+        ---------
+        num_classes : int
+            Number C of classes.
+        """
+        self.classifier = Linear(
+            input_size=self.input_size, n_neurons=num_classes
+        )
+
+    def pool(self, feats, lens, mask=None):
+        """Averages the valid frames that are not masked.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Frames, shape [B, T, D], or [B, T, L, D] of L layers.
+        lens : torch.Tensor
+            Relative lengths, shape [B], each in 0 to 1.
+        mask : torch.Tensor, optional
+            Shape [B, T], boolean, True on the frames to leave out.
+
+        Returns
+        -------
+        pooled : torch.Tensor
+            Shape [B, D], float32.
+        """
+        _, valid = valid_frames(lens, feats.shape[1])
+        chosen = valid if mask is None else valid & ~mask
+        # an utterance of one frame is masked as a whole
+        chosen = torch.where(chosen.any(dim=1, keepdim=True), chosen, valid)
+        chosen = chosen.to(feats.device)[:, :, None]  # (B, T, 1)
+        frames = feats.float()
+        frames = frames.mean(dim=2) if self.several else frames
+        total = frames.masked_fill(~chosen, 0.0).sum(dim=1)
+        return total / chosen.sum(dim=1)
+
+    @torch.no_grad()
+    def before_fit(self, batches):
+        """Measures the averages, by which inputs are standardised.
+
+        Arguments
+        ---------
+        batches : iterable
+            The training utterances, one in each.
+        """
+        pooled = torch.cat(
+            [self.pool(b.feats.data, b.feats.lengths) for b in batches]
+        )
+        self.mean.copy_(pooled.mean(dim=0))
+        self.std.copy_(pooled.std(dim=0, unbiased=False).clamp(min=1e-5))
+
+    def forward(self, feats, lens, mask=None):
+        """Computes the logits of the classes.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            See :meth:`pool`.
+        lens : torch.Tensor
+            See :meth:`pool`.
+        mask : torch.Tensor, optional
+            See :meth:`pool`.
+
+        Returns
+        -------
+        logits : torch.Tensor
+            Shape [B, C].
+        """
+        pooled = self.pool(feats, lens, mask)
+        return self.classifier((pooled - self.mean) / self.std)

@@ -1,0 +1,196 @@
+"""Frames to emotions: backbone, pooling and a linear classifier (Sec. II-C).
+
+What every system is that ``train_classifier.py`` trains::
+
+    set_classes(num_classes)          once, when the classes are known
+    forward(feats, lens, mask=None)   logits [B, C]
+
+``feats`` are the encoder's frames [B, T, D] and ``lens`` relative lengths [B];
+where the YAML wires several ``feature_caches``, both are mappings by the caches'
+names, and so is ``mask`` (boolean, [B, T], the frames that augmentation masks).
+
+A system may also have
+
+``losses(logits, batch)``
+    A mapping of scalars. They are added to the cross entropy and logged, each
+    by its name; one that is called "cross_entropy" takes its place. The batch
+    has ``target`` (indices of the classes) and ``speaker`` (indices of the
+    training speakers, -1 for others), both of shape [B].
+``before_fit(batches)``, ``after_fit(batches)``
+    See the training utterances, one in each batch, before the training begins
+    and after it has ended: statistics, a codebook's start, prototypes. What
+    they find belongs into buffers.
+``backbone``
+    A module that may start from an adapter (``adapter_folder``); it has an
+    optimiser of its own (``opt_class``), all else has ``classifier_opt_class``.
+"""
+
+import torch
+from speechbrain.nnet.linear import Linear
+from torch import nn
+
+from speechbrain_wap.errors import check_flag, check_whole
+from speechbrain_wap.wap_transformer import measure_frames
+
+
+def build_model(system, **sizes):
+    """Builds a system once the sizes of its input are known, for the YAML.
+
+    Arguments
+    ---------
+    system : callable
+        What the system's YAML wires with ``!name:``.
+    **sizes : dict
+        "input_size" and "num_encoder_layers" of the encoder's frames.
+
+    Returns
+    -------
+    model : torch.nn.Module
+
+    Example
+    -------
+    >>> from speechbrain_wap.baselines.linear import MeanPoolingClassifier
+    >>> type(build_model(MeanPoolingClassifier, input_size=80)).__name__
+    'MeanPoolingClassifier'
+    """
+    return system(**sizes)
+
+
+class EmotionModel(nn.Module):
+    """Backbone, pooling and a linear classifier (Sec. II-C).
+
+    Arguments
+    ---------
+    backbone : callable
+        Given ``input_size`` and ``num_encoder_layers``, makes a module that
+        enriches frames as the WAP-Transformer does: ``(feats, lens, mask) ->
+        [B, T, d_model]``, with the attribute ``d_model``.
+    pooling : callable
+        Given ``input_size``, makes a module that pools frames:
+        ``(z, lens) -> [B, output_size]``, with the attribute ``output_size``.
+    input_size : int
+        Dimension of the encoder's frames.
+    num_encoder_layers : int
+        How many layers of the encoder are given.
+    input_norm : bool
+        Whether the backbone standardises frames by the training utterances'
+        statistics (D14), unless it starts from an adapter, which has its own.
+    pooled_norm : bool
+        Whether what is pooled is standardised by the training utterances'
+        statistics (D19).
+
+    Example
+    -------
+    >>> from functools import partial
+    >>> from speechbrain_wap.pooling import StatisticalAttentivePooling
+    >>> from speechbrain_wap.wap_transformer import WAPTransformer
+    >>> model = EmotionModel(
+    ...     partial(WAPTransformer, d_model=8, nhead=2, d_ffn=8),
+    ...     partial(StatisticalAttentivePooling, num_heads=2),
+    ...     input_size=80,
+    ... )
+    >>> model.set_classes(4)
+    >>> model(torch.rand(2, 50, 80), torch.tensor([1.0, 0.5])).shape
+    torch.Size([2, 4])
+    """
+
+    def __init__(
+        self,
+        backbone,
+        pooling,
+        input_size,
+        num_encoder_layers=1,
+        input_norm=True,
+        pooled_norm=False,
+    ):
+        super().__init__()
+        check_flag("input_norm", input_norm)
+        check_flag("pooled_norm", pooled_norm)
+        self.input_norm = input_norm
+        self.pooled_norm = pooled_norm
+        self.backbone = backbone(
+            input_size=input_size, num_encoder_layers=num_encoder_layers
+        )
+        self.pooling = pooling(input_size=self.backbone.d_model)
+
+    def set_classes(self, num_classes):
+        """Adds the classifier, once the corpus has told the classes.
+
+        Arguments
+        ---------
+        num_classes : int
+            Number C of classes.
+        """
+        check_whole("num_classes", num_classes, least=1)
+        self.classifier = Linear(
+            input_size=self.pooling.output_size, n_neurons=num_classes
+        )
+
+    def forward(self, feats, lens, mask=None):
+        """Computes the logits of the classes.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            The encoder's frames, shape [B, T, D].
+        lens : torch.Tensor
+            Relative lengths, shape [B], each in 0 to 1; best kept on the CPU.
+        mask : torch.Tensor, optional
+            Shape [B, T], boolean, True where a frame's embedding is masked.
+
+        Returns
+        -------
+        logits : torch.Tensor
+            Shape [B, C].
+        """
+        return self.classifier(self.pool(feats, lens, mask))
+
+    def pool(self, feats, lens, mask=None):
+        """Computes the utterances' embeddings.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            See :meth:`forward`.
+        lens : torch.Tensor
+            See :meth:`forward`.
+        mask : torch.Tensor, optional
+            See :meth:`forward`.
+
+        Returns
+        -------
+        pooled : torch.Tensor
+            Shape [B, output_size of the pooling].
+        """
+        z = self.backbone(feats, lens, mask)  # (B, T, D)
+        return self.pooling(z, lens.to(z.device))
+
+    @torch.no_grad()
+    def before_fit(self, batches):
+        """Measures the training utterances' frames and embeddings (D14, D19).
+
+        Without their labels, and of all of them at every ``label_fraction``:
+        what a fraction of the labels costs is then not mixed with this.
+
+        Arguments
+        ---------
+        batches : iterable
+            One utterance in each; looked at twice.
+        """
+        if self.input_norm and not self.backbone.has_input_statistics():
+            self.backbone.set_input_statistics(
+                *measure_frames((b.feats.data[0].cpu(), 1.0) for b in batches)
+            )
+        if not self.pooled_norm:
+            return
+        was_training = self.training
+        self.eval()
+        pooled = [
+            self.pool(batch.feats.data, batch.feats.lengths)[0].double().cpu()
+            for batch in batches
+        ]
+        self.train(was_training)
+        pooled = torch.stack(pooled)
+        self.pooling.set_output_statistics(
+            pooled.mean(dim=0), pooled.std(dim=0, unbiased=False)
+        )

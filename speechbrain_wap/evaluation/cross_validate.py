@@ -1,0 +1,202 @@
+"""A cross-validation from the command line to its report."""
+
+import json
+import os
+
+from speechbrain.utils.distributed import if_main_process
+
+from speechbrain_wap.evaluation.report import score_table, sum_up, write_report
+from speechbrain_wap.training.cross_validation import (
+    CrossValidation,
+    find_run,
+    run_all,
+)
+from speechbrain_wap.training.run_folders import (
+    describe_adapter,
+    read_adapter_record,
+)
+from speechbrain_wap.training.settings import PLACE_SUFFIXES
+
+# What a reader of the scores need not know, or is told otherwise
+UNTOLD_KEYS = ("fold", "seed", "skip_prep")
+
+
+def cross_validate(arguments):
+    """Runs both stages for every fold and seed, and writes the report.
+
+    Arguments
+    ---------
+    arguments : list of str
+        Two YAML files and options, see ``cross_validate.py`` of the recipes.
+
+    Returns
+    -------
+    results : dict
+        Content of results.json.
+    """
+    plan = CrossValidation(arguments)
+
+    def report(folds, runs):
+        """Sums up the runs, and writes what the main process writes."""
+        results = sum_up(runs, summarise_settings(plan, folds))
+        if if_main_process():
+            adapters, classifiers = list_run_folders(plan, runs)
+            write_report(
+                plan.output_folder,
+                results,
+                adapters,
+                classifiers,
+                list_notes(plan),
+            )
+            print(
+                f"\n{score_table(results)}\n\n"
+                f"Report: {plan.output_folder}/report.md"
+            )
+        return results
+
+    return run_all(plan, report)
+
+
+def list_run_folders(plan, runs):
+    """Names the output folders of both stages' runs.
+
+    Arguments
+    ---------
+    plan : speechbrain_wap.training.cross_validation.CrossValidation
+        What was run.
+    runs : list of dict
+        Each with fold and seed.
+
+    Returns
+    -------
+    adapters : dict
+        Folder of each stage-1 run, or earlier adapter, by name.
+    classifiers : dict
+        Folder of each stage-2 run, by name.
+    """
+    places = {
+        f"fold {run['fold']}, seed {run['seed']}": (run["seed"], run["fold"])
+        for run in runs
+    }
+    classifiers = {
+        name: os.path.join(find_run(plan.output_folder, *place), "classifier")
+        for name, place in places.items()
+    }
+    if plan.adapter_training:
+        adapters = {
+            name: plan.find_adapter(*place) for name, place in places.items()
+        }
+    elif plan.has_adapter_per_seed:
+        adapters = {
+            f"earlier adapter, seed {seed}": adapter
+            for seed, adapter in plan.earlier_adapters.items()
+        }
+    else:
+        adapters = {
+            "earlier adapter": adapter
+            for adapter in plan.earlier_adapters.values()
+        }
+    return adapters, classifiers
+
+
+def list_notes(plan):
+    """Says in words how the scores came about.
+
+    Arguments
+    ---------
+    plan : speechbrain_wap.training.cross_validation.CrossValidation
+        What was run.
+
+    Returns
+    -------
+    notes : list of str
+    """
+    settings = plan.settings["classifier"]
+    source = os.path.basename(os.path.normpath(settings["encoder_source"]))
+    how = "without adapter training (from scratch)."
+    if plan.adapter_training:
+        how = "with adapter training."
+    earlier = list(dict.fromkeys(plan.earlier_adapters.values()))
+    if earlier:
+        each = "each seed" if plan.has_adapter_per_seed else "all folds"
+        learned = dict.fromkeys(describe_adapter(one) for one in earlier)
+        how = (
+            f"one earlier adapter for {each}, {plan.adapter_folder} "
+            f"({'; '.join(learned)})."
+        )
+    notes = [
+        f"Encoder {source}, layer {settings['encoder_layer']}, frozen; {how}",
+        (
+            "The held-out session is validation and test set in one, as in "
+            "the paper."
+            if settings["protocol"] == "paper"
+            else "Validated on one session, tested on another (held_out)."
+        ),
+    ]
+    if settings["label_fraction"] != 1.0:
+        notes.append(
+            f"Fine-tuned on {100 * settings['label_fraction']:g} % of the "
+            "labelled training utterances of each class (label_fraction), in "
+            "as many steps as on all."
+        )
+    if settings["model_selection"] == "last":
+        notes.append("Scores are those of the last epoch.")
+    elif settings["protocol"] == "paper":
+        notes.append(
+            "**Optimistic**: the epoch was chosen on the very session that "
+            "the scores are from (model_selection: best)."
+        )
+    else:
+        notes.append("The epoch was chosen on the validation session.")
+    if plan.corpora:
+        own = {"own": ", speakers' names its own", "shared": ""}
+        listing = ", ".join(
+            f"{item['name']} (weight {item['weight']:g}{own[item['speakers']]})"
+            for item in plan.corpora
+        )
+        notes.append(
+            f"The adapter was also trained on {listing}, without labels."
+        )
+    if plan.adapter_training:
+        if plan.settings["adapter"]["adapter_data"] == "all":
+            notes.append(
+                "**Transductive**: the adapter has seen the held-out session, "
+                "without labels (adapter_data: all)."
+            )
+    else:
+        records = [read_adapter_record(adapter) for adapter in earlier]
+        if any(record["adapter_data"] == "all" for record in records):
+            notes.append(
+                "**Transductive** if it is of this corpus: the earlier adapter "
+                "has seen its own corpus's held-out session, without labels "
+                "(adapter_data: all)."
+            )
+    return notes
+
+
+def summarise_settings(plan, folds):
+    """Picks the settings that results.json and the report show.
+
+    Arguments
+    ---------
+    plan : speechbrain_wap.training.cross_validation.CrossValidation
+        What was run.
+    folds : list of int
+        The folds that were run.
+
+    Returns
+    -------
+    settings : dict
+    """
+    summary = {
+        "adapter_training": plan.adapter_training,
+        "folds": folds,
+        "seeds": plan.seeds,
+    }
+    if plan.adapter_folder:
+        summary["adapter_folder"] = plan.adapter_folder
+    for stage in plan.stages:
+        for key, value in plan.settings[stage].items():
+            if not key.endswith(PLACE_SUFFIXES) and key not in UNTOLD_KEYS:
+                summary[f"{stage}.{key}"] = json.loads(json.dumps(value))
+    return summary

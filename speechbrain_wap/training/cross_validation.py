@@ -1,0 +1,829 @@
+"""The engine of cross-validations: both stages for every fold and seed.
+
+It loads the two train scripts from the folder that it is started in and hands
+them their settings. A finished fold is not run again, an interrupted one goes
+on, and several may run at a time, each in a process of its own.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import yaml
+from speechbrain.utils.distributed import (
+    ddp_barrier,
+    if_main_process,
+    is_distributed_initialized,
+    run_on_main,
+)
+from speechbrain.utils.logger import get_logger
+from speechbrain.utils.run_opts import RunOptions
+
+from speechbrain_wap.data.corpus_table import (
+    choose_classes,
+    label_utterances,
+    list_sessions,
+)
+from speechbrain_wap.data.datasets import (
+    find_index,
+    prepare_table,
+    split_labelled,
+)
+from speechbrain_wap.data.further_corpora import read_tables
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.files import digest_file, only_process, read_json
+from speechbrain_wap.training.experiment import Experiment
+from speechbrain_wap.training.jobs import run_jobs
+from speechbrain_wap.training.ranks import start_ranks
+from speechbrain_wap.training.resume_guard import (
+    default_output_folder,
+    is_guarded,
+    name_data,
+    record_settings,
+    restored_if_refused,
+)
+from speechbrain_wap.training.run_folders import (
+    MODEL_KEYS,
+    RECORD,
+    check_adapter,
+    find_finished,
+    identify_adapter,
+    read_adapter_record,
+)
+from speechbrain_wap.training.settings import (
+    HparamsFile,
+    Reading,
+    read_options,
+    split_options,
+    unknown_key,
+)
+
+logger = get_logger(__name__)
+
+# The outcome of such runs is no result.
+REFUSED_OPTIONS = ("debug", "debug_persistently", "test_only")
+STAGES = ("adapter", "classifier")
+SCORES = ("UA", "WA", "F1")
+# What stands for the seed in adapter_folder
+SEED_MARK = "{seed}"
+# Keys that decide, with the seed, what weights a network begins with
+START_KEYS = ("projection_init", "residual_init")
+OWN_KEYS = (
+    "folds",
+    "seeds",
+    "adapter_training",
+    "adapter_folder",
+    "adapters_folder",
+    "output_folder",
+    "jobs",
+)
+# Set here for each run
+SET_KEYS = {
+    "fold": "use --folds",
+    "seed": "use --seeds",
+    "adapter_folder": "use --adapter_folder without a stage",
+    "save_folder": "each run has its own",
+    "output_folder": "use --output_folder without a stage",
+    "skip_prep": "each run prepares its own fold",
+}
+
+
+def load_scripts():
+    """Imports the train scripts of the folder that the command is run in.
+
+    Returns
+    -------
+    scripts : dict
+        Module of each stage.
+
+    Raises
+    ------
+    RecipeError
+        If they are not there.
+    """
+    try:
+        return {s: importlib.import_module(f"train_{s}") for s in STAGES}
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("train_"):
+            raise
+        raise RecipeError(
+            f"there is no {error.name}.py in {os.getcwd()}: run the command in "
+            "a recipe's folder, such as recipes/IEMOCAP/wap_adapter."
+        )
+
+
+def route_options(options, stages):
+    """Sends each option to the stages that know it.
+
+    Arguments
+    ---------
+    options : list of tuple
+        Key and text, or None for a flag.
+    stages : dict
+        Keys of each stage's YAML, by the stage's name.
+
+    Returns
+    -------
+    own : dict
+        Text of the command's own options.
+    routed : dict
+        Options of each stage.
+
+    Raises
+    ------
+    RecipeError
+        If no stage has a key, or the command sets it itself.
+    """
+    run_options = set(RunOptions().keys())
+    own, routed = {}, {name: [] for name in stages}
+    for key, text in options:
+        stage, _, stage_key = key.partition(".")
+        has_stage = stage in stages and stage_key
+        bare = stage_key if has_stage else key
+        if key in OWN_KEYS:
+            if text is None:
+                raise RecipeError(f"--{key} needs a value: --{key}=...")
+            own[key] = text
+            continue
+        if bare in REFUSED_OPTIONS:
+            raise RecipeError(
+                f"--{key} is for a single run: give it to train_adapter.py or "
+                "train_classifier.py."
+            )
+        if bare in SET_KEYS or bare.endswith(("_file", "_log", "_annotation")):
+            reason = SET_KEYS.get(bare, "each run has its own")
+            raise RecipeError(f"--{key} cannot be set here: {reason}.")
+        takers = [name for name, keys in stages.items() if bare in keys]
+        if bare in run_options and not takers:
+            takers = list(stages)
+        if has_stage:
+            takers = [stage] if stage in takers else []
+        if not takers:
+            known = [*OWN_KEYS, *run_options]
+            known += [k for keys in stages.values() for k in keys]
+            if has_stage:
+                known = [f"{stage}.{k}" for k in stages[stage]]
+            raise unknown_key(key, known)
+        for name in takers:
+            routed[name].append((bare, text))
+    return own, routed
+
+
+def parse_list(text, name):
+    """Reads "1,2,3" or "[1, 2, 3]" as whole numbers.
+
+    Arguments
+    ---------
+    text : str
+        What the user wrote.
+    name : str
+        The option's name, for the error.
+
+    Returns
+    -------
+    numbers : list of int
+        Without repetitions, in the order given.
+
+    Example
+    -------
+    >>> parse_list("3,1,3", "folds")
+    [3, 1]
+    """
+    try:
+        numbers = [int(part) for part in text.strip("[]() ").split(",")]
+    except ValueError:
+        raise RecipeError(
+            f"--{name}={text} must be whole numbers: --{name}=1,2,3."
+        )
+    return list(dict.fromkeys(numbers))
+
+
+class CrossValidation:
+    """What to run: stages, folds and seeds, and where.
+
+    Arguments
+    ---------
+    arguments : list of str
+        Two YAML files and options, as on the command line.
+
+    Attributes
+    ----------
+    commands : dict
+        What each stage is told, by its name.
+    settings : dict
+        Plain settings of each stage.
+    corpora : list of dict
+        Further tables of stage 1.
+    folds : list of int, or None
+        None: all.
+    seeds : list of int
+    adapter_training : bool
+        Whether stage 1 is run.
+    adapter_folder : str or None
+        An earlier adapter in its place; "{seed}" in it stands for the seed.
+    adapters_folder : str
+        Where stage 1 of each fold and seed lies or is to lie.
+    output_folder : str
+    jobs : int
+        Folds that are run at a time.
+
+    Raises
+    ------
+    RecipeError
+        If an option is unknown or does not fit the others.
+    """
+
+    def __init__(self, arguments):
+        files, options = split_options(arguments)
+        if len(files) != 2:
+            raise RecipeError(
+                "give two hyperparameter files, hparams/adapter.yaml and "
+                "hparams/classifier.yaml."
+            )
+        files = dict(zip(STAGES, files))
+        typed = dict(options)
+        keys = {
+            name: HparamsFile(
+                file, {**typed, **_without_stage(typed, name)}
+            ).keys()
+            for name, file in files.items()
+        }
+        own, routed = route_options(options, keys)
+        self._set_adapter(own, options, keys)
+        jobs = parse_list(own.get("jobs", "1"), "jobs")
+        if len(jobs) != 1 or jobs[0] < 1:
+            raise RecipeError(
+                f"--jobs={own['jobs']} must be a whole number of at least 1."
+            )
+        self.jobs = jobs[0]
+        self.commands = {
+            name: read_options(file, routed[name])
+            for name, file in files.items()
+        }
+        readings = {name: Reading(c) for name, c in self.commands.items()}
+        self.settings = {name: r.settings for name, r in readings.items()}
+        # none where stage 1 is not run
+        self.corpora = readings["adapter"].corpora
+        self.corpora = self.corpora if self.adapter_training else []
+        self.output_folder = own.get("output_folder")
+        if self.output_folder is None:
+            self.output_folder = self._default_folder(readings)
+        self.adapters_folder = own.get("adapters_folder", self.output_folder)
+        folds, seeds = own.get("folds"), own.get("seeds")
+        self.folds = None if folds is None else parse_list(folds, "folds")
+        self.seeds = [self.settings["classifier"]["seed"]]
+        if seeds is not None:
+            self.seeds = parse_list(seeds, "seeds")
+
+    def _set_adapter(self, own, options, keys):
+        """Settles where the adapters come from."""
+        text = own.get("adapter_training", "True")
+        self.adapter_training = yaml.safe_load(text)
+        if not isinstance(self.adapter_training, bool):
+            raise RecipeError(
+                f"--adapter_training={text} must be True or False."
+            )
+        self.adapter_folder = own.get("adapter_folder")
+        if self.adapter_folder is not None:
+            refuse_stage_1_options(own, options, keys)
+            self.adapter_training = False
+        elif "adapters_folder" in own and not self.adapter_training:
+            raise RecipeError(
+                "--adapters_folder is of no use with --adapter_training=False."
+            )
+
+    def _default_folder(self, readings):
+        """Names a folder that no other settings share."""
+        folder = default_output_folder(
+            {**self.settings["classifier"], "fold": "s", **self.settings},
+            "results/cross_validation",
+            name_data(readings["classifier"].data, self.corpora)
+            + (self.adapter_folder or ""),
+        )
+        if self.adapter_folder:
+            return f"{folder}-earlier_adapter"
+        return folder + "-no_adapter" * (not self.adapter_training)
+
+    @property
+    def stages(self):
+        """The stages whose YAML says how the scores came about."""
+        return list(STAGES) if self.adapter_training else ["classifier"]
+
+    @property
+    def earlier_adapters(self):
+        """Folders of earlier adapters by seed; empty where there are none."""
+        if not self.adapter_folder:
+            return {}
+        return {
+            seed: self.adapter_folder.replace(SEED_MARK, str(seed))
+            for seed in self.seeds
+        }
+
+    @property
+    def has_adapter_per_seed(self):
+        """Whether each seed has an earlier adapter of its own."""
+        return SEED_MARK in (self.adapter_folder or "")
+
+    def find_adapter(self, seed, fold):
+        """Names the output folder of stage 1, or of the earlier adapter.
+
+        Arguments
+        ---------
+        seed : int
+        fold : int
+
+        Returns
+        -------
+        folder : str
+        """
+        if self.adapter_folder:
+            return self.earlier_adapters[seed]
+        return os.path.join(
+            find_run(self.adapters_folder, seed, fold), "adapter"
+        )
+
+
+def _without_stage(options, stage):
+    """Picks the options that are for one stage, without its name."""
+    prefix = f"{stage}."
+    return {
+        key.removeprefix(prefix): text
+        for key, text in options.items()
+        if key.startswith(prefix)
+    }
+
+
+def find_run(root, seed, fold):
+    """Names the folder of a fold and a seed.
+
+    Arguments
+    ---------
+    root : str
+        The output folder, or that of the adapters.
+    seed : int
+        The seed.
+    fold : int
+        Counted from 1.
+
+    Returns
+    -------
+    folder : str
+        Has the folders adapter and classifier.
+    """
+    return os.path.join(root, f"seed{seed}", f"fold{fold}")
+
+
+def refuse_stage_1_options(own, options, keys):
+    """Refuses what would have no effect, since stage 1 is left out.
+
+    Arguments
+    ---------
+    own : dict
+        Text of the command's own options.
+    options : list of tuple
+        Key and text of all options.
+    keys : dict
+        Keys of each stage's YAML.
+
+    Raises
+    ------
+    RecipeError
+        If there is such an option; names it.
+    """
+    if not own["adapter_folder"]:
+        raise RecipeError(
+            "--adapter_folder= is empty: give the output folder of "
+            "train_adapter.py, or --adapter_training=False."
+        )
+    only = set(keys["adapter"]) - set(keys["classifier"])
+    only |= {"adapter_training", "adapters_folder"}
+    for key, _ in options:
+        if key in only or key.startswith("adapter."):
+            raise RecipeError(
+                f"--{key} has no effect with --adapter_folder, whose adapter "
+                "is used for all folds: leave one of them out."
+            )
+
+
+def prepare(plan):
+    """Writes the corpus table and settles the folds before any training.
+
+    Arguments
+    ---------
+    plan : CrossValidation
+        What to run.
+
+    Returns
+    -------
+    folds : list of int
+    sessions : list of str
+        All sessions; fold k holds out the k-th.
+    """
+    if plan.adapter_training:
+        refuse_different_models(plan)
+    scripts = load_scripts()
+    command = plan.commands["classifier"]
+    experiment = Experiment(
+        command.change(output_folder=plan.output_folder),
+        scripts["classifier"].NEEDED,
+    )
+    hparams = experiment.hparams
+    with suppress(OSError):  # building made it, each fold has its own
+        os.rmdir(experiment.save_folder)
+    has_adapter = plan.adapter_training or plan.adapter_folder
+    if has_adapter and not hasattr(hparams["model"], "backbone"):
+        raise RecipeError(
+            f"the system {type(hparams['model']).__name__} has no backbone to "
+            "start from an adapter: give --adapter_training=False."
+        )
+    if plan.adapter_training:  # what cannot be built is said at once
+        reading = Reading(plan.commands["adapter"])
+        reading.check_stage(scripts["adapter"].NEEDED)
+        reading.set_output_folder(plan.output_folder)
+        reading.build()
+        with suppress(OSError):
+            os.rmdir(experiment.save_folder)
+    table = prepare_table(**experiment.corpus)
+    classes = choose_classes(
+        table,
+        hparams["classes"],
+        "corpus_csv" not in command.overrides or "classes" in command.overrides,
+    )
+    style = hparams["dialogue_style"]
+    sessions = list_sessions(table)
+    # A session without labels is no fold: it serves adapter training only.
+    labelled = set(label_utterances(table, classes, style)["session"])
+    folds = plan.folds or [
+        fold
+        for fold, session in enumerate(sessions, start=1)
+        if session in labelled
+    ]
+    splits = {
+        fold: split_labelled(table, classes, style, fold, hparams["protocol"])
+        for fold in folds
+    }
+    settings = {**experiment.settings, "encoder_key": experiment.encoder_key}
+    identity = None
+    for adapter in dict.fromkeys(plan.earlier_adapters.values()):
+        identity = check_earlier_adapter(
+            adapter, settings, splits, experiment.corpus_table
+        )
+    if plan.has_adapter_per_seed:
+        for seed, adapter in plan.earlier_adapters.items():
+            check_start(adapter, seed, settings)
+        # seeds may be added: each fold is guarded by itself
+        identity = "one for each seed"
+    content = table[["id", "digest", "speaker", "session", "emo"]].to_csv()
+    if plan.corpora:
+        further, *_ = read_tables(
+            plan.corpora, find_index(hparams["cache_folder"])
+        )
+        content += further[["id", "digest", "speaker"]].to_csv()
+    guarded = {
+        f"{stage}.{key}": value
+        for stage in plan.stages
+        for key, value in plan.settings[stage].items()
+        if is_guarded(key)
+    }
+    guarded["encoder_key"] = experiment.encoder_key
+    guarded["adapter_training"] = plan.adapter_training
+    guarded["adapter_identity"] = identity
+    guarded["data"] = hashlib.sha256(content.encode()).hexdigest()[:16]
+    record_settings(plan.output_folder, {**guarded, "number_of_epochs": 0})
+    return folds, sessions
+
+
+def check_earlier_adapter(adapter_folder, settings, splits, corpus_table):
+    """Refuses an adapter that does not fit or heard a fold's held-out speakers.
+
+    Arguments
+    ---------
+    adapter_folder : str
+        Output folder of an adapter training.
+    settings : dict
+        Settings of the classifier, with the encoder's key.
+    splits : dict
+        Table of each split, by fold.
+    corpus_table : str
+        The corpus table.
+
+    Returns
+    -------
+    identity : str
+        What tells the adapter from others.
+
+    Raises
+    ------
+    RecipeError
+        If the adapter is not for all folds; names those that it is for.
+    """
+    identity, reasons = None, {}
+    for fold, tables in splits.items():
+        entries = {
+            name: table.set_index("id").to_dict("index")
+            for name, table in tables.items()
+        }
+        try:
+            identity = check_adapter(
+                adapter_folder, settings, entries, corpus_table
+            )
+        except RecipeError as error:
+            reasons[fold] = str(error)
+    if reasons:
+        fold = min(reasons)
+        left = ",".join(str(k) for k in splits if k not in reasons)
+        cure = f" It may be used with --folds={left}." if left else ""
+        raise RecipeError(f"fold {fold}: {reasons[fold]}{cure}")
+    find_finished(adapter_folder)
+    return identity
+
+
+def check_start(adapter_folder, seed, settings):
+    """Refuses an adapter that did not begin as the seed's network does.
+
+    Arguments
+    ---------
+    adapter_folder : str
+        Output folder of an adapter training.
+    seed : int
+        The seed that it is for.
+    settings : dict
+        Settings of the classifier.
+
+    Raises
+    ------
+    RecipeError
+        If it was trained with another seed, or began with other weights:
+        against a network that began with the seed's, both would be compared,
+        the start and the training.
+    """
+    path = Path(adapter_folder, "save", "settings.json")
+    recorded = read_json(path, "run train_adapter.py again.", ("settings",))
+    began = recorded["settings"]
+    for key, mine in {
+        "seed": seed,
+        **{key: settings[key] for key in START_KEYS if key in settings},
+    }.items():
+        if key in began and began[key] != mine:
+            raise RecipeError(
+                f"the adapter in {adapter_folder} was trained with {key}="
+                f"{began[key]}, but {SEED_MARK} in --adapter_folder stands for "
+                f"adapters that began as the network of each seed does, here "
+                f"{key}={mine}: train it so, or name one adapter for all seeds."
+            )
+
+
+def run_fold(plan, fold, seed):
+    """Runs both stages of one fold, or takes up where they stopped.
+
+    Arguments
+    ---------
+    plan : CrossValidation
+        What to run.
+    fold : int
+        Counted from 1.
+    seed : int
+        The seed of both stages.
+
+    Returns
+    -------
+    scores : dict
+        Content of the classifier's scores.json.
+    """
+    folder = find_run(plan.output_folder, seed, fold)
+    adapter = plan.find_adapter(seed, fold)
+    scores = run_on_main(find_scores, args=[plan, folder, adapter])
+    if scores is not None:
+        return scores
+    scripts = load_scripts()
+
+    def run_stage(stage, **values):
+        """Runs a stage with the values of this fold."""
+        command = plan.commands[stage]
+        if plan.jobs > 1:  # several progress bars would overwrite each other
+            quiet = dataclasses.replace(command.run_opts, noprogressbar=True)
+            command = command._replace(run_opts=quiet)
+        scripts[stage].run(command.change(fold=fold, seed=seed, **values))
+
+    if plan.adapter_training:
+        run_stage("adapter", output_folder=adapter)
+    has_adapter = plan.adapter_training or plan.adapter_folder
+    run_stage(
+        "classifier",
+        # none, whatever the YAML names
+        adapter_folder=adapter if has_adapter else None,
+        output_folder=os.path.join(folder, "classifier"),
+    )
+    ddp_barrier()  # the main process writes the scores
+    return run_on_main(read_scores, args=[folder])
+
+
+def read_scores(folder):
+    """Reads what a finished fold has scored.
+
+    Arguments
+    ---------
+    folder : str
+        Holds the folder classifier.
+
+    Returns
+    -------
+    scores : dict
+        Content of the classifier's scores.json.
+    """
+    keys = ("classes", "fold", "seed", "session", "n", *SCORES, "confusion")
+    path = os.path.join(folder, "classifier", "scores.json")
+    return read_json(path, "run the same command again.", keys)
+
+
+def find_scores(plan, folder, adapter):
+    """Looks whether a fold has been run to its end.
+
+    Arguments
+    ---------
+    plan : CrossValidation
+        What to run.
+    folder : str
+        Holds the folder classifier.
+    adapter : str
+        Output folder of stage 1, or of the earlier adapter.
+
+    Returns
+    -------
+    scores : dict or None
+        None where a stage is still to be run, or has got more epochs. Where
+        the adapter has, be it in a run that shares it, its stage 2 is
+        removed: it began with another one.
+    """
+    wanted = {s: plan.settings[s]["number_of_epochs"] for s in STAGES}
+    if plan.adapter_training and Path(adapter, RECORD).is_file():
+        cure = f"delete {adapter} to run the fold anew."
+        has = read_adapter_record(adapter, cure)
+        missing = wanted["adapter"] - has["number_of_epochs"]
+        if missing > 0 or began_with_another(folder, has):
+            classifier = Path(folder, "classifier")
+            if classifier.is_dir():
+                logger.warning(
+                    f"{classifier} is removed and trained anew: the adapter "
+                    f"that it began with gets {wanted['adapter']} epochs."
+                )
+                shutil.rmtree(classifier)
+        if missing:
+            return None  # stage 1 goes on, or refuses to shrink
+    if plan.adapter_folder and began_with_another(
+        folder, read_adapter_record(adapter)
+    ):
+        raise RecipeError(
+            f"{folder} holds a run with another adapter than {adapter} "
+            "(adapter_folder): choose another output_folder, or delete this "
+            "one to start anew."
+        )
+    if not Path(folder, "classifier", "scores.json").is_file():
+        return None
+    try:
+        scores = read_scores(folder)
+    except RecipeError as error:
+        logger.warning(f"{error} The fold is tested again.")
+        return None
+    predictions = os.path.join(folder, "classifier", "predictions.csv")
+    # an earlier version wrote no digest
+    found = digest_file(predictions)
+    if found is None or scores.get("predictions_digest", found) != found:
+        logger.warning(
+            f"{predictions} is missing or is not as it was written: the fold "
+            "is tested again."
+        )
+        return None
+    done = scores.get("number_of_epochs", wanted["classifier"])
+    if done > wanted["classifier"]:
+        raise RecipeError(
+            f"{folder} holds a run with classifier.number_of_epochs={done}, "
+            f"which may grow but not shrink to {wanted['classifier']}: choose "
+            "another output_folder, or delete this one to start anew."
+        )
+    return scores if done == wanted["classifier"] else None
+
+
+def began_with_another(folder, record):
+    """Tells whether stage 2 began with another adapter than there is.
+
+    Arguments
+    ---------
+    folder : str
+        Holds the folder classifier.
+    record : dict
+        What :func:`read_adapter_record` gave.
+
+    Returns
+    -------
+    is_another : bool
+        False where stage 2 has not begun.
+    """
+    path = Path(folder, "classifier", "save", "settings.json")
+    if not path.is_file():
+        return False
+    settings = read_json(path, f"delete {folder} to run the fold anew.")
+    identity = settings.get("settings", {}).get("adapter_identity")
+    return identity != identify_adapter(record)
+
+
+def refuse_different_models(plan):
+    """Makes sure that both stages mean the same model and the same folds.
+
+    Arguments
+    ---------
+    plan : CrossValidation
+        What to run.
+    """
+    adapter, classifier = (plan.settings[stage] for stage in STAGES)
+    keys = {*MODEL_KEYS, "encoder_source", "encoder_layer", "protocol"}
+    keys.add("feature_precision")
+    for key in sorted(keys & adapter.keys() & classifier.keys()):
+        if adapter[key] != classifier[key]:
+            raise RecipeError(
+                f"{key} is {adapter[key]} for the adapter, but "
+                f"{classifier[key]} for the classifier: both stages need the "
+                "same."
+            )
+
+
+def run_folds(plan, tasks):
+    """Runs the folds, one after the other or several at a time.
+
+    Arguments
+    ---------
+    plan : CrossValidation
+        What to run.
+    tasks : list of tuple
+        Arguments of :func:`run_fold`.
+
+    Yields
+    ------
+    number : int
+        Number of the task that has ended.
+    scores : dict
+        Content of the classifier's scores.json.
+    """
+    if plan.jobs > 1:
+        yield from run_jobs(plan.jobs, __name__, "run_fold", tasks)
+        return
+    for number, task in enumerate(tasks):
+        yield number, run_fold(*task)
+
+
+def run_all(plan, report):
+    """Runs all folds of all seeds.
+
+    Arguments
+    ---------
+    plan : CrossValidation
+        What to run.
+    report : callable
+        Given the folds and the content of each run's scores.json, in the order
+        of seeds and folds, sums them up, while no other process may write to
+        the output folder.
+
+    Returns
+    -------
+    results : object
+        What the report gave.
+
+    Raises
+    ------
+    RecipeError
+        If another process is at work in the output folder, or it holds a run
+        with other settings.
+    """
+    start_ranks(plan.commands["classifier"].run_opts)
+    if plan.jobs > 1 and is_distributed_initialized():
+        raise RecipeError(
+            "--jobs is for a single process: under torchrun the ranks work on "
+            "one fold together."
+        )
+    folder = plan.output_folder
+    written = [os.path.join(folder, "corpus.csv")]
+    with only_process(folder), restored_if_refused(folder, written):
+        folds, sessions = run_on_main(prepare, args=[plan])
+        runs = [(seed, fold) for seed in plan.seeds for fold in folds]
+        tasks = [(plan, fold, seed) for seed, fold in runs]
+        results, started = [None] * len(runs), time.time()
+        for done, (number, scores) in enumerate(run_folds(plan, tasks), 1):
+            results[number] = scores
+            if if_main_process():
+                seed, fold = runs[number]
+                minutes = (time.time() - started) / 60
+                left = minutes / done * (len(runs) - done)
+                print(
+                    f"[{done}/{len(runs)}] fold {fold}, seed {seed}, held-out "
+                    f"session {sessions[fold - 1]}: "
+                    f"UA {100 * scores['UA']:.1f} %, WA "
+                    f"{100 * scores['WA']:.1f} %, F1 {100 * scores['F1']:.1f} "
+                    f"% ({minutes:.1f} min so far, about {left:.1f} min left)",
+                    flush=True,
+                )
+        return report(folds, results)

@@ -1,0 +1,189 @@
+"""One run of a train script: what it is told, what is built, where it writes."""
+
+import json
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from speechbrain.utils.distributed import (
+    if_main_process,
+    is_distributed_initialized,
+    run_on_main,
+)
+from speechbrain.utils.run_opts import RunOptions
+
+from speechbrain_wap.errors import say_mistakes
+from speechbrain_wap.files import only_process, write_text
+from speechbrain_wap.training.ranks import is_lost_rank, own_rank
+from speechbrain_wap.training.resume_guard import (
+    default_output_folder,
+    name_data,
+    record_settings,
+    refuse_changes,
+    restored_if_refused,
+)
+from speechbrain_wap.training.settings import Reading
+
+SPLITS = ("train", "valid", "test")
+
+
+class Experiment:
+    """One run of a train script.
+
+    Where the user names no output folder, it gets one that no other settings
+    share.
+
+    Arguments
+    ---------
+    command : speechbrain_wap.training.settings.Command
+        What the script is told.
+    needed : tuple of str
+        Keys that the script reads; what tells its stage comes first.
+
+    Attributes
+    ----------
+    hparams : dict
+        What HyperPyYAML built.
+    settings : dict
+        Plain values, to which the run adds what else it depends on.
+    overrides : dict
+        The user's values.
+    run_opts : speechbrain.utils.run_opts.RunOptions
+        SpeechBrain's own options.
+    corpora : list of dict
+        Further tables of stage 1.
+    folder : pathlib.Path
+        The output folder.
+
+    Raises
+    ------
+    RecipeError
+        If the YAML is another stage's, no corpus is given, a value does not
+        fit, or the output folder holds a run with other settings, which is
+        left as it is.
+    """
+
+    def __init__(self, command, needed):
+        reading = Reading(command)
+        reading.check_stage(needed)
+        reading.check_corpus()
+        self.overrides, self.run_opts = command.overrides, command.run_opts
+        self.settings, self.corpora = reading.settings, reading.corpora
+        self.hparams_file = command.hparams_file
+        if "output_folder" not in self.overrides:
+            folder = default_output_folder(
+                self.settings,
+                self.settings["output_folder"],
+                name_data(reading.data, self.corpora),
+            )
+            reading.set_output_folder(folder)
+        self.text = reading.text
+        # before anything in the folder is written over
+        refuse_changes(Path(reading.output_folder, "save"), self.settings)
+        self.hparams = reading.build()
+        self.folder = Path(self.hparams["output_folder"])
+
+    @property
+    def save_folder(self):
+        """Where checkpoints and settings.json lie."""
+        return self.hparams["save_folder"]
+
+    @property
+    def corpus_table(self):
+        """The table of the corpus under test."""
+        return str(self.folder / "corpus.csv")
+
+    @property
+    def corpus(self):
+        """What the corpus's table is made of and with."""
+        keys = ("prepare_corpus", "data_folder", "corpus_csv", "max_skipped")
+        given = {key: self.hparams[key] for key in (*keys, "cache_folder")}
+        return {**given, "corpus_table": self.corpus_table}
+
+    @property
+    def manifests(self):
+        """The JSON manifest of each split."""
+        return {name: self.hparams[f"{name}_annotation"] for name in SPLITS}
+
+    @property
+    def skipped_csv(self):
+        """What could not be read or encoded, with the reason."""
+        return str(self.folder / "skipped.csv")
+
+    @property
+    def left_out_csv(self):
+        """What of further corpora may not, or need not, train."""
+        return str(self.folder / "left_out.csv")
+
+    @property
+    def history(self):
+        """A row for each epoch."""
+        return str(self.folder / "history.json")
+
+    @property
+    def predictions_csv(self):
+        """The test utterances' probabilities."""
+        return str(self.folder / "predictions.csv")
+
+    @property
+    def scores(self):
+        """The scores, which mark a finished fold."""
+        return str(self.folder / "scores.json")
+
+    @property
+    def caches(self):
+        """The feature caches by name; a single one is called ""."""
+        several = dict(self.hparams).get("feature_caches")
+        return several or {"": self.hparams["feature_cache"]}
+
+    @property
+    def encoder_key(self):
+        """What the features depend on."""
+        keys = {name: cache.key for name, cache in self.caches.items()}
+        return keys[""] if list(keys) == [""] else json.dumps(keys)
+
+    @contextmanager
+    def open(self):
+        """Keeps other processes out of the folder while the run lasts."""
+        written = [self.folder / "hyperparams.yaml", self.corpus_table]
+        written += [*self.manifests.values(), self.left_out_csv]
+        with (
+            only_process(self.folder),
+            restored_if_refused(self.save_folder, written),
+        ):
+            if if_main_process():
+                origin = f"# Generated from:\n# {self.hparams_file}\n"
+                write_text(written[0], origin + self.text)
+            yield
+
+    def record(self):
+        """Records the settings, or refuses those that differ."""
+        run_on_main(record_settings, args=[self.save_folder, self.settings])
+
+
+def run_script(main):
+    """Runs a script's main function and says a user's mistake in a sentence.
+
+    ``--help`` prints what stands at the top of the script.
+
+    Arguments
+    ---------
+    main : callable
+        Takes the list of command line arguments.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(main.__globals__["__doc__"])
+        print("Options are the YAML's keys and those of SpeechBrain:")
+        print(" ".join(f"--{key}" for key in RunOptions().keys()))
+        return
+    with say_mistakes():
+        try:
+            main(sys.argv[1:])
+        except RuntimeError as error:
+            # the ranks wait for one that has said why it stopped
+            if own_rank() > 0 and is_lost_rank(error):
+                sys.exit("error: another rank has stopped.")
+            raise
+    if is_distributed_initialized():
+        torch.distributed.destroy_process_group()
