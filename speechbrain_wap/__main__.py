@@ -7,7 +7,8 @@ what one takes. Typed in a recipe's folder, a command finds its train scripts.
 import importlib
 import sys
 
-from speechbrain_wap.errors import RecipeError, say_mistakes
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.training.experiment import run_command
 
 # A command's module has main(arguments), and says in its docstring what it does
 COMMANDS = {
@@ -60,5 +61,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    with say_mistakes():
-        main(sys.argv[1:])
+    run_command(main, sys.argv[1:])

@@ -5,9 +5,9 @@ What every system is that ``train_classifier.py`` trains::
     set_classes(num_classes)          once, when the classes are known
     forward(feats, lens, mask=None)   logits [B, C]
 
-``feats`` are the encoder's frames [B, T, D] and ``lens`` relative lengths [B];
-where the YAML wires several ``feature_caches``, both are mappings by the caches'
-names, and so is ``mask`` (boolean, [B, T], the frames that augmentation masks).
+``feats`` are the encoder's frames [B, T, D], ``lens`` relative lengths [B] and
+``mask`` the frames that augmentation masks, boolean [B, T]. Where the YAML wires
+several ``feature_caches``, each is a mapping by the caches' names.
 
 A system may also have
 

@@ -91,11 +91,10 @@ def list_run_folders(plan, runs):
             f"earlier adapter, seed {seed}": adapter
             for seed, adapter in plan.earlier_adapters.items()
         }
+    elif plan.adapter_folder:
+        adapters = {"earlier adapter": plan.adapter_folder}
     else:
-        adapters = {
-            "earlier adapter": adapter
-            for adapter in plan.earlier_adapters.values()
-        }
+        adapters = {}
     return adapters, classifiers
 
 

@@ -1,4 +1,4 @@
-"""One run of a train script: what it is told, what is built, where it writes."""
+"""A run of a train script: what it is told, what is built, where it writes."""
 
 import json
 import sys
@@ -163,7 +163,7 @@ class Experiment:
 
 
 def run_script(main):
-    """Runs a script's main function and says a user's mistake in a sentence.
+    """Runs a script's main function on the command line.
 
     ``--help`` prints what stands at the top of the script.
 
@@ -177,9 +177,22 @@ def run_script(main):
         print("Options are the YAML's keys and those of SpeechBrain:")
         print(" ".join(f"--{key}" for key in RunOptions().keys()))
         return
+    run_command(main, sys.argv[1:])
+
+
+def run_command(main, arguments):
+    """Runs a command and says a user's mistake in a sentence.
+
+    Arguments
+    ---------
+    main : callable
+        Takes the list of arguments.
+    arguments : list of str
+        What stands behind the command.
+    """
     with say_mistakes():
         try:
-            main(sys.argv[1:])
+            main(arguments)
         except RuntimeError as error:
             # the ranks wait for one that has said why it stopped
             if own_rank() > 0 and is_lost_rank(error):

@@ -47,10 +47,10 @@ from speechbrain_wap.wap_transformer import measure_frames
 
 logger = get_logger(__name__)
 
-# Below experiment spread (1 is that of white noise) the teacher says the same of all
+# Below this spread (1 is that of white noise) the teacher says the same of all
 # frames (D6).
 COLLAPSED_SPREAD = 0.05
-# Keys that a YAML for experiment script must have; the first tells it from others
+# Keys that a YAML for this script must have; the first tells it from others
 NEEDED = (
     "student",
     "teacher",
@@ -182,8 +182,9 @@ class AdapterBrain(RecipeBrain):
         Returns
         -------
         values : dict
-            See :class:`speechbrain_wap.evaluation.diagnostics.Diagnostics`; empty in the
-            other epochs.
+            See
+            :class:`speechbrain_wap.evaluation.diagnostics.Diagnostics`; empty
+            in the other epochs.
 
         Raises
         ------
