@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from speechbrain_wap.__main__ import COMMANDS
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPES = REPOSITORY / "recipes"
 
@@ -24,12 +26,17 @@ TINY = [
 
 
 def command(script, *arguments, corpus="IEMOCAP", launcher=()):
-    """Builds a command line as it is typed in the recipe's folder."""
+    """Builds a command line as it is typed in the recipe's folder.
+
+    What is no script is a command of ``python -m speechbrain_wap``.
+    """
+    is_script = script.endswith(".py")
+    start = [script] if is_script else ["-m", "speechbrain_wap", script]
     names = [name for name in arguments if not name.startswith("--")]
     options = [name for name in arguments if name.startswith("--")]
     files = [f"hparams/{name}.yaml" for name in names]
     return {
-        "args": [sys.executable, *launcher, script, *files, *options],
+        "args": [sys.executable, *launcher, *start, *files, *options],
         "cwd": RECIPES / corpus / "wap_adapter",
         "env": {**os.environ, "OMP_NUM_THREADS": "1"},
     }
@@ -55,7 +62,11 @@ def run_well(script, *arguments, **kwargs):
 
 @functools.cache
 def load_script(name):
-    """Imports a script of the recipe under its own name."""
+    """Imports a script of the recipe under its own name, or a command."""
+    if not name.startswith("train_"):  # which runs these
+        load_script("train_adapter.py"), load_script("train_classifier.py")
+    if not name.endswith(".py"):
+        return importlib.import_module(COMMANDS[name])
     path = RECIPES / "IEMOCAP" / "wap_adapter" / name
     spec = importlib.util.spec_from_file_location(path.stem, path)
     script = importlib.util.module_from_spec(spec)
@@ -69,7 +80,8 @@ def call(script, *arguments):
     typed = command(script, *arguments)
     before = os.getcwd()
     os.chdir(typed["cwd"])
+    own = typed["args"].index(script) + 1
     try:
-        load_script(script).main(typed["args"][2:])
+        load_script(script).main(typed["args"][own:])
     finally:
         os.chdir(before)

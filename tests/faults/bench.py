@@ -16,7 +16,7 @@ SCRIPTS = {
     "adapter": ("train_adapter.py", ["adapter"]),
     "classifier": ("train_classifier.py", ["classifier"]),
     "cross_validate": ("cross_validate.py", ["adapter", "classifier"]),
-    "compare_systems": ("compare_systems.py", ["adapter", "classifier"]),
+    "compare": ("compare", ["adapter", "classifier"]),
 }
 LABELS = ("joy", "rage")
 

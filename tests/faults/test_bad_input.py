@@ -714,7 +714,7 @@ CORPORA = {
     "--corpora, comparison, --adapter_folder": refused(
         corpora("b.csv", "adapter_folder=nowhere"),
         "--corpora has no effect with --adapter_folder",
-        stage="compare_systems",
+        stage="compare",
     ),
     "--corpora, cross-validation, --adapter_folder": refused(
         corpora("b.csv", "adapter_folder=nowhere"),
@@ -1052,7 +1052,6 @@ VALUES = [
     value("lr=fast", r"\blr\b"),
     value("lr=.nan", r"\blr\b"),
     value("classifier_lr=-1"),
-    value("lr_end=high"),
     value("number_of_epochs=0", "number_of_epochs=0.*at least 1"),
     value("number_of_epochs=many", "=many.*whole number", stage="adapter"),
     value("batch_size=0", "batch_size=0.*at least 1"),
@@ -1076,7 +1075,6 @@ VALUES = [
     value("mlp_layers=-1"),
     value("dropout=2", "dropout=2 must be within 0 and 1"),
     value("max_frames=0", "max_frames=0"),
-    value("layer_weights=equal", "one of softmax, raw"),
     value("sap_heads=0"),
     value("variance=other", "one of weighted, printed"),
     value("augmentation=more", "choose one of balance, mask, all, none"),
@@ -1092,12 +1090,12 @@ VALUES = [
     value(
         "label_fractions=0.1,2",
         "0.1,2 must be numbers above 0 and at most 1",
-        stage="compare_systems",
+        stage="compare",
     ),
-    value("label_fractions=some", stage="compare_systems"),
-    value("label_fraction=no", "=no must be above", stage="compare_systems"),
-    value("adapter_epochs=0,2", "above 0", stage="compare_systems"),
-    value("adapter_epochs=two", "whole numbers", stage="compare_systems"),
+    value("label_fractions=some", stage="compare"),
+    value("label_fraction=no", "=no must be above", stage="compare"),
+    value("adapter_epochs=0,2", "above 0", stage="compare"),
+    value("adapter_epochs=two", "whole numbers", stage="compare"),
     value("model_selection=first", "choose one of last, best"),
     value("mask_ratio=2", "=2 must be within 0 and 1", stage="adapter"),
     value("ema_decay=1.5", "ema_decay=1.5 must be within", stage="adapter"),
@@ -1159,22 +1157,22 @@ KEYS = {
     "--label_fraction beside --label_fractions": refused(
         options("label_fraction=0.1", "label_fractions=0.1,1"),
         "either --label_fraction or --label_fractions",
-        stage="compare_systems",
+        stage="compare",
     ),
     "--adapter_epochs beside --label_fractions": refused(
         options("adapter_epochs=1,2", "label_fractions=0.1,1"),
         "a curve has one axis",
-        stage="compare_systems",
+        stage="compare",
     ),
     "--adapter_epochs beside --adapter.number_of_epochs": refused(
         options("adapter_epochs=1,2", "adapter.number_of_epochs=3"),
         "exclude each other: it sets that",
-        stage="compare_systems",
+        stage="compare",
     ),
     "--adapter_epochs with --adapter_folder": refused(
         options("adapter_epochs=1,2", "adapter_folder=earlier"),
         "exclude each other: an earlier adapter has its length",
-        stage="compare_systems",
+        stage="compare",
     ),
     "--adapters_folder with --adapter_folder": refused(
         options("adapters_folder=x", "adapter_folder=y"),
@@ -1184,7 +1182,7 @@ KEYS = {
     "--adapters_folder, comparison": refused(
         options("adapters_folder=x"),
         "--adapters_folder cannot be set here: they lie in the output folder",
-        stage="compare_systems",
+        stage="compare",
     ),
     "--adapters_folder with --adapter_training=False": refused(
         options("adapters_folder=x", "adapter_training=False"),
@@ -1319,7 +1317,7 @@ def earlier_run(change, name="save/settings.json"):
 def cut_last_checkpoint(bench):
     """Cuts the newest checkpoint of the output folder in two."""
     last = Checkpointer(bench.out / "save").find_checkpoint()
-    path = last.paramfiles["adapter"]
+    path = last.paramfiles["model"]
     path.write_bytes(path.read_bytes()[:1000])
 
 
@@ -1420,11 +1418,11 @@ FILES = {
     "the only checkpoint was cut": refused(
         both(
             earlier_run(
-                lambda content: content[:1000], "save/CKPT*/adapter.ckpt"
+                lambda content: content[:1000], "save/CKPT*/model.ckpt"
             ),
             options("number_of_epochs=2"),
         ),
-        "adapter.ckpt is damaged.*delete .*save",
+        "model.ckpt is damaged.*delete .*save",
     ),
     "the last checkpoint was cut, the one before was not": used(
         both(
@@ -1434,7 +1432,7 @@ FILES = {
             cut_last_checkpoint,
             options("number_of_epochs=3"),
         ),
-        "adapter.ckpt is damaged: the checkpoint before it is used",
+        "model.ckpt is damaged: the checkpoint before it is used",
     ),
     "an output folder of a run with an adapter, now without": refused(
         lambda bench: shutil.copytree(

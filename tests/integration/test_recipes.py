@@ -21,11 +21,12 @@ from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.diagnostics import DIAGNOSTICS
 from speechbrain_wap.training.brain import RecipeBrain
 from speechbrain_wap.training.checkpoints import Checkpointer
+from speechbrain_wap.training.experiment import Experiment
 from speechbrain_wap.training.run_folders import (
     identify_adapter,
     read_adapter_record,
 )
-from speechbrain_wap.training.settings import IMPLIED
+from speechbrain_wap.training.settings import read_command
 
 ADAPTER = ["--num_attributes=8", "--number_of_epochs=3"]
 CLASSIFIER = ["--number_of_epochs=3"]
@@ -369,7 +370,7 @@ def find_differences(one, two, atol=1e-5):
 
 STATES = {
     "adapter": ["student", "teacher", "local_attributes"],
-    "classifier": ["adapter", "pooling", "classifier"],
+    "classifier": ["model"],
 }
 
 
@@ -543,7 +544,7 @@ def test_compiled_modules_learn_the_same(tiny, tmp_path):
 
 def test_the_other_readings_of_the_paper_go_through_both_stages(tiny, tmp_path):
     common = [*tiny, "--protocol=held_out", "--max_frames=40"]
-    common += ["--long_utterances=cut", "--layer_weights=raw"]
+    common += ["--long_utterances=cut"]
     common += ["--normalize_before=False", "--input_norm=False"]
     common += ["--mlp_residual=True", "--number_of_epochs=1"]
     common += ["--projection_init=orthogonal", "--residual_init=0.1"]
@@ -599,7 +600,7 @@ def comparison(tiny, tmp_path_factory):
     """A comparison of all labels over two folds and two seeds."""
     folder = tmp_path_factory.mktemp("comparison")
     arguments = [
-        *("compare_systems.py", "adapter", "classifier", *tiny),
+        *("compare", "adapter", "classifier", *tiny),
         *("--num_attributes=8", "--number_of_epochs=1", "--folds=1,3"),
         *("--seeds=1,2", f"--output_folder={folder}"),
     ]
@@ -713,7 +714,7 @@ def test_the_curve_of_label_fractions_shares_the_adapters(comparison, tmp_path):
             assert table["id"].equals(tables[2]["id"])
         states = [load_checkpoint(run) for run in runs]
         assert len({state["brain"] for state in states}) == 1  # the steps
-        means = [state["adapter"]["input_mean"] for state in states]
+        means = [state["model"]["backbone.input_mean"] for state in states]
         assert torch.equal(means[0], means[2])
         assert (runs[0] / "train.json").read_bytes() == (
             runs[2] / "train.json"
@@ -867,14 +868,15 @@ def test_an_own_module_can_take_the_encoders_place(tiny, tmp_path):
         text,
     )
     assert count == 1
+    text = text.replace("!include:", f"!include:{theirs}/hparams/")
     (recipe / "hparams" / "own.yaml").write_text(text, "utf-8")
     script = load_script("train_classifier.py")
     script.main(
         [str(recipe / "hparams" / "own.yaml"), *tiny, *CLASSIFIER]
         + [f"--output_folder={tmp_path / 'out'}"]
     )
-    weights = load_checkpoint(tmp_path / "out")["adapter"]
-    assert weights["input_mean"].shape == (400,)
+    weights = load_checkpoint(tmp_path / "out")["model"]
+    assert weights["backbone.input_mean"].shape == (400,)
 
 
 def test_an_own_corpus_brings_its_own_classes(corpus, cache, tmp_path):
@@ -914,22 +916,14 @@ def test_an_own_corpus_brings_its_own_classes(corpus, cache, tmp_path):
 def test_runs_with_other_settings_never_share_a_default_folder(
     tiny, tmp_path, monkeypatch
 ):
-    import importlib.util
-
-    hparams = importlib.import_module("speechbrain_wap.training.settings")
     monkeypatch.chdir(tmp_path)
     file = str(RECIPES / "IEMOCAP/wap_adapter/hparams/adapter.yaml")
     folders = set()
     changes = ["--fold=2", "--seed=1", "--lr=0.5", "--precision=bf16"]
+    needed = load_script("train_adapter.py").NEEDED
     for change in [[], *([c] for c in changes)]:
-        _, run_opts, overrides = hparams.parse_arguments(
-            [file, *tiny[:-3], *change]
-        )
-        overrides["data_folder"] = "x"
-        _, overrides, _ = hparams.load_recipe(
-            file, overrides, run_opts, "mask_ratio"
-        )
-        folders.add(overrides["output_folder"])
+        command = read_command([file, *tiny, *change])
+        folders.add(Experiment(command, needed).folder)
     assert len(folders) == len(changes) + 1
 
 
@@ -1047,8 +1041,8 @@ def test_one_adapter_serves_another_corpus_with_other_classes(
     # statistics and weights of stage 1 go on
     stage_1 = load_checkpoint(universal)["teacher"]["model.input_mean"]
     run_folder = out / "seed1993" / "fold2" / "classifier"
-    stage_2 = load_checkpoint(run_folder)["adapter"]
-    assert torch.equal(stage_1, stage_2["input_mean"])
+    stage_2 = load_checkpoint(run_folder)["model"]
+    assert torch.equal(stage_1, stage_2["backbone.input_mean"])
     with pytest.raises(RecipeError, match="another value of the adapter"):
         call(
             *arguments[:-1],
@@ -1067,7 +1061,7 @@ def test_one_adapter_serves_another_corpus_with_other_classes(
     assert not (tmp_path / "first" / "seed1993").exists()
     # nor does a comparison train an adapter of its own
     out = tmp_path / "comparison"
-    compare = ["compare_systems.py", *arguments[1:], second, "--folds=2"]
+    compare = ["compare", *arguments[1:], second, "--folds=2"]
     call(*compare, "--label_fractions=0.5,1.0", f"--output_folder={out}")
     content = json.loads((out / "comparison.json").read_text("utf-8"))
     used = [
@@ -1091,7 +1085,7 @@ def test_each_seed_may_have_an_earlier_adapter_of_its_own(
         )
     out = tmp_path / "out"
     arguments = [
-        *("compare_systems.py", "adapter", "classifier", *usual, "--folds=2"),
+        *("compare", "adapter", "classifier", *usual, "--folds=2"),
         f"--corpus_csv={two_tables / 'second.csv'}",
         f"--adapter_folder={tmp_path}/adapter {{seed}}",
         f"--output_folder={out}",
@@ -1134,47 +1128,21 @@ def test_each_seed_may_have_an_earlier_adapter_of_its_own(
     assert scores.read_bytes() == before
 
 
-def test_a_run_from_before_a_key_goes_on(tiny, tmp_path):
-    """And so does stage 2, which began with its adapter."""
-    adapter, out = tmp_path / "adapter", tmp_path / "classifier"
-    common = [*tiny, "--number_of_epochs=1"]
-    stage_1 = ["train_adapter.py", "adapter", *common, "--num_attributes=4"]
-    call(*stage_1, f"--output_folder={adapter}")
-    path = adapter / "save/settings.json"
-    settings = json.loads(path.read_text())
-    for key in IMPLIED:
-        settings["settings"].pop(key, None)
-    path.write_text(json.dumps(settings))
-    record = adapter / "adapter.json"
-    old = json.loads(record.read_text())
-    old["settings"] = "of fewer keys"
-    record.write_text(json.dumps(old))
-    stage_2 = ["train_classifier.py", "classifier", *common]
-    stage_2 += [f"--adapter_folder={adapter}", f"--output_folder={out}"]
-    call(*stage_2)
-    scores = (out / "scores.json").read_bytes()
-    call(*stage_1, f"--output_folder={adapter}")
-    assert json.loads(record.read_text()) == old
-    call(*stage_2)
-    assert (out / "scores.json").read_bytes() == scores
-    with pytest.raises(RecipeError, match="target_smoothing=0 .now 1"):
-        call(*stage_1, "--target_smoothing=1", f"--output_folder={adapter}")
-
-
 def test_both_stages_begin_with_the_same_weights(tiny, tmp_path):
     """So that with and without adapter training differ in nothing else."""
     rest = ["--seed=5", "--lr=0", "--number_of_epochs=1", "--protocol=paper"]
-    for stage, branch in (("adapter", "student"), ("classifier", "adapter")):
+    for stage, branch in (("adapter", "student"), ("classifier", "model")):
         folder = tmp_path / stage
         call(
             *(f"train_{stage}.py", stage, *tiny, *rest, "--num_layers=2"),
             f"--output_folder={folder}",
         )
         weights = {
-            name: weight
+            name.removeprefix("backbone."): weight
             for name, weight in load_checkpoint(folder)[branch].items()
             # of labelled utterances alone in stage 2
-            if name not in ("input_mean", "input_std")
+            if not name.endswith(("input_mean", "input_std"))
+            and not name.startswith(("pooling.", "classifier."))
         }
         if stage == "adapter":
             student = weights
