@@ -82,7 +82,7 @@ class HuggingFaceFrontEnd(nn.Module):
             # with the defaults that config.json may leave out
             self.settings = transformers.AutoConfig.from_pretrained(folder)
         except Exception as error:  # of several libraries
-            raise self.refuse(error)
+            raise self._refuse(error)
         if getattr(self.settings, "add_adapter", False):
             raise RecipeError(
                 f"encoder_source={folder} has an adapter on top "
@@ -114,21 +114,11 @@ class HuggingFaceFrontEnd(nn.Module):
             content = content.get("feature_extractor", content)
             value = content.get(key, value)
         if type(value) is not type(default):
-            raise self.refuse(f"{key} is {value!r}")
+            raise self._refuse(f"{key} is {value!r}")
         return value
 
-    def refuse(self, error):
-        """Makes the error for a checkpoint that cannot be loaded.
-
-        Arguments
-        ---------
-        error : Exception or str
-            Why not.
-
-        Returns
-        -------
-        error : RecipeError
-        """
+    def _refuse(self, error):
+        """Makes the RecipeError for a checkpoint that cannot be loaded."""
         return RecipeError(
             f"encoder_source={self.folder} cannot be loaded "
             f"({first_line(error).rstrip('.')}): download it again."
@@ -162,7 +152,7 @@ class HuggingFaceFrontEnd(nn.Module):
                     **self.wrapper_options,
                 )
             except Exception as error:  # of several libraries
-                raise self.refuse(error)
+                raise self._refuse(error)
             self.prepare(wrapper.model.encoder, layers)
             # A half-precision checkpoint loads in half precision, and
             # SpeechBrain leaves a frozen Whisper in train mode.

@@ -52,18 +52,11 @@ class WhisperFrontEnd(HuggingFaceFrontEnd):
         """Drops the layers beyond the highest chosen one."""
         encoder.layers = encoder.layers[: max(layers)]
 
-    def make_mel(self, window):
-        """Computes log-mel energies of a clip and of its silent padding.
+    def _make_mel(self, window):
+        """Computes log-mel energies [1, n_mels, frames] of what fits at once.
 
-        Arguments
-        ---------
-        window : torch.Tensor
-            Shape [samples].
-
-        Returns
-        -------
-        mel : torch.Tensor
-            Shape [1, n_mels, frames].
+        They are those of the samples [n] and, in full context, of the silence
+        that fills the window.
         """
         num_frames = math.ceil(len(window) / self.frame_length)
         if self.context == "full":
@@ -84,34 +77,21 @@ class WhisperFrontEnd(HuggingFaceFrontEnd):
         """Encodes one utterance window by window, to [len(layers), T, D]."""
         windows = signal.split(self.max_frames * self.frame_length)
         return torch.cat(
-            [self.encode_window(window, layers) for window in windows], dim=1
+            [self._encode_window(window, layers) for window in windows], dim=1
         )
 
-    def encode_window(self, window, layers):
-        """Encodes what fits the model's input at once.
-
-        Arguments
-        ---------
-        window : torch.Tensor
-            Shape [samples].
-        layers : list of int
-            Those that were loaded.
-
-        Returns
-        -------
-        feats : torch.Tensor
-            Shape [len(layers), T, D].
-        """
+    def _encode_window(self, window, layers):
+        """Encodes what fits at once, samples [n], to [len(layers), T, D]."""
         num_frames = math.ceil(len(window) / self.frame_length)
         encoder = self.wrapper.model.encoder
-        hidden = F.gelu(encoder.conv1(self.make_mel(window)))
+        hidden = F.gelu(encoder.conv1(self._make_mel(window)))
         hidden = F.gelu(encoder.conv2(hidden)).transpose(1, 2)
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
         states = [hidden[0, :num_frames]]
         for index, layer in enumerate(encoder.layers, start=1):
             if index == len(encoder.layers):
                 # the padding's frames are no longer of use but as context
-                hidden = run_whisper_layer(layer, hidden, num_frames)
+                hidden = _run_layer(layer, hidden, num_frames)
             else:
                 hidden = layer(hidden, None)
             states.append(hidden[0, :num_frames])
@@ -120,22 +100,10 @@ class WhisperFrontEnd(HuggingFaceFrontEnd):
         return torch.stack([states[index] for index in layers])
 
 
-def run_whisper_layer(layer, hidden, num_frames):
-    """Runs an encoder layer for the first frames only, which attend to all.
+def _run_layer(layer, hidden, num_frames):
+    """Runs a WhisperEncoderLayer for the first frames, which attend to all.
 
-    Arguments
-    ---------
-    layer : transformers.models.whisper.modeling_whisper.WhisperEncoderLayer
-        In eval mode.
-    hidden : torch.Tensor
-        What enters it, shape [1, frames, D].
-    num_frames : int
-        How many frames are wanted.
-
-    Returns
-    -------
-    hidden : torch.Tensor
-        Shape [1, num_frames, D].
+    Maps [1, frames, D] to [1, num_frames, D].
     """
     context = layer.self_attn_layer_norm(hidden)
     attended = layer.self_attn(
