@@ -122,6 +122,25 @@ def is_sound_entry(path):
         return False
 
 
+def find_unsound(paths):
+    """Lists those of some entries that are missing, damaged or altered.
+
+    Arguments
+    ---------
+    paths : iterable of pathlib.Path
+        The entries' files.
+
+    Returns
+    -------
+    unsound : list of pathlib.Path
+        In the order given.
+    """
+    paths = list(paths)
+    with ThreadPoolExecutor() as pool:
+        sound = list(pool.map(is_sound_entry, paths))
+    return [path for path, is_sound in zip(paths, sound) if not is_sound]
+
+
 class FeatureCache:
     """Frames of the frozen encoder on disk, by the audio's digest.
 
@@ -329,16 +348,11 @@ class FeatureCache:
         missing : list of str
             In the order given, each once.
         """
-        digests = list(dict.fromkeys(digests))
-        with ThreadPoolExecutor() as pool:
-            sound = list(pool.map(self.is_sound, digests))
-        missing = [d for d, is_sound in zip(digests, sound) if not is_sound]
-        for digest in missing:
-            if self.path(digest).is_file():
-                logger.warning(
-                    f"Damaged cache entry {self.path(digest)} is made again."
-                )
-        return missing
+        unsound = find_unsound(map(self.path, dict.fromkeys(digests)))
+        for path in unsound:
+            if path.is_file():
+                logger.warning(f"Damaged cache entry {path} is made again.")
+        return [path.stem for path in unsound]
 
     def extract(self, entries):
         """Makes all entries that are missing, shared among the ranks.

@@ -29,7 +29,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from speechbrain_wap.errors import RecipeError, check_number
-from speechbrain_wap.features.cache import is_sound_entry, read_duration
+from speechbrain_wap.features.cache import (
+    find_unsound,
+    is_sound_entry,
+    read_duration,
+)
 from speechbrain_wap.files import Claims, format_bytes
 
 # A temporary file that nobody has written to for so long is left over.
@@ -66,10 +70,7 @@ def _get_size_and_time(path):
 
 def _find_damage(folder):
     """Lists the entries of a cache that no longer are what was written."""
-    entries = sorted(folder.glob("*/*.safetensors"))
-    with ThreadPoolExecutor() as pool:
-        sound = list(pool.map(is_sound_entry, entries))
-    return [entry for entry, is_sound in zip(entries, sound) if not is_sound]
+    return find_unsound(sorted(folder.glob("*/*.safetensors")))
 
 
 def _describe_cache(folder):
