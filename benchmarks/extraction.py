@@ -45,7 +45,8 @@ from speechbrain_wap.data.datasets import (
 )
 from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
 from speechbrain_wap.evaluation.report import markdown_table
-from speechbrain_wap.features.cache import FeatureCache, format_bytes
+from speechbrain_wap.features.cache import FeatureCache
+from speechbrain_wap.files import format_bytes
 from speechbrain_wap.training.settings import load_recipe, parse_arguments
 
 RECIPE = RECIPES / "EmoDB/wap_adapter"

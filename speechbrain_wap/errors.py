@@ -34,6 +34,27 @@ class RecipeError(ValueError):
     """
 
 
+def first_line(error):
+    """Says in one line what another library's error says in many.
+
+    Arguments
+    ---------
+    error : Exception or str
+        The error, or its text.
+
+    Returns
+    -------
+    line : str
+        Never empty.
+
+    Example
+    -------
+    >>> first_line(ValueError("too few\\nsamples")), first_line(ValueError())
+    ('too few', 'ValueError()')
+    """
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 def check_number(name, value, least=None, most=None, above=None):
     """Refuses what is no finite number within its bounds.
 

@@ -96,6 +96,30 @@ def digest_file(path):
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+def format_bytes(size):
+    """Writes a number of bytes as people read it.
+
+    Arguments
+    ---------
+    size : float
+        In bytes.
+
+    Returns
+    -------
+    text : str
+
+    Example
+    -------
+    >>> format_bytes(41_500_000)
+    '41.5 MB'
+    """
+    power = 0
+    while size >= 1000 and power < 4:
+        size, power = size / 1000, power + 1
+    unit = ("bytes", "kB", "MB", "GB", "TB")[power]
+    return f"{size:.1f} {unit}" if power else f"{size:.0f} {unit}"
+
+
 def read_json(path, cure, keys=()):
     """Reads a JSON file that holds a mapping.
 

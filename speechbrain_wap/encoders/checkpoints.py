@@ -4,7 +4,8 @@ import hashlib
 import os
 from contextlib import suppress
 
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import RecipeError, first_line
+from speechbrain_wap.files import read_json
 
 # Files of a checkpoint that decide what the encoder computes.
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "pytorch_model*.bin"]
@@ -42,7 +43,7 @@ def resolve_source(source):
     # second run has the same weights.
     with suppress(Exception):
         folder = snapshot_download(source, local_files_only=True)
-        if is_complete(folder):
+        if _is_complete(folder):
             return folder
     patterns = CHECKPOINT_FILES
     try:
@@ -50,51 +51,53 @@ def resolve_source(source):
         if any(name.endswith(".safetensors") for name in files):
             patterns = CHECKPOINT_FILES[:2]
         folder = snapshot_download(source, allow_patterns=patterns)
-        if not is_complete(folder):
+        if not _is_complete(folder):
             raise FileNotFoundError("it holds no config.json or no weights")
         return folder
     except Exception as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        reason = first_line(error).rstrip(".")
         raise RecipeError(
             f"encoder_source={source} is no folder, and neither the hub nor "
-            f"its local cache gives it ({reason.rstrip('.')}): check the name "
-            "and the network, or download it and give the folder."
+            f"its local cache gives it ({reason}): check the name and the "
+            "network, or download it and give the folder."
         )
 
 
-def list_weights(folder):
-    """Lists the files of a checkpoint that hold weights.
+def read_config(folder, name):
+    """Reads one of a checkpoint's JSON files.
 
     Arguments
     ---------
     folder : str
         A checkpoint's folder.
+    name : str
+        The file in it.
 
     Returns
     -------
-    names : list of str
-        .safetensors files, or .bin files where there are none.
+    content : dict
+
+    Raises
+    ------
+    RecipeError
+        If it is damaged.
     """
+    cure = "download the checkpoint (encoder_source) again."
+    return read_json(os.path.join(folder, name), cure)
+
+
+def _list_weights(folder):
+    """Lists the .safetensors files, or the .bin files where there are none."""
     names = sorted(os.listdir(folder))
     return [n for n in names if n.endswith(".safetensors")] or [
         n for n in names if n.endswith(".bin")
     ]
 
 
-def is_complete(folder):
-    """Tells whether a folder holds a config and weights.
-
-    Arguments
-    ---------
-    folder : str
-        A checkpoint's folder.
-
-    Returns
-    -------
-    complete : bool
-    """
+def _is_complete(folder):
+    """Tells whether a folder holds a config and weights."""
     config = os.path.join(folder, "config.json")
-    return os.path.isfile(config) and bool(list_weights(folder))
+    return os.path.isfile(config) and bool(_list_weights(folder))
 
 
 def weights_digest(folder):
@@ -109,8 +112,13 @@ def weights_digest(folder):
     -------
     digest : str
         Hexadecimal; the same weights have the same digest anywhere.
+
+    Raises
+    ------
+    RecipeError
+        If there are none.
     """
-    weights = list_weights(folder)
+    weights = _list_weights(folder)
     if not weights:
         raise RecipeError(
             f"encoder_source={folder} holds no weights: a .safetensors or "

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from speechbrain_wap.encoders.front_ends import make_front_end
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.encoders.registry import make_front_end
+from speechbrain_wap.errors import RecipeError, check_choice
 from speechbrain_wap.packing import valid_frames
 
 # To be raised with every change of what is read or computed: features that
@@ -31,8 +31,8 @@ class SpeechEncoder(nn.Module):
     ---------
     source : str
         Hub id or folder of a checkpoint of one of the families in
-        :data:`speechbrain_wap.encoders.front_ends.FRONT_ENDS`, or "fbank" for log-mel
-        energies without weights.
+        :data:`speechbrain_wap.encoders.registry.FRONT_ENDS`, or "fbank" for
+        log-mel energies without weights.
     layer : str, int or list of int
         "last", or an index: 0 is what enters the first Transformer layer, n
         what leaves the n-th. A list of indices, or "weighted" for all, gives
@@ -41,6 +41,11 @@ class SpeechEncoder(nn.Module):
     context : str
         What Whisper sees: "full" 30 s, as it was trained, or "clip", the
         utterance alone; the other families see the utterance alone anyway.
+
+    Raises
+    ------
+    RecipeError
+        If an argument is none of these; names it, and its value.
 
     Example
     -------
@@ -55,6 +60,7 @@ class SpeechEncoder(nn.Module):
             raise RecipeError(
                 "encoder_source is null: give a hub id, a folder or fbank."
             )
+        check_choice("encoder_context", context, ("full", "clip"))
         self.source = source
         self.front_end = make_front_end(str(source), context)
         num_layers = self.front_end.num_layers

@@ -1,17 +1,17 @@
-r"""The command that lists and removes feature caches.
+r"""Feature caches: inspect lists them, prune removes what no run needs.
 
 List what a cache folder holds, one row per encoder and layer:
-> python -m speechbrain_wap.features.cache inspect results/feature_cache
+> python -m speechbrain_wap features inspect results/feature_cache
 
 Check every entry, too:
-> python -m speechbrain_wap.features.cache inspect results/feature_cache --check
+> python -m speechbrain_wap features inspect results/feature_cache --check
 
 Remove damaged entries and left-over temporary files:
-> python -m speechbrain_wap.features.cache prune results/feature_cache
+> python -m speechbrain_wap features prune results/feature_cache
 
 Remove whole caches, by key or by how long they have not been used:
-> python -m speechbrain_wap.features.cache prune results/feature_cache --keys=<a>,<b>
-> python -m speechbrain_wap.features.cache prune results/feature_cache \
+> python -m speechbrain_wap features prune results/feature_cache --keys=<a>,<b>
+> python -m speechbrain_wap features prune results/feature_cache \
       --unused_days=30
 
 With --dry_run, prune only says what it would remove. A cache that a run is
@@ -25,42 +25,30 @@ import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
-from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.report import markdown_table
+from speechbrain_wap.errors import RecipeError, check_number
 from speechbrain_wap.features.cache import (
-    format_bytes,
+    find_unsound,
     is_sound_entry,
     read_duration,
 )
-from speechbrain_wap.files import Claims
+from speechbrain_wap.files import Claims, format_bytes
 
 # A temporary file that nobody has written to for so long is left over.
 LEFT_OVER_SECONDS = 3600
 # What a cache's folder is called while it is removed
 REMOVED = ".removed-"
+# Of the table that inspect prints
+HEADER = (
+    *("key", "encoder", "layers", "precision"),
+    *("utterances", "hours", "size", "last used"),
+)
 
 
-def list_caches(cache_folder):
-    """Lists the caches of a folder.
-
-    Arguments
-    ---------
-    cache_folder : str
-        What the recipes call cache_folder.
-
-    Returns
-    -------
-    folders : list of pathlib.Path
-        Each is called by its key.
-
-    Raises
-    ------
-    RecipeError
-        If there is no such folder.
-    """
+def _list_caches(cache_folder):
+    """Lists the folders of the caches, each of which is called by its key."""
     cache_folder = Path(cache_folder)
     if not cache_folder.is_dir():
         raise RecipeError(f"{cache_folder} is no folder: give a cache_folder.")
@@ -71,21 +59,8 @@ def list_caches(cache_folder):
     )
 
 
-def get_size_and_time(path):
-    """Looks at a file that another process may remove or rename.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        The file.
-
-    Returns
-    -------
-    size : int
-        In bytes; 0 if it is gone.
-    time : float
-        When it was written, in seconds since 1970; now if it is gone.
-    """
+def _get_size_and_time(path):
+    """Returns bytes and seconds since 1970; of a file that is gone 0, now."""
     try:
         stat = path.stat()
     except OSError:
@@ -93,38 +68,13 @@ def get_size_and_time(path):
     return stat.st_size, stat.st_mtime
 
 
-def find_damage(folder):
-    """Lists the entries of a cache that no longer are what was written.
-
-    Arguments
-    ---------
-    folder : pathlib.Path
-        A cache.
-
-    Returns
-    -------
-    damaged : list of pathlib.Path
-    """
-    entries = sorted(folder.glob("*/*.safetensors"))
-    with ThreadPoolExecutor() as pool:
-        sound = list(pool.map(is_sound_entry, entries))
-    return [entry for entry, is_sound in zip(entries, sound) if not is_sound]
+def _find_damage(folder):
+    """Lists the entries of a cache that no longer are what was written."""
+    return find_unsound(sorted(folder.glob("*/*.safetensors")))
 
 
-def describe_cache(folder):
-    """Sums up a cache.
-
-    Arguments
-    ---------
-    folder : pathlib.Path
-        A cache.
-
-    Returns
-    -------
-    summary : dict
-        "key", "encoder", "layers", "precision", "utterances", "hours",
-        "bytes" and "used" (seconds since 1970).
-    """
+def _describe_cache(folder):
+    """Sums up a cache, with "bytes" and "used" (seconds since 1970)."""
     record = folder / "cache.json"
     try:
         description = json.loads(record.read_text("utf-8"))
@@ -133,7 +83,7 @@ def describe_cache(folder):
         description, encoder = {}, {}
     name = description.get("name") or encoder.get("class", "?")
     if encoder.get("context") == "clip":
-        name += " (clip)"
+        name = f"{name} (clip)"
     layers = encoder.get("layers", "-")
     if isinstance(layers, list):
         layers = ",".join(map(str, layers))
@@ -143,12 +93,12 @@ def describe_cache(folder):
     return {
         "key": folder.name,
         "encoder": name,
-        "layers": str(layers),
+        "layers": layers,
         "precision": description.get("precision", "?"),
         "utterances": len(entries),
         "hours": sum(d for d in durations if d is not None) / 3600,
-        "bytes": sum(get_size_and_time(entry)[0] for entry in entries),
-        "used": get_size_and_time(record)[1],
+        "bytes": sum(_get_size_and_time(entry)[0] for entry in entries),
+        "used": _get_size_and_time(record)[1],
     }
 
 
@@ -167,28 +117,25 @@ def inspect_caches(cache_folder, check=False):
     text : str
         A table, and the damaged entries if asked for.
     """
-    folders = list_caches(cache_folder)
-    summaries = [describe_cache(folder) for folder in folders]
-    rows = [
-        [
-            summary["key"],
-            summary["encoder"],
-            summary["layers"],
-            summary["precision"],
-            str(summary["utterances"]),
-            f"{summary['hours']:.2f}",
-            format_bytes(summary["bytes"]),
-            time.strftime("%Y-%m-%d", time.localtime(summary["used"])),
-        ]
-        for summary in summaries
+    folders = _list_caches(cache_folder)
+    rows, total = [HEADER], 0
+    for summary in map(_describe_cache, folders):
+        used = time.localtime(summary["used"])
+        total += summary["bytes"]
+        summary["hours"] = f"{summary['hours']:.2f}"
+        summary["size"] = format_bytes(summary["bytes"])
+        summary["last used"] = time.strftime("%Y-%m-%d", used)
+        rows.append([str(summary[name]) for name in HEADER])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) for cell, width in zip(row, widths)
+        ).rstrip()
+        for row in rows
     ]
-    header = ["key", "encoder", "layers", "precision"]
-    header += ["utterances", "hours", "size", "last used"]
-    lines = [markdown_table(header, rows)]
-    total = sum(summary["bytes"] for summary in summaries)
-    lines.append(f"{len(rows)} cache(s), {format_bytes(total)}")
+    lines.append(f"{len(folders)} cache(s), {format_bytes(total)}")
     if check:
-        damaged = [path for folder in folders for path in find_damage(folder)]
+        damaged = [path for folder in folders for path in _find_damage(folder)]
         lines += [f"damaged: {path}" for path in damaged]
         lines.append(f"{len(damaged)} damaged entries")
     return "\n".join(lines)
@@ -217,9 +164,10 @@ def prune_caches(cache_folder, keys=(), unused_days=None, dry_run=False):
     Raises
     ------
     RecipeError
-        If a key is unknown, or a cache is being written.
+        If a key is unknown or another process is at one of the caches that
+        are chosen, and none is removed; or if the system refuses.
     """
-    folders = {folder.name: folder for folder in list_caches(cache_folder)}
+    folders = {folder.name: folder for folder in _list_caches(cache_folder)}
     unknown = [key for key in keys if key not in folders]
     if unknown:
         raise RecipeError(
@@ -227,83 +175,21 @@ def prune_caches(cache_folder, keys=(), unused_days=None, dry_run=False):
             f"{', '.join(folders) or 'none'}."
         )
     if keys or unused_days is not None:
-        return remove_caches(folders.values(), keys, unused_days, dry_run)
-
-    now, lines = time.time(), []
-    left_over = list(Path(cache_folder).glob(".audio_index.json.*.tmp"))
-    for folder in folders.values():
-        left_over += folder.rglob(".*.tmp")
-    left_over = [
-        path
-        for path in left_over
-        if now - get_size_and_time(path)[1] > LEFT_OVER_SECONDS
-    ]
-    for path in Path(cache_folder).glob(f"{REMOVED}*"):
-        lines.append(show_removal(dry_run, path, "half removed before"))
-        if not dry_run:
-            with tell_refusals(path):
-                shutil.rmtree(path)
-    damaged = [p for folder in folders.values() for p in find_damage(folder)]
-    for path in left_over + damaged:
-        size, _ = get_size_and_time(path)
-        if path in damaged and is_sound_entry(path):
-            continue  # made again in the meantime
-        lines.append(show_removal(dry_run, path, format_bytes(size)))
-        if not dry_run:
-            with tell_refusals(path):
-                path.unlink(missing_ok=True)
+        lines = _remove_caches(folders.values(), keys, unused_days, dry_run)
+    else:
+        lines = _remove_useless(cache_folder, folders.values(), dry_run)
     return "\n".join(lines or ["nothing to remove"])
 
 
-def show_removal(dry_run, what, details):
-    """Writes a line on what was, or would be, removed."""
-    return f"{'would remove' if dry_run else 'removed'} {what}: {details}"
-
-
-@contextmanager
-def tell_refusals(path):
-    """Turns the system's refusal to remove something into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise RecipeError(
-            f"{path} cannot be removed: {error.strerror or error}."
-        )
-
-
-def remove_caches(folders, keys, unused_days, dry_run):
-    """Removes whole caches, all of those chosen or none.
-
-    Arguments
-    ---------
-    folders : list of pathlib.Path
-        The caches there are.
-    keys : list of str
-        Those to remove.
-    unused_days : float or None
-        Those that no run has used for so many days, too.
-    dry_run : bool
-        Whether to only say what would be removed.
-
-    Returns
-    -------
-    text : str
-        What was removed.
-
-    Raises
-    ------
-    RecipeError
-        If another process is at one of them, or the system refuses.
-    """
-    now, lines = time.time(), []
+def _remove_caches(folders, keys, unused_days, dry_run):
+    """Removes the caches that are named or not in use; returns a line each."""
+    chosen, now = [], time.time()
     with ExitStack() as stack:
-        chosen = []
         for folder in folders:
-            summary = describe_cache(folder)
-            idle = now - summary["used"]
-            if folder.name not in keys and (
-                unused_days is None or idle < unused_days * 86400
-            ):
+            summary = _describe_cache(folder)
+            days = (now - summary["used"]) / 86400
+            is_idle = unused_days is not None and days >= unused_days
+            if folder.name not in keys and not is_idle:
                 continue
             if not dry_run:
                 claim = Claims(folder / ".lock").claim()
@@ -312,21 +198,56 @@ def remove_caches(folders, keys, unused_days, dry_run):
                         f"{folder} is being written by another process: wait "
                         "for it, nothing has been removed."
                     )
-            chosen.append(folder)
             details = (
                 f"{summary['encoder']}, layers {summary['layers']}, "
                 f"{summary['utterances']} utterances, "
                 f"{format_bytes(summary['bytes'])}"
             )
-            lines.append(show_removal(dry_run, folder.name, details))
-        if not dry_run:
-            for folder in chosen:
-                with tell_refusals(folder):
-                    # lest half of a cache is taken for one
-                    removed = folder.with_name(f"{REMOVED}{folder.name}")
-                    folder.rename(removed)
-                    shutil.rmtree(removed)
-    return "\n".join(lines or ["nothing to remove"])
+            chosen.append((folder, details))
+        return [
+            _remove(folder, folder.name, details, dry_run)
+            for folder, details in chosen
+        ]
+
+
+def _remove_useless(cache_folder, folders, dry_run):
+    """Removes what no run can use; returns a line each."""
+    now, lines = time.time(), []
+    left_over = list(Path(cache_folder).glob(".audio_index.json.*.tmp"))
+    for folder in folders:
+        left_over += folder.rglob(".*.tmp")
+    left_over = [
+        path
+        for path in left_over
+        if now - _get_size_and_time(path)[1] > LEFT_OVER_SECONDS
+    ]
+    for path in Path(cache_folder).glob(f"{REMOVED}*"):
+        lines.append(_remove(path, path, "half removed before", dry_run))
+    damaged = [path for folder in folders for path in _find_damage(folder)]
+    for path in left_over + damaged:
+        size, _ = _get_size_and_time(path)
+        if path in damaged and is_sound_entry(path):
+            continue  # made again in the meantime
+        lines.append(_remove(path, path, format_bytes(size), dry_run))
+    return lines
+
+
+def _remove(path, name, details, dry_run):
+    """Removes a file or a folder, unless it is a dry run; returns a line."""
+    if dry_run:
+        return f"would remove {name}: {details}"
+    try:
+        if path.is_dir():
+            # lest half of a cache is taken for one
+            key = path.name.removeprefix(REMOVED)
+            shutil.rmtree(path.rename(path.with_name(f"{REMOVED}{key}")))
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise RecipeError(
+            f"{path} cannot be removed: {error.strerror or error}."
+        )
+    return f"removed {name}: {details}"
 
 
 def main(arguments):
@@ -335,21 +256,17 @@ def main(arguments):
     Arguments
     ---------
     arguments : list of str
-        As in ``sys.argv[1:]``.
+        As in ``sys.argv[1:]``, after ``features``.
+
+    Raises
+    ------
+    RecipeError
+        See :func:`inspect_caches` and :func:`prune_caches`.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m speechbrain_wap.features.cache",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser("python -m speechbrain_wap features")
     commands = parser.add_subparsers(dest="command", required=True)
     inspect, prune = (
-        commands.add_parser(
-            name,
-            allow_abbrev=False,
-            description=__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        commands.add_parser(name, allow_abbrev=False)
         for name in ("inspect", "prune")
     )
     inspect.add_argument("cache_folder")
@@ -361,9 +278,8 @@ def main(arguments):
     options = vars(parser.parse_args(arguments))
     if options.pop("command") == "inspect":
         print(inspect_caches(**options))
-    else:
-        days = options["unused_days"]
-        if days is not None and not days >= 0:
-            raise RecipeError(f"--unused_days={days} must be at least 0.")
-        options["keys"] = [key for key in options["keys"].split(",") if key]
-        print(prune_caches(**options))
+        return
+    if options["unused_days"] is not None:
+        check_number("--unused_days", options["unused_days"], least=0)
+    options["keys"] = [key for key in options["keys"].split(",") if key]
+    print(prune_caches(**options))

@@ -1,6 +1,7 @@
 """What the unit tests share: tiny audio files, checkpoints and corpora."""
 
 import importlib.util
+import multiprocessing
 import shutil
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from encoder_cases import KINDS, NUM_LAYERS, Blocks
 from speechbrain.dataio import audio_io
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -113,3 +115,48 @@ def make_corpus(corpus_wavs):
         return folder / "own.csv"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def sources(make_checkpoint, tmp_path_factory):
+    """The source of an encoder of each kind."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    made = {
+        name: make_checkpoint(folder / name, num_layers=NUM_LAYERS, **kind)
+        for name, kind in KINDS.items()
+    }
+    return {"fbank": "fbank", **made}
+
+
+@pytest.fixture
+def make_cache(tmp_path):
+    """Makes a cache that encodes in this process unless told otherwise."""
+    from speechbrain_wap.features import FeatureCache
+
+    def make(encoder=None, precision="float16", num_workers=0, device="cpu"):
+        return FeatureCache(
+            tmp_path / "cache",
+            encoder or Blocks(),
+            precision,
+            device,
+            num_workers,
+        )
+
+    return make
+
+
+@pytest.fixture
+def start():
+    """Starts processes, and sees to it that none outlives the test."""
+    processes = []
+    fork = multiprocessing.get_context("fork")
+
+    def start(target, *args):
+        processes.append(fork.Process(target=target, args=args))
+        processes[-1].start()
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.join()

@@ -11,7 +11,12 @@ import pytest
 
 from speechbrain_wap import files
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import Claims, write_atomically, write_text
+from speechbrain_wap.files import (
+    Claims,
+    format_bytes,
+    write_atomically,
+    write_text,
+)
 
 fcntl = pytest.importorskip("fcntl")
 fork = multiprocessing.get_context("fork")
@@ -284,3 +289,18 @@ def test_a_system_without_such_locks_goes_on_without_a_file(lock, monkeypatch):
     assert can_claim(claims, 7)
     assert can_claim(claims, ALL)
     assert not lock.exists()
+
+
+@pytest.mark.parametrize(
+    "size, text",
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (41_500_000, "41.5 MB"),
+        (2.34e9, "2.3 GB"),
+        (5e15, "5000.0 TB"),
+    ],
+)
+def test_bytes_are_written_as_people_read_them(size, text):
+    assert format_bytes(size) == text

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoder_cases import flip_a_byte, list_files
 
-from speechbrain_wap.features import cache as features, command as tested
-from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
+from speechbrain_wap.__main__ import main as front_door
+from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.features.cache import FeatureCache
+from speechbrain_wap.features import FeatureCache, command, extraction
 from speechbrain_wap.features.command import inspect_caches, main, prune_caches
 from speechbrain_wap.files import Claims
 
@@ -47,7 +48,7 @@ def make_cache(folder):
         for number, duration in enumerate(hours):
             digest = f"{number:02x}" * 16
             cache.write(digest, torch.randn(5, 80), duration * HOUR)
-        cache._record_use()
+        cache.record_use()
         if description:
             record = json.loads((cache.folder / "cache.json").read_text())
             record["name"] = description.get("source")
@@ -59,16 +60,6 @@ def make_cache(folder):
 
 def list_entries(cache):
     return sorted(cache.folder.glob("*/*.safetensors"))
-
-
-def list_files(folder):
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def damage(path):
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 255
-    path.write_bytes(content)
 
 
 def make_temporary(path, age):
@@ -86,12 +77,8 @@ def let_rest(cache, days):
 
 def read_table(text):
     """Reads the cells of each row, by column."""
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in text.splitlines()
-        if line.startswith("|")
-    ]
-    header, _, *rows = rows
+    lines = text[: re.search(r"^\d+ cache\(s\)", text, re.M).start()]
+    header, *rows = [re.split(r" {2,}", line) for line in lines.splitlines()]
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
@@ -196,7 +183,7 @@ def test_damaged_entries_do_not_stop_the_list_and_are_named_when_asked_for(
     folder, make_cache
 ):
     flipped = list_entries(make_cache())[1]
-    damage(flipped)
+    flip_a_byte(flipped)
     cut = list_entries(make_cache([1.0, 2.0, 4.0], source="hubert"))[2]
     cut.write_bytes(cut.read_bytes()[:20])
     rows = read_table(inspect_caches(folder))
@@ -229,7 +216,7 @@ def test_without_a_choice_only_what_no_run_can_use_is_removed(make_cache):
     for cache in caches:
         let_rest(cache, 1000)
         first, second = list_entries(cache)
-        damage(second)
+        flip_a_byte(second)
         name = f".{first.name}.123.tmp"
         useless += [second, make_temporary(first.with_name(name), 1.1 * HOUR)]
         other = make_temporary(cache.folder / "ff" / name, 0.9 * HOUR)
@@ -289,15 +276,15 @@ def test_an_entry_that_is_made_anew_meanwhile_stays(make_cache, monkeypatch):
     cache = make_cache()
     entry = list_entries(cache)[0]
     whole = entry.read_bytes()
-    damage(entry)
-    original = tested.find_damage
+    flip_a_byte(entry)
+    original = command._find_damage
 
     def find_damage(folder):
         found = original(folder)
         entry.write_bytes(whole)  # by a run that came upon it, too
         return found
 
-    monkeypatch.setattr(tested, "find_damage", find_damage)
+    monkeypatch.setattr(command, "_find_damage", find_damage)
     prune_caches(cache.cache_folder)
     assert entry.read_bytes() == whole
 
@@ -348,7 +335,7 @@ def test_caches_are_removed_by_key_and_by_rest_and_no_others(
 def test_damage_in_a_cache_is_left_where_others_are_chosen(four, folder):
     first, second, *_ = four.values()
     entry = next(first.glob("*/*.safetensors"))
-    damage(entry)
+    flip_a_byte(entry)
     prune_caches(folder, keys=[second.name])
     assert entry.exists()
 
@@ -375,22 +362,6 @@ def test_an_unknown_key_in_an_empty_folder_is_refused(folder):
 
 
 fork = multiprocessing.get_context("fork")
-
-
-@pytest.fixture
-def start():
-    """Starts processes, and sees to it that none outlives the test."""
-    processes = []
-
-    def start(target, *args):
-        processes.append(fork.Process(target=target, args=args))
-        processes[-1].start()
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.kill()
-        process.join()
 
 
 @pytest.fixture
@@ -461,7 +432,7 @@ def test_a_cache_is_refused_from_the_first_utterance_to_the_last(
     }
     cache = FeatureCache(folder, SpeechEncoder("fbank"), num_workers=0)
     reached = fork.Event()
-    monkeypatch.setattr(features, "tqdm", partial(Pause, reached))
+    monkeypatch.setattr(extraction, "tqdm", partial(Pause, reached))
     start(cache.extract, entries)
     assert reached.wait(20)
     with pytest.raises(RecipeError, match="is being written"):
@@ -486,7 +457,7 @@ def test_what_may_not_be_removed_is_one_sentence(
     make_cache, monkeypatch, choice
 ):
     cache = make_cache()
-    damage(list_entries(cache)[0])
+    flip_a_byte(list_entries(cache)[0])
 
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
@@ -582,7 +553,7 @@ def test_the_command_passes_its_options_on(folder, four, capsys):
     assert four[keys[2]].exists()
     assert not four[keys[3]].exists()
     damaged = next(four[keys[2]].glob("*/*.safetensors"))
-    damage(damaged)
+    flip_a_byte(damaged)
     capsys.readouterr()
     main(["inspect", str(folder)])
     assert "damaged" not in capsys.readouterr().out
@@ -611,7 +582,7 @@ def test_options_that_make_no_sense_are_refused(folder, four, option):
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", "speechbrain_wap.features.cache", *arguments],
+        [sys.executable, "-m", "speechbrain_wap", "features", *arguments],
         capture_output=True,
         text=True,
         timeout=120,
@@ -631,12 +602,11 @@ def test_a_mistake_is_one_sentence_and_an_exit_code(tmp_path):
     assert re.fullmatch(r"error: .*nowhere is no folder.*\.\n", done.stderr)
 
 
-def test_help_lists_the_options_that_the_command_takes(capsys):
-    with pytest.raises(SystemExit) as end:
-        main(["--help"])
-    assert end.value.code == 0
+@pytest.mark.parametrize("own", [[], ["inspect"], ["prune"]])
+def test_help_lists_the_options_that_the_command_takes(capsys, own):
+    front_door(["features", *own, "--help"])
     text = capsys.readouterr().out
-    for command in ("inspect", "prune"):
-        assert f"features {command} " in text
+    for name in ("inspect", "prune"):
+        assert f"python -m speechbrain_wap features {name} " in text
     options = {"--check", "--keys", "--unused_days", "--dry_run"}
-    assert {*re.findall(r"--\w+", text)} == {*options, "--help"}
+    assert {*re.findall(r"--\w+", text)} == options

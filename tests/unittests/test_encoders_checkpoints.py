@@ -1,0 +1,293 @@
+"""The encoders' checkpoints: found, read as they are, or refused by name.
+
+Bits are to be equal where one utterance is encoded by the same weights, however
+they were stored: the same operations in the same shapes.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+from encoder_cases import FAMILIES, edit_json, encode
+from safetensors.torch import load_file, save_file
+
+from speechbrain_wap.encoders import (
+    SpeechEncoder,
+    count_encoder_layers,
+    get_encoder_dim,
+    get_identity,
+)
+from speechbrain_wap.errors import RecipeError
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network, and an empty cache of the hub."""
+    constants = huggingface_hub.constants
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_weights_in_a_bin_file_are_read_and_identified(
+    sources, tmp_path, signal
+):
+    folder = tmp_path / "hubert"
+    shutil.copytree(sources["hubert"], folder)
+    model = transformers.AutoModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    encoder = SpeechEncoder(str(folder))
+    expected = encode(SpeechEncoder(sources["hubert"]), signal(0.5))
+    assert torch.equal(encode(encoder, signal(0.5)), expected)
+    before = get_identity(encoder)
+    with torch.no_grad():
+        next(model.parameters()).add_(1.0)
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    assert get_identity(encoder) != before
+
+
+@pytest.mark.parametrize("kind", ["hubert", "w2v-bert"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preprocessor_config.json": 8000},
+        {"processor_config.json": 8000},
+        {"preprocessor_config.json": 48000, "processor_config.json": 8000},
+    ],
+    ids=lambda changes: "+".join(changes),
+)
+def test_the_sample_rate_is_the_one_that_transformers_reads(
+    sources, tmp_path, kind, changes
+):
+    folder = shutil.copytree(sources[kind], tmp_path / kind)
+    extractor = json.loads((folder / "preprocessor_config.json").read_text())
+    for name, rate in changes.items():
+        extractor["sampling_rate"] = rate
+        nested = name == "processor_config.json"
+        content = {"feature_extractor": extractor} if nested else extractor
+        edit_json(folder / name, **content)
+    theirs = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    encoder = SpeechEncoder(str(folder))
+    assert encoder.sample_rate == theirs.sampling_rate == 8000
+    assert encoder.frame_rate == 25.0
+
+
+def test_a_checkpoint_of_another_family_is_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "sew"}')
+    with pytest.raises(RecipeError, match="'sew'.*hubert.*wavlm.*fbank"):
+        SpeechEncoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["hubert", "wavlm", "data2vec", "w2v-bert"])
+def test_a_checkpoint_with_an_adapter_on_top_is_refused(
+    sources, tmp_path, kind
+):
+    folder = shutil.copytree(sources[kind], tmp_path / kind)
+    edit_json(folder / "config.json", add_adapter=True)
+    with pytest.raises(RecipeError, match="add_adapter") as error:
+        SpeechEncoder(str(folder))
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_config_may_leave_out_what_transformers_has_a_default_for(
+    sources, tmp_path, signal, kind
+):
+    folder = shutil.copytree(sources[kind], tmp_path / kind)
+    config = json.loads((folder / "config.json").read_text())
+    defaults = transformers.AutoConfig.for_model(config["model_type"])
+    defaults = json.loads(json.dumps(defaults.to_dict()))
+    short = {
+        key: value
+        for key, value in config.items()
+        if key == "model_type" or defaults.get(key, "none") != value
+    }
+    assert len(short) < len(config) / 2
+    assert not {"conv_stride", "conv_kernel", "max_source_positions"} & {*short}
+    (folder / "config.json").write_text(json.dumps(short))
+    expected = encode(SpeechEncoder(sources[kind], 1), signal(0.5))
+    encoder = SpeechEncoder(str(folder), 1)
+    assert torch.equal(encode(encoder, signal(0.5)), expected)
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_config_of_a_family_alone_stands_for_its_usual_model(
+    sources, tmp_path, kind
+):
+    config = json.loads(Path(sources[kind], "config.json").read_text())
+    usual = transformers.AutoConfig.for_model(config["model_type"])
+    edit_json(tmp_path / "config.json", model_type=config["model_type"])
+    encoder = SpeechEncoder(str(tmp_path), "weighted")
+    assert count_encoder_layers(encoder) == usual.num_hidden_layers + 1
+    assert get_encoder_dim(encoder) == usual.hidden_size
+    assert encoder.frame_rate == 50.0
+
+
+def test_a_folder_without_config_is_no_checkpoint(tmp_path):
+    with pytest.raises(RecipeError, match="config.json") as error:
+        SpeechEncoder(str(tmp_path))
+    assert str(tmp_path) in str(error.value)
+
+
+def drop(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def spoil(name, size):
+    def change(folder):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:size])
+
+    return change
+
+
+def alter_config(**changes):
+    return lambda folder: edit_json(folder / "config.json", **changes)
+
+
+def drop_weights_of_a_layer(folder):
+    path = folder / "model.safetensors"
+    weights = {
+        name: tensor
+        for name, tensor in load_file(path).items()
+        if "encoder.layers.1." not in name
+    }
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(drop("model.safetensors"), id="no weights"),
+        pytest.param(spoil("model.safetensors", 1000), id="cut weights"),
+        pytest.param(spoil("model.safetensors", 0), id="empty weights"),
+        pytest.param(spoil("config.json", 50), id="cut config"),
+        pytest.param(drop("preprocessor_config.json"), id="no preprocessor"),
+        pytest.param(
+            spoil("preprocessor_config.json", 50), id="cut preprocessor"
+        ),
+        pytest.param(drop_weights_of_a_layer, id="weights of a layer absent"),
+        pytest.param(
+            alter_config(intermediate_size=64, encoder_ffn_dim=64),
+            id="weights of another shape",
+        ),
+        pytest.param(
+            alter_config(intermediate_size="64", encoder_ffn_dim="64"),
+            id="text for a number in the config",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["hubert", "w2v-bert", "whisper"])
+def test_an_incomplete_checkpoint_is_refused_by_its_folder(
+    sources, tmp_path, signal, kind, change
+):
+    folder = tmp_path / "encoder"
+    shutil.copytree(sources[kind], folder)
+    change(folder)
+    with pytest.raises(RecipeError) as error:
+        encoder = SpeechEncoder(str(folder))
+        get_identity(encoder)  # for the cache's key
+        encode(encoder, signal(0.3))
+    assert str(folder) in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["hubert", "wav2vec2-stable", "wavlm"])
+def test_weights_under_the_names_of_older_versions_are_all_read(
+    sources, tmp_path, signal, kind
+):
+    """Most public checkpoints keep their weight norm as weight_g, weight_v."""
+    folder = shutil.copytree(sources[kind], tmp_path / "old")
+    path = folder / "model.safetensors"
+    names = {"original0": "weight_g", "original1": "weight_v"}
+    weights, renamed = {}, 0
+    for name, tensor in load_file(path).items():
+        stem, _, last = name.rpartition(".")
+        if last in names:
+            stem = stem.removesuffix(".parametrizations.weight")
+            name, renamed = f"{stem}.{names[last]}", renamed + 1
+        weights[name] = tensor
+    assert renamed == 2
+    save_file(weights, path, metadata={"format": "pt"})
+    old, new = (
+        encode(SpeechEncoder(str(source)), signal(0.5))
+        for source in (folder, sources[kind])
+    )
+    assert torch.equal(old, new)
+
+
+@pytest.mark.parametrize(
+    "source", ["nobody/nothing", "./no/such/folder", "no such thing", ""]
+)
+def test_a_source_that_is_not_to_be_had_is_refused_by_name(offline, source):
+    with pytest.raises(RecipeError) as error:
+        SpeechEncoder(source)
+    assert f"encoder_source={source} is no folder" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def snapshot(offline, sources):
+    """The folder of someone/hubert in the hub's cache."""
+    repository = offline / "models--someone--hubert"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123abc")
+    snapshot = repository / "snapshots" / "0123abc"
+    return shutil.copytree(sources["hubert"], snapshot)
+
+
+def test_a_checkpoint_in_the_hubs_cache_is_found_and_asks_for_no_network(
+    snapshot, sources, signal, monkeypatch
+):
+    """Else each start without network would wait for it to time out."""
+
+    def ask(self, source):
+        raise AssertionError("the network is asked")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", ask)
+    encoder = SpeechEncoder("someone/hubert")
+    expected = SpeechEncoder(sources["hubert"])
+    assert get_identity(encoder) == get_identity(expected)
+    assert torch.equal(
+        encode(encoder, signal(0.5)), encode(expected, signal(0.5))
+    )
+
+
+@pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
+def test_half_a_checkpoint_in_the_hubs_cache_is_no_checkpoint(snapshot, lost):
+    (snapshot / lost).unlink()
+    with pytest.raises(RecipeError, match="encoder_source=someone/hubert"):
+        SpeechEncoder("someone/hubert")
+
+
+@pytest.mark.parametrize(
+    "files, downloaded",
+    [
+        (["model.safetensors", "pytorch_model.bin"], "model.safetensors"),
+        (["tf_model.h5", "pytorch_model.bin"], "pytorch_model.bin"),
+    ],
+)
+def test_only_one_form_of_the_weights_is_downloaded(
+    monkeypatch, sources, files, downloaded
+):
+    asked = []
+
+    def download(source, allow_patterns):
+        asked.extend(
+            huggingface_hub.utils.filter_repo_objects(
+                ["config.json", *files], allow_patterns=allow_patterns
+            )
+        )
+        return sources["hubert"]
+
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "list_repo_files", lambda self, source: files
+    )
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    SpeechEncoder("someone/hubert")
+    assert asked == ["config.json", downloaded]
