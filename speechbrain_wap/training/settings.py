@@ -32,6 +32,7 @@ from speechbrain_wap.errors import (
     check_flag,
     check_number,
     check_whole,
+    first_line,
     places_as_mistakes,
 )
 
@@ -293,7 +294,7 @@ def read_run_options(arguments):
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = first_line(error).rstrip(".")
         raise RecipeError(f"--device={device} cannot be used: {reason}.")
     for option in ("precision", "eval_precision"):
         if run_opts[option] == "fp16" and torch.device(device).type == "cpu":

@@ -393,7 +393,9 @@ def assert_same_training(one, two, stage, atol=1e-5):
             # of a rank's frames, which are fewer
             spreads = [v.pop("teacher_spread", 0.0) for v in values]
             assert spreads[1] == pytest.approx(spreads[0], abs=0.02)
-            assert values[1] == pytest.approx(values[0], abs=1e-4)
+            # a frame between two attributes may take the other one, by the
+            # last bits of another batch; the weights above have no such step
+            assert values[1] == pytest.approx(values[0], abs=1e-3)
     if stage == "adapter":
         assert looks[0]
     if stage == "classifier":
