@@ -1,6 +1,7 @@
-"""The one exception that a user of the recipes is meant to read."""
+"""The one exception that a user is meant to read, and checks that raise it."""
 
 import errno
+import math
 import sys
 from contextlib import contextmanager
 
@@ -31,6 +32,157 @@ class RecipeError(ValueError):
     >>> str(RecipeError("fold 7 does not exist: choose one of 1 to 5."))
     'fold 7 does not exist: choose one of 1 to 5.'
     """
+
+
+def check_number(name, value, least=None, most=None, above=None):
+    """Refuses what is no finite number within its bounds.
+
+    Arguments
+    ---------
+    name : str
+        What the user calls the value: an argument, or a YAML key.
+    value : object
+        An int or a float will do, a bool will not.
+    least : float, optional
+        The least it may be.
+    most : float, optional
+        The most it may be.
+    above : float, optional
+        What it must be above, in the place of ``least``.
+
+    Raises
+    ------
+    RecipeError
+        If it is another; one sentence with name, value and bounds.
+
+    Example
+    -------
+    >>> check_number("mask_ratio", 2, least=0, most=1)
+    Traceback (most recent call last):
+    ...
+    speechbrain_wap.errors.RecipeError: mask_ratio=2 must be within 0 and 1.
+    """
+    is_number = isinstance(value, (int, float)) and type(value) is not bool
+    if (
+        is_number
+        and (least is None or value >= least)
+        and (most is None or value <= most)
+        and (above is None or value > above)
+    ):
+        if math.isfinite(value):
+            return
+        bounds = "finite"
+    elif above is not None:
+        bounds = f"above {above:g}"
+        bounds += "" if most is None else f" and at most {most:g}"
+    elif least is not None and most is not None:
+        bounds = f"within {least:g} and {most:g}"
+    elif least is not None:
+        bounds = f"a number of at least {least:g}"
+    elif most is not None:
+        bounds = f"a number of at most {most:g}"
+    else:
+        bounds = "a number"
+    raise RecipeError(f"{name}={value} must be {bounds}.")
+
+
+def check_whole(name, value, least=0, most=2**31 - 1, or_none=None):
+    """Refuses what is no whole number within its bounds.
+
+    Arguments
+    ---------
+    name : str
+        What the user calls the value: an argument, or a YAML key.
+    value : object
+        An int will do; a bool or a float will not.
+    least : int
+        The least it may be.
+    most : int
+        The most it may be.
+    or_none : str, optional
+        What None means, such as "never"; without it, None is refused.
+
+    Raises
+    ------
+    RecipeError
+        If it is another; one sentence with name, value and bounds.
+
+    Example
+    -------
+    >>> check_whole("revive_after", None, least=1, or_none="never")
+    >>> check_whole("revive_after", -1, least=1, or_none="never")
+    Traceback (most recent call last):
+    ...
+    speechbrain_wap.errors.RecipeError: revive_after=-1 must be a whole number \
+of at least 1, or null: never.
+    """
+    if value is None and or_none is not None:
+        return
+    if type(value) is int and value > most:
+        raise RecipeError(f"{name}={value} must be below {most + 1}.")
+    if type(value) is not int or value < least:
+        null = "" if or_none is None else f", or null: {or_none}"
+        raise RecipeError(
+            f"{name}={value} must be a whole number of at least {least}{null}."
+        )
+
+
+def check_choice(name, value, choices):
+    """Refuses what is none of the choices.
+
+    Arguments
+    ---------
+    name : str
+        What the user calls the value: an argument, or a YAML key.
+    value : object
+        What the user chose.
+    choices : iterable
+        What there is, in the order in which the error lists it.
+
+    Raises
+    ------
+    RecipeError
+        If it is another; one sentence with name, value and choices.
+
+    Example
+    -------
+    >>> check_choice("similarity", "dot", ("cosine", "distance"))
+    Traceback (most recent call last):
+    ...
+    speechbrain_wap.errors.RecipeError: similarity=dot is unknown: choose one \
+of cosine, distance.
+    """
+    choices = tuple(choices)
+    if value not in choices:
+        raise RecipeError(
+            f"{name}={value} is unknown: choose one of {', '.join(map(str, choices))}."
+        )
+
+
+def check_flag(name, value):
+    """Refuses what is neither True nor False.
+
+    Arguments
+    ---------
+    name : str
+        What the user calls the value: an argument, or a YAML key.
+    value : object
+        A bool will do; 0, 1 and "no" will not.
+
+    Raises
+    ------
+    RecipeError
+        If it is another; one sentence with name and value.
+
+    Example
+    -------
+    >>> check_flag("mlp_residual", "no")
+    Traceback (most recent call last):
+    ...
+    speechbrain_wap.errors.RecipeError: mlp_residual=no must be True or False.
+    """
+    if type(value) is not bool:
+        raise RecipeError(f"{name}={value} must be True or False.")
 
 
 @contextmanager
