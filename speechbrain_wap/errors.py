@@ -154,9 +154,8 @@ of cosine, distance.
     """
     choices = tuple(choices)
     if value not in choices:
-        raise RecipeError(
-            f"{name}={value} is unknown: choose one of {', '.join(map(str, choices))}."
-        )
+        known = ", ".join(map(str, choices))
+        raise RecipeError(f"{name}={value} is unknown: choose one of {known}.")
 
 
 def check_flag(name, value):
