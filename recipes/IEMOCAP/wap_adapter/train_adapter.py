@@ -21,15 +21,13 @@ from speechbrain.utils.logger import get_logger
 from torch.nn import functional as F
 
 from speechbrain_wap.data.datasets import (
-    describe_data,
     extract_features,
-    find_audio_index,
     make_dataset,
     measure_features,
-    prepare_adapter_data,
-    read_manifests,
 )
+from speechbrain_wap.data.folds import FoldPlan, describe_data, read_manifests
 from speechbrain_wap.data.further_corpora import parse_corpora, plan_epochs
+from speechbrain_wap.data.preparation import prepare_adapter_data
 from speechbrain_wap.evaluation.diagnostics import (
     CURES,
     DIAGNOSTICS,
@@ -418,8 +416,7 @@ def train(hparams, settings, run_opts):
             prepare_adapter_data,
             kwargs={
                 "corpus": hparams["corpus"],
-                "fold": hparams["fold"],
-                "protocol": hparams["protocol"],
+                "plan": FoldPlan(hparams["fold"], hparams["protocol"]),
                 "adapter_data": hparams["adapter_data"],
                 "manifests": manifests,
                 "corpora": corpora,
@@ -430,7 +427,12 @@ def train(hparams, settings, run_opts):
     splits = run_on_main(
         read_manifests,
         args=[manifests],
-        kwargs={"audio_index": find_audio_index(hparams)},
+        kwargs={
+            # those that have just been made are of the files that there are
+            "cache_folder": hparams["cache_folder"]
+            if hparams["skip_prep"]
+            else None
+        },
     )
     cache = hparams["feature_cache"]
     cache.device = run_opts.get("device") or infer_device()

@@ -26,18 +26,23 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.augmentation import augment_minorities, is_masked
 from speechbrain_wap.data.datasets import (
-    check_labels,
-    describe_data,
     extract_features,
-    find_audio_index,
-    list_classes,
     make_dataset,
     measure_features,
-    prepare_classifier_data,
+)
+from speechbrain_wap.data.folds import (
+    FoldPlan,
+    check_labels,
+    describe_data,
+    list_classes,
     read_manifests,
 )
-from speechbrain_wap.data.label_fraction import choose_labelled, count_labels
-from speechbrain_wap.data.sampling import EpochPlan
+from speechbrain_wap.data.preparation import prepare_classifier_data
+from speechbrain_wap.data.sampling import (
+    EpochPlan,
+    choose_labelled,
+    count_labels,
+)
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.metrics import emotion_scores
 from speechbrain_wap.files import (
@@ -413,8 +418,7 @@ def train(hparams, overrides, settings, run_opts):
             prepare_classifier_data,
             kwargs={
                 "corpus": hparams["corpus"],
-                "fold": hparams["fold"],
-                "protocol": hparams["protocol"],
+                "plan": FoldPlan(hparams["fold"], hparams["protocol"]),
                 "classes": hparams["classes"],
                 # an own corpus given to a recipe for another one
                 "explicit_classes": "corpus_csv" not in overrides
@@ -429,7 +433,10 @@ def train(hparams, overrides, settings, run_opts):
         args=[manifests],
         kwargs={
             "fields": ("wav", "speaker", "session", "label"),
-            "audio_index": find_audio_index(hparams),
+            # those that have just been made are of the files that there are
+            "cache_folder": hparams["cache_folder"]
+            if hparams["skip_prep"]
+            else None,
         },
     )
     classes = list_classes(splits, hparams["classes"])
