@@ -470,12 +470,11 @@ def _warn_of_shared_audio(splits):
     """
     known = KnownUtterances(list_utterances(splits["train"]))
     held_out = list_utterances({**splits["valid"], **splits["test"]})
-    matches = [(one, known.find(one).audio) for one in held_out]
-    shared = [pair for pair in matches if pair[1]]
-    if shared:
-        one, other = shared[0]
+    pairs = known.pair(held_out, "audio")
+    if pairs:
+        one, other = pairs[0]
         logger.warning(
-            f"Leak: {len(shared)} utterances of the held-out session are the "
+            f"Leak: {len(pairs)} utterances of the held-out session are the "
             f"same audio as training utterances, first {one.key} of speaker "
             f"{one.speaker} and {other.key} of speaker {other.speaker}: scores "
             "are too good; remove one of each from the corpus."

@@ -85,37 +85,29 @@ def parse_corpora(value):
             "a.csv,b.csv, or a list as in [a.csv, {table: b.csv, weight: 2}]."
         )
     corpora = [_parse_item(item) for item in value]
-    table = _find_repeated(Path(item["table"]).resolve() for item in corpora)
-    if table is not None:
-        raise RecipeError(
-            f"corpora has {corpora[table]['table']} twice: give it once, with "
-            "weight: 2 if each utterance is to be seen twice."
-        )
-    names = [item["name"] for item in corpora if item["name"] is not None]
-    name = _find_repeated(names)
-    if name is not None:
-        raise RecipeError(
-            f"corpora has the name {names[name]} twice: give the tables "
-            "different ones."
-        )
+    names, tables = set(), set()
+    for item in corpora:
+        table = Path(item["table"]).resolve()
+        if table in tables:
+            raise RecipeError(
+                f"corpora has {item['table']} twice: give it once, with "
+                "weight: 2 if each utterance is to be seen twice."
+            )
+        if item["name"] in names:
+            raise RecipeError(
+                f"corpora has the name {item['name']} twice: give the tables "
+                "different ones."
+            )
+        tables.add(table)
+        names |= {item["name"]} - {None}
     for item in corpora:
         if item["name"] is None:
             stem = Path(item["table"]).stem
             numbered = (f"{stem}-{number}" for number in count(2))
             free = (n for n in chain([stem], numbered) if n not in names)
             item["name"] = next(free)
-            names.append(item["name"])
+            names.add(item["name"])
     return corpora
-
-
-def _find_repeated(values):
-    """Finds the place of the first value that was there before, or None."""
-    seen = set()
-    for place, value in enumerate(values):
-        if value in seen:
-            return place
-        seen.add(value)
-    return None
 
 
 def _parse_item(item):
@@ -258,7 +250,7 @@ def join_corpora(further, train, held_out, corpora, left_out_csv):
         else:
             reasons.append("")
             if not heard:
-                known.add(one)
+                known.add_audio(one)
     further = further.assign(reason=reasons)
     added = further[further["reason"] == ""]
     left_out = further[further["reason"] != ""]
@@ -298,13 +290,12 @@ def _report_table(item, added, left_out, left_out_csv):
 
 def _warn_of_same_ids(added, held_out):
     """Says where utterances that train are called as held-out ones."""
-    known, added = KnownUtterances(held_out), list_utterances(added)
-    matches = [(one, known.find(one).other_id) for one in added]
-    same = [pair for pair in matches if pair[1]]
-    if same:
-        one, other = same[0]
+    known = KnownUtterances(held_out)
+    pairs = known.pair(list_utterances(added), "other_id")
+    if pairs:
+        one, other = pairs[0]
         logger.warning(
-            f"corpora: {len(same)} utterances that are added have ids of the "
+            f"corpora: {len(pairs)} utterances that are added have ids of the "
             f"held-out session, first {one.key} of speaker {one.speaker}, who "
             f"is {other.speaker} there. They are taken for others; if they are "
             "the same recordings, give their speakers the same names in both "

@@ -232,10 +232,15 @@ class KnownUtterances:
     def __init__(self, utterances):
         self._by_audio, self._by_id, self._by_name = {}, {}, {}
         for utterance in utterances:
-            self.add(utterance)
+            self.add_audio(utterance)
+            if utterance.id is not None:
+                self._by_id.setdefault(utterance.id, []).append(utterance)
+            if utterance.speaker is not None:
+                place, name = utterance.person
+                self._by_name.setdefault(name, {})[place] = utterance
 
-    def add(self, utterance):
-        """Adds an utterance.
+    def add_audio(self, utterance):
+        """Makes one known by its audio alone, as further tables' ids mean less.
 
         Arguments
         ---------
@@ -244,11 +249,6 @@ class KnownUtterances:
         for audio in (utterance.digest, utterance.sound):
             if audio is not None:
                 self._by_audio[audio] = utterance
-        if utterance.id is not None:
-            self._by_id.setdefault(utterance.id, []).append(utterance)
-        if utterance.speaker is not None:
-            place, name = utterance.person
-            self._by_name.setdefault(name, {})[place] = utterance
 
     def find(self, utterance):
         """Finds what an utterance has in common with the known ones.
@@ -278,6 +278,24 @@ class KnownUtterances:
             other_id=ids.get(False),
         )
 
+    def pair(self, utterances, kind):
+        """Pairs utterances with what they have one thing in common with.
+
+        Arguments
+        ---------
+        utterances : list of Utterance
+            Of which :meth:`find` takes one.
+        kind : str
+            An attribute of :class:`Match`.
+
+        Returns
+        -------
+        pairs : list of tuple
+            An utterance and a known one; others are left out.
+        """
+        pairs = [(one, getattr(self.find(one), kind)) for one in utterances]
+        return [(one, known) for one, known in pairs if known]
+
 
 def check_speakers(splits):
     """Makes sure that no speaker is in two splits.
@@ -306,13 +324,11 @@ def check_speakers(splits):
         ids = [{one.key for one in said[name]} for name in (first, second)]
         if ids[0] == ids[1] and "train" not in (first, second):
             continue
-        known = KnownUtterances(said[first])
-        matches = [(known.find(one).name, one) for one in said[second]]
-        shared = [pair for pair in matches if pair[0]]
-        if not shared:
+        pairs = KnownUtterances(said[first]).pair(said[second], "name")
+        if not pairs:
             continue
-        pair = min(shared, key=lambda pair: natural_key(pair[1].person[1]))
-        one, other = (utterance.speaker for utterance in pair)
+        pair = min(pairs, key=lambda pair: natural_key(pair[0].person[1]))
+        other, one = (utterance.speaker for utterance in pair)
         if one == other:
             raise RecipeError(
                 f"speaker {one} is in both the {first} and the {second} "
@@ -354,14 +370,11 @@ def explain_held_out(utterances, held_out):
     ['b/1 is the audio of u1, which is held out', '']
     """
     known, why = KnownUtterances(held_out), {}
-    matches = [(one, known.find(one)) for one in utterances]
-    for one, match in matches:
-        if match.name:
-            why.setdefault(one.person, f"{match.name.speaker} is held out")
-    for one, match in matches:
-        if match.id:
-            reason = f"{one.key} is an utterance that is held out"
-            why.setdefault(one.person, reason)
+    for one, other in known.pair(utterances, "name"):
+        why.setdefault(one.person, f"{other.speaker} is held out")
+    for one, _ in known.pair(utterances, "id"):
+        reason = f"{one.key} is an utterance that is held out"
+        why.setdefault(one.person, reason)
     goes_on = True
     while goes_on:  # until nobody else is found
         goes_on = False
@@ -371,8 +384,7 @@ def explain_held_out(utterances, held_out):
                 reason = f"{one.key} is the audio of {audio.key}"
                 why[one.person] = f"{reason}, which is held out"
             elif one.person in why and not audio:
-                # another corpus's ids say nothing of a third one's
-                known.add(one._replace(id=None))
+                known.add_audio(one)
             else:
                 continue
             goes_on = True
