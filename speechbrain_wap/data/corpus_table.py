@@ -5,7 +5,6 @@ speaker, session, emo``, then what a corpus adds.
 """
 
 import json
-import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,7 +27,7 @@ AUDIO_COLUMNS = ["digest", "sound"]
 SKIPPED_NAME = "skipped.csv"
 SKIPPED_COLUMNS = ["id", "reason"]
 OWN_COLUMNS = ["id", "wav", "speaker", "session", "emo"]
-# In the cache folder: which audio files are known
+# In the cache folder: which audio files are known, see check_audio
 AUDIO_INDEX = "audio_index.json"
 
 
@@ -131,22 +130,6 @@ def open_data_folder(data_folder):
         reason = "is not a folder" if folder.exists() else "does not exist"
         raise RecipeError(f"data_folder={data_folder} {reason}.")
     return folder
-
-
-def find_index(cache_folder):
-    """Names the file that keeps which audio files are known.
-
-    Arguments
-    ---------
-    cache_folder : str
-        The cache's folder.
-
-    Returns
-    -------
-    audio_index : str
-        See :func:`check_audio`.
-    """
-    return os.path.join(cache_folder, AUDIO_INDEX)
 
 
 def check_audio(table, audio_index=None):

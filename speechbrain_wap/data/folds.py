@@ -16,8 +16,8 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_wap.data.audio import inspect_audio
 from speechbrain_wap.data.corpus_table import (
     AUDIO_COLUMNS,
+    AUDIO_INDEX,
     check_audio,
-    find_index,
 )
 from speechbrain_wap.data.speakers import (
     KnownUtterances,
@@ -422,7 +422,7 @@ def read_manifests(manifests, fields=("wav", "speaker"), cache_folder=None):
     check_speakers(splits)
     _warn_of_shared_audio(splits)
     if cache_folder is not None:
-        _refuse_other_audio(splits, find_index(cache_folder))
+        _refuse_other_audio(splits, Path(cache_folder, AUDIO_INDEX))
     return splits
 
 

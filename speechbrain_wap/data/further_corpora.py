@@ -13,10 +13,10 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.corpus_table import (
     AUDIO_COLUMNS,
+    AUDIO_INDEX,
     COLUMNS,
     check_audio,
     check_ids,
-    find_index,
     read_own_corpus,
     write_listing,
 )
@@ -196,6 +196,7 @@ def read_tables(corpora, cache_folder):
     RecipeError
         If a table cannot be read, or an id repeats in it.
     """
+    audio_index = Path(cache_folder, AUDIO_INDEX)
     tables, reasons = [], {}
     for item in corpora:
         table = read_own_corpus(item["table"])
@@ -203,7 +204,7 @@ def read_tables(corpora, cache_folder):
         table["id"] = [f"{item['name']}/{key}" for key in table["id"]]
         if item["speakers"] == "own":
             table["speaker"] = [f"{item['name']}/{s}" for s in table["speaker"]]
-        table, unreadable = check_audio(table, find_index(cache_folder))
+        table, unreadable = check_audio(table, audio_index)
         reasons.update(unreadable)
         table = table[[*COLUMNS, *AUDIO_COLUMNS]]
         origin = {"table": item["name"], "speaker_names": item["speakers"]}

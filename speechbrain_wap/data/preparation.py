@@ -9,8 +9,8 @@ from pathlib import Path
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.corpus_table import (
+    AUDIO_INDEX,
     SKIPPED_NAME,
-    find_index,
     read_own_corpus,
     read_skipped,
     record_skipped,
@@ -57,7 +57,8 @@ def prepare_table(
     -------
     table : pandas.DataFrame
     """
-    kept = {"max_skipped": max_skipped, "audio_index": find_index(cache_folder)}
+    audio_index = Path(cache_folder, AUDIO_INDEX)
+    kept = {"max_skipped": max_skipped, "audio_index": audio_index}
     if corpus_csv:
         table = read_own_corpus(corpus_csv)
         return write_corpus_table(table, corpus_table, **kept)

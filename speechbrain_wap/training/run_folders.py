@@ -187,20 +187,10 @@ def describe_adapter(adapter_folder):
     return f"{record['number_of_epochs']} epochs on {heard}"
 
 
-def list_held_out(splits, corpus_table=None):
-    """Lists all utterances of the speakers who are validated or tested on.
+def _list_held_out(splits, corpus_table):
+    """Lists split and utterance of the speakers who are validated or tested on.
 
-    Arguments
-    ---------
-    splits : dict
-        Manifest entries by utterance id of each split.
-    corpus_table : str, optional
-        The corpus table, which has utterances in no class, too.
-
-    Returns
-    -------
-    held_out : list of tuple
-        Split and utterance.
+    The corpus table, where it is given, has those in no class, too.
     """
     held_out = [
         (name, utterance)
@@ -302,7 +292,7 @@ def check_adapter(adapter_folder, settings, splits, corpus_table=None):
     record = read_adapter_record(adapter_folder)
     identity = identify_adapter(record)
     check_model(adapter_folder, record, settings)
-    held_out = list_held_out(splits, corpus_table)
+    held_out = _list_held_out(splits, corpus_table)
     mine = [one for split in splits.values() for one in list_utterances(split)]
     namesakes = []
     for table in [record, *record["corpora"]]:
