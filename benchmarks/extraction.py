@@ -38,11 +38,9 @@ from timing import (
 from train_adapter import AdapterBrain
 
 from speechbrain_wap.data.audio import inspect_audio, read_audio
-from speechbrain_wap.data.datasets import (
-    make_dataset,
-    prepare_adapter_data,
-    read_manifests,
-)
+from speechbrain_wap.data.datasets import make_dataset
+from speechbrain_wap.data.folds import FoldPlan, read_manifests
+from speechbrain_wap.data.preparation import prepare_adapter_data
 from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
 from speechbrain_wap.evaluation.report import markdown_table
 from speechbrain_wap.features.cache import FeatureCache
@@ -168,7 +166,7 @@ def compare_epochs(data_folder, source, layer, repeats, folder):
     )
     hparams, _, _ = load_recipe(hparams_file, overrides, run_opts, "mask_ratio")
     manifests = hparams["manifests"]
-    prepare_adapter_data(hparams["corpus"], 1, "paper", "train", manifests)
+    prepare_adapter_data(hparams["corpus"], FoldPlan(1), "train", manifests)
     train = read_manifests(manifests)["train"]
     cache = hparams["feature_cache"]
     entries = {entry["digest"]: entry for entry in train.values()}

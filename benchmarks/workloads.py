@@ -25,11 +25,9 @@ from torch.nn import functional as F
 from train_adapter import AdapterBrain
 from train_classifier import EmotionBrain
 
-from speechbrain_wap.data.datasets import (
-    make_dataset,
-    prepare_adapter_data,
-    read_manifests,
-)
+from speechbrain_wap.data.datasets import make_dataset
+from speechbrain_wap.data.folds import FoldPlan, read_manifests
+from speechbrain_wap.data.preparation import prepare_adapter_data
 from speechbrain_wap.losses import (
     adapter_loss,
     masked_reconstruction_loss,
@@ -148,7 +146,7 @@ def encode_emodb(data_folder, encoder_options, folder):
     ]
     hparams, _ = build_recipe("emodb", "adapter", folder, options)
     manifests = hparams["manifests"]
-    prepare_adapter_data(hparams["corpus"], 1, "paper", "train", manifests)
+    prepare_adapter_data(hparams["corpus"], FoldPlan(1), "train", manifests)
     train = read_manifests(manifests)["train"]
     cache = hparams["feature_cache"]
     cache.extract({entry["digest"]: entry for entry in train.values()})

@@ -14,28 +14,8 @@ from speechbrain_wap.errors import RecipeError
 logger = get_logger(__name__)
 
 
-def load_audio(source, name):
-    """Decodes a file or its bytes and checks what it holds.
-
-    Arguments
-    ---------
-    source : str or io.BytesIO
-        The file, or its content.
-    name : str
-        What errors call it.
-
-    Returns
-    -------
-    signal : torch.Tensor
-        Shape [channels, samples], float32, -1 to 1.
-    sample_rate : int
-        In Hz.
-
-    Raises
-    ------
-    RecipeError
-        If it cannot be decoded, holds no samples, or holds NaN or infinity.
-    """
+def _load_audio(source, name):
+    """Decodes a file or its bytes to [channels, samples], and checks them."""
     try:
         signal, sample_rate = audio_io.load(source, dtype=torch.float32)
     except (RuntimeError, OSError) as error:
@@ -67,9 +47,9 @@ def read_audio(path, sample_rate):
     Raises
     ------
     RecipeError
-        See :func:`load_audio`.
+        If it cannot be decoded, holds no samples, or holds NaN or infinity.
     """
-    signal, original_rate = load_audio(str(path), str(path))
+    signal, original_rate = _load_audio(str(path), str(path))
     signal = signal.mean(dim=0)
     if original_rate != sample_rate:
         signal = torchaudio.functional.resample(
@@ -78,21 +58,11 @@ def read_audio(path, sample_rate):
     return signal
 
 
-def check_wav_length(content, path):
+def _check_wav_length(content, path):
     """Compares a wav file's size with its header, which decoders do not.
 
-    Arguments
-    ---------
-    content : bytes
-        The file's.
-    path : str
-        What the messages call it.
-
-    Raises
-    ------
-    RecipeError
-        If more than a tenth is missing. Less is said and let pass: corpora in
-        wide use have such files, as EmoDB has 16b10Wb.wav.
+    What lacks more than a tenth is refused. Less is said and let pass: corpora
+    in wide use have such files, as EmoDB has 16b10Wb.wav.
     """
     if content[:4] != b"RIFF":
         return
@@ -131,15 +101,15 @@ def inspect_audio(path):
     Raises
     ------
     RecipeError
-        If the file is missing or see :func:`load_audio`.
+        If the file is missing or cut, or see :func:`read_audio`.
     """
     try:
         with open(path, "rb") as file:
             content = file.read()
     except OSError as error:
         raise RecipeError(f"{path} cannot be opened: {error.strerror}.")
-    signal, sample_rate = load_audio(io.BytesIO(content), str(path))
-    check_wav_length(content, path)
+    signal, sample_rate = _load_audio(io.BytesIO(content), str(path))
+    _check_wav_length(content, path)
     samples = signal.mean(dim=0) + 0.0  # without -0.0
     heard = f"{sample_rate} Hz ".encode() + samples.numpy().tobytes()
     digest, sound = (

@@ -1,58 +1,34 @@
-"""Corpus tables, classes and folds: which utterance goes where.
+"""Corpus tables: reading and checking them, and their audio, and writing them.
 
 A corpus table has one row per utterance, labelled or not: ``id, wav, duration,
-speaker, session, emo``, then what a corpus adds. One fold holds out one
-session, and no speaker is ever in two splits (D8, D9).
+speaker, session, emo``, then what a corpus adds.
 """
 
 import json
-import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from speechbrain_wap.data.audio import inspect_audio
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import RecipeError, check_number
 from speechbrain_wap.files import write_atomically, write_text
 
 logger = get_logger(__name__)
 
-# Columns of predictions.csv beside those of the classes
-PREDICTION_COLUMNS = ("id", "session", "speaker", "label", "prediction")
 COLUMNS = ["id", "wav", "duration", "speaker", "session", "emo"]
 # What the audio file is known by, see inspect_audio
 AUDIO_COLUMNS = ["digest", "sound"]
-STYLES = ("improvised", "scripted")
 # Beside a corpus table
 SKIPPED_NAME = "skipped.csv"
+SKIPPED_COLUMNS = ["id", "reason"]
 OWN_COLUMNS = ["id", "wav", "speaker", "session", "emo"]
-
-
-def natural_key(name):
-    """Sorts names with numbers as people do: 2 before 10.
-
-    Arguments
-    ---------
-    name : str
-        A session's or speaker's name.
-
-    Returns
-    -------
-    key : list
-        For ``sorted``.
-
-    Example
-    -------
-    >>> sorted(["s10", "s2"], key=natural_key)
-    ['s2', 's10']
-    """
-    parts = re.split(r"(\d+)", str(name))
-    numbers = [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in parts]
-    return numbers, str(name)  # "1" and "01" have an order, too
+# In the cache folder: which audio files are known, see check_audio
+AUDIO_INDEX = "audio_index.json"
 
 
 def _read_csv(path, required, cure):
@@ -156,37 +132,29 @@ def open_data_folder(data_folder):
     return folder
 
 
-def inspect_files(wavs, audio_index=None):
+def check_audio(table, audio_index=None):
     """Decodes audio files, but for those that have not changed since.
 
     Arguments
     ---------
-    wavs : list of str
-        Audio files.
+    table : pandas.DataFrame
+        With the columns id and wav.
     audio_index : str, optional
         A JSON file that keeps size, time of change, duration, digest and
         sound of the files, so that unchanged ones are not decoded again.
 
     Returns
     -------
-    results : list of tuple
-        Duration (in seconds), digest and sound of each file, see
-        :func:`speechbrain_wap.data.audio.inspect_audio`; or None, the reason why it
-        cannot be read, and None.
+    table : pandas.DataFrame
+        The rows that can be read, with duration (in seconds), digest and sound
+        of their files, see :func:`speechbrain_wap.data.audio.inspect_audio`.
+    reasons : dict
+        Why the others cannot, by id.
     """
-    known = {}
-    if audio_index is not None and Path(audio_index).is_file():
-        try:
-            known = dict(json.loads(Path(audio_index).read_text("utf-8")))
-            for wav, (_, _, duration, *digests) in known.items():
-                float(duration), Path(wav), [int(d, 16) for d in digests]
-            # an earlier version kept no sound
-            known = {wav: e for wav, e in known.items() if len(e) == 5}
-        except (OSError, TypeError, ValueError):
-            logger.warning(f"{audio_index} is damaged and is made again.")
-            known = {}
+    known = _read_index(audio_index)
 
     def inspect(wav):
+        """Returns what the index is to say of a file, or what is wrong."""
         try:
             stat = Path(wav).stat()
             state = [stat.st_size, stat.st_mtime_ns]
@@ -197,55 +165,38 @@ def inspect_files(wavs, audio_index=None):
             reason = getattr(error, "strerror", None)
             return f"{wav}: {reason}." if reason else str(error)
 
+    bar = {"desc": "Checking audio", "unit": "file", "dynamic_ncols": True}
     with ThreadPoolExecutor() as pool:
-        found = list(
-            tqdm(
-                pool.map(inspect, wavs),
-                total=len(wavs),
-                desc="Checking audio",
-                unit="file",
-                dynamic_ncols=True,
-            )
-        )
-    fresh = {w: f for w, f in zip(wavs, found) if not isinstance(f, str)}
-    if audio_index is not None and any(
-        known.get(wav) != entry for wav, entry in fresh.items()
-    ):
+        found = pool.map(inspect, table["wav"])
+        found = list(tqdm(found, total=len(table), **bar))
+    is_read = [isinstance(entry, list) for entry in found]
+    reasons = {k: f for k, f, ok in zip(table["id"], found, is_read) if not ok}
+    table = table.loc[is_read].reset_index(drop=True)
+    found = [entry for entry in found if isinstance(entry, list)]
+    fresh = dict(zip(table["wav"], found))
+    if audio_index is not None and not fresh.items() <= known.items():
         try:
             write_text(audio_index, json.dumps({**known, **fresh}))
         except RecipeError as error:  # it only saves time
             logger.warning(f"{error} The next run decodes all files again.")
-    return [
-        (None, f, None) if isinstance(f, str) else tuple(f[2:]) for f in found
-    ]
+    columns = ["duration", *AUDIO_COLUMNS]
+    values = pd.DataFrame([entry[2:] for entry in found], columns=columns)
+    return table.assign(**values), reasons
 
 
-def check_audio(table, audio_index=None):
-    """Decodes every audio file of a table once.
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        With the columns id and wav.
-    audio_index : str, optional
-        See :func:`inspect_files`.
-
-    Returns
-    -------
-    table : pandas.DataFrame
-        The rows that can be read, with duration, digest and sound of their
-        files.
-    reasons : dict
-        Why the others cannot, by id.
-    """
-    results = inspect_files(table["wav"].tolist(), audio_index)
-    found = pd.DataFrame(
-        results, columns=["duration", *AUDIO_COLUMNS], index=table.index
-    )
-    table = table.assign(**found)
-    unreadable = table["duration"].isna()
-    reasons = dict(zip(table["id"][unreadable], table["digest"][unreadable]))
-    return table[~unreadable].reset_index(drop=True), reasons
+def _read_index(audio_index):
+    """Reads what is known of audio files; nothing where that is damaged."""
+    if audio_index is None or not Path(audio_index).is_file():
+        return {}
+    try:
+        known = dict(json.loads(Path(audio_index).read_text("utf-8")))
+        for wav, (_, _, duration, *digests) in known.items():
+            float(duration), Path(wav), [int(d, 16) for d in digests]
+    except (OSError, TypeError, ValueError):
+        logger.warning(f"{audio_index} is damaged and is made again.")
+        return {}
+    # an earlier version kept no sound
+    return {wav: entry for wav, entry in known.items() if len(entry) == 5}
 
 
 def check_ids(table, place=""):
@@ -288,7 +239,7 @@ def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
     max_skipped : float
         Share of the files that may be unreadable, 0 to 1.
     audio_index : str, optional
-        See :func:`inspect_files`.
+        See :func:`check_audio`.
 
     Returns
     -------
@@ -301,6 +252,7 @@ def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
     RecipeError
         If the table is empty, ids repeat, or too many files are unreadable.
     """
+    check_number("max_skipped", max_skipped, least=0, most=1)
     if len(table) == 0:
         raise RecipeError(f"no utterance found for {corpus_csv}.")
     check_ids(table)
@@ -316,10 +268,10 @@ def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
     return table
 
 
-def record_skipped(
-    skipped_csv, reasons, ids, max_skipped, append=False, write=True
-):
+def record_skipped(skipped_csv, reasons, ids, max_skipped, append=False):
     """Lists what had to be left out, and stops where that is too much.
+
+    All ranks join in the decision, and the main one writes.
 
     Arguments
     ---------
@@ -333,21 +285,19 @@ def record_skipped(
         Share of them that may fail, 0 to 1.
     append : bool
         Whether what the file says of other utterances stays.
-    write : bool
-        False on all ranks but one, which only join in the decision.
 
     Raises
     ------
     RecipeError
         If more failed.
     """
-    if write:
-        listed = dict(reasons)
-        if append:
-            before, known = read_skipped(skipped_csv), set(ids)
-            others = {k: r for k, r in before.items() if k not in known}
-            listed = {**others, **reasons}
-        _write_skipped(skipped_csv, listed)
+    check_number("max_skipped", max_skipped, least=0, most=1)
+    if if_main_process():
+        before, tried = read_skipped(skipped_csv) if append else {}, set(ids)
+        listed = {k: reason for k, reason in before.items() if k not in tried}
+        listed.update(reasons)
+        listing = pd.DataFrame(listed.items(), columns=SKIPPED_COLUMNS)
+        write_listing(listing, skipped_csv)
     if not reasons:
         return
     first = next(iter(reasons))
@@ -361,6 +311,23 @@ def record_skipped(
             f"max_skipped (now {max_skipped})."
         )
     logger.warning(f"{summary}; they are left out.")
+
+
+def write_listing(table, path):
+    """Writes a table, or removes its file where there is nothing to list.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        Its rows.
+    path : str
+        A CSV file.
+    """
+    if len(table) == 0:
+        Path(path).unlink(missing_ok=True)
+        return
+    with write_atomically(path) as temporary:
+        table.to_csv(temporary, index=False)
 
 
 def read_skipped(skipped_csv):
@@ -379,21 +346,11 @@ def read_skipped(skipped_csv):
     if not Path(skipped_csv).is_file():
         return {}
     try:
-        table = _read_csv(skipped_csv, ["id", "reason"], "")
+        table = _read_csv(skipped_csv, SKIPPED_COLUMNS, "")
     except RecipeError:
         logger.warning(f"{skipped_csv} is damaged and is made again.")
         return {}
     return dict(zip(table["id"], table["reason"]))
-
-
-def _write_skipped(skipped_csv, reasons):
-    """Writes the list, or removes it where there is nothing to list."""
-    if not reasons:
-        Path(skipped_csv).unlink(missing_ok=True)
-        return
-    listing = pd.DataFrame(reasons.items(), columns=["id", "reason"])
-    with write_atomically(skipped_csv) as temporary:
-        listing.to_csv(temporary, index=False)
 
 
 def read_corpus_table(corpus_csv):
@@ -413,253 +370,3 @@ def read_corpus_table(corpus_csv):
     table = _read_csv(corpus_csv, COLUMNS + ["digest"], cure)
     table["duration"] = table["duration"].astype(float)
     return table
-
-
-def choose_classes(table, classes, explicit=True):
-    """Settles which classes there are and which labels they take (D2).
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        A corpus table.
-    classes : dict, str or None
-        Labels of each class; "all" or None makes every label of the table a
-        class.
-    explicit : bool
-        Whether the user asked for these classes. If not, as where an own
-        corpus is given to a recipe whose YAML maps another corpus's labels,
-        a mapping that does not fit the table gives way to the table's labels.
-
-    Returns
-    -------
-    classes : dict
-        Labels (list) of each class, in order.
-
-    Raises
-    ------
-    RecipeError
-        If a class has no utterance, a label is in two classes, or there are
-        fewer than two classes.
-    """
-    labels = sorted(set(table["emo"]) - {""}, key=natural_key)
-    own = {label: [label] for label in labels}
-    if classes in (None, "all"):
-        chosen = own
-    elif isinstance(classes, dict):
-        # None: a class of the YAML that an override left out
-        chosen = {
-            str(name): [str(v) for v in (v if isinstance(v, list) else [v])]
-            for name, v in classes.items()
-            if v is not None
-        }
-    else:
-        raise RecipeError(
-            f"classes is {classes!r}, but must map each class to its labels, "
-            "as in {angry: [ang], happy: [hap, exc]}, or be 'all'."
-        )
-    absent = [name for name in chosen if not set(chosen[name]) & set(labels)]
-    if absent and not explicit:
-        logger.warning(
-            f"The YAML's classes ({', '.join(chosen)}) do not fit this corpus "
-            f"table, which has no {absent[0]}: its own labels are the classes "
-            f"({', '.join(own)}). Map them with --classes if that is not meant."
-        )
-        chosen, absent = own, []
-    if absent:
-        raise RecipeError(
-            f"no utterance of the class {absent[0]} (labels "
-            f"{', '.join(chosen[absent[0]])}): the corpus has the labels "
-            f"{', '.join(labels) or 'none'}."
-        )
-    for name in chosen:
-        if name in PREDICTION_COLUMNS:
-            raise RecipeError(
-                f"the class {name} has the name of a column of "
-                "predictions.csv: give it another with --classes="
-                f'"{{my_{name}: [{name}], ...}}".'
-            )
-    seen = {}
-    for name, members in chosen.items():
-        for label in members:
-            if seen.setdefault(label, name) != name:
-                raise RecipeError(
-                    f"the label {label} is in two classes, {seen[label]} and "
-                    f"{name}: map it to one."
-                )
-    if len(chosen) < 2:
-        raise RecipeError(
-            "classification needs at least two classes, but the classes are "
-            f"{', '.join(chosen) or 'none'}: check the column emo and the key "
-            "classes."
-        )
-    return chosen
-
-
-def label_utterances(table, classes, dialogue_style="all"):
-    """Keeps the utterances that stage 2 uses, with their classes (D2).
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        A corpus table.
-    classes : dict
-        Labels of each class.
-    dialogue_style : str
-        "improvised", "scripted" or "all"; only for a corpus whose table has
-        the column style with these values.
-
-    Returns
-    -------
-    labelled : pandas.DataFrame
-        The rows of the classes, with the column label (the class's name).
-
-    Raises
-    ------
-    RecipeError
-        If the style is unknown or leaves a class without utterance.
-    """
-    if dialogue_style not in ("all", *STYLES):
-        raise RecipeError(
-            f"dialogue_style={dialogue_style} is unknown: choose one of all, "
-            f"{', '.join(STYLES)}."
-        )
-    # an own table may mean something else by style
-    styles = sorted(set(table.get("style", []))) or [""]
-    if set(styles) <= set(STYLES) and dialogue_style != "all":
-        table = table[table["style"] == dialogue_style]
-        if len(table) == 0:
-            raise RecipeError(
-                f"dialogue_style={dialogue_style} leaves no utterance: choose "
-                f"one of all, {', '.join(styles)}."
-            )
-    names = {v: name for name, members in classes.items() for v in members}
-    labelled = table.assign(label=table["emo"].map(names))
-    is_left_out = labelled["label"].isna() & (table["emo"] != "")
-    if is_left_out.any():
-        counts = table["emo"][is_left_out].value_counts().sort_index()
-        listing = ", ".join(f"{label} ({n})" for label, n in counts.items())
-        logger.info(f"Labels that are in no class are left out: {listing}.")
-    labelled = labelled[labelled["label"].notna()]
-    for name in classes:
-        if not (labelled["label"] == name).any():
-            raise RecipeError(
-                f"no utterance of the class {name} among the dialogues that "
-                f"dialogue_style={dialogue_style} keeps."
-            )
-    return labelled
-
-
-def list_sessions(table):
-    """Names the sessions in the order of the folds.
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        A corpus table.
-
-    Returns
-    -------
-    sessions : list of str
-        Fold k holds out the k-th, counted from 1.
-    """
-    return sorted(set(table["session"]), key=natural_key)
-
-
-def split_sessions(sessions, fold, protocol="paper"):
-    """Chooses the sessions of each split of a fold (D9).
-
-    Arguments
-    ---------
-    sessions : list of str
-        All sessions.
-    fold : int
-        Counted from 1.
-    protocol : str
-        "paper": the held-out session is both validation and test set;
-        "held_out": the session after it (cyclically) validates, and the
-        held-out session only tests.
-
-    Returns
-    -------
-    splits : dict
-        List of sessions of "train", "valid" and "test".
-
-    Raises
-    ------
-    RecipeError
-        If the fold or the protocol does not exist, or sessions are too few.
-
-    Example
-    -------
-    >>> split_sessions(["1", "2", "3"], 3, "held_out")
-    {'train': ['2'], 'valid': ['1'], 'test': ['3']}
-    """
-    if protocol not in ("paper", "held_out"):
-        raise RecipeError(
-            f"protocol={protocol} is unknown: choose paper or held_out."
-        )
-    folds = range(1, len(sessions) + 1)
-    if fold not in folds:
-        listing = ", ".join(f"{k} ({sessions[k - 1]})" for k in folds)
-        raise RecipeError(
-            f"fold {fold} does not exist: the corpus has the folds (held-out "
-            f"sessions) {listing}."
-        )
-    least = 2 if protocol == "paper" else 3
-    if len(sessions) < least:
-        raise RecipeError(
-            f"protocol={protocol} needs at least {least} sessions, but the "
-            f"corpus has {len(sessions)}."
-        )
-    test = sessions[fold - 1]
-    valid = test if protocol == "paper" else sessions[fold % len(sessions)]
-    train = [s for s in sessions if s not in (test, valid)]
-    return {"train": train, "valid": [valid], "test": [test]}
-
-
-def split_table(table, fold, protocol="paper"):
-    """Splits a corpus table by sessions (D9).
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        A corpus table.
-    fold : int
-        Counted from 1.
-    protocol : str
-        See :func:`split_sessions`.
-
-    Returns
-    -------
-    splits : dict
-        Table of "train", "valid" and "test".
-    """
-    sessions = split_sessions(list_sessions(table), fold, protocol)
-    return {
-        name: table[table["session"].isin(members)]
-        for name, members in sessions.items()
-    }
-
-
-def write_manifest(table, path, optional=()):
-    """Writes one split as SpeechBrain's JSON manifest.
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        Rows of a corpus table, with label where classes matter.
-    path : str
-        The file to write.
-    optional : tuple of str
-        Further columns, which only some of the rows have.
-    """
-    columns = ["wav", "duration", "speaker", "session", "emo", *AUDIO_COLUMNS]
-    columns += ["label"] if "label" in table.columns else []
-    entries = {
-        row["id"]: {
-            **{column: row[column] for column in columns},
-            **{c: row[c] for c in optional if not pd.isna(row[c])},
-        }
-        for row in table.to_dict("records")
-    }
-    write_text(path, json.dumps(entries, indent=1, ensure_ascii=False))

@@ -5,6 +5,7 @@ train a universal adapter where there is none. No speaker of a held-out session
 comes in with them, under whatever name.
 """
 
+from itertools import chain, count
 from pathlib import Path
 
 import pandas as pd
@@ -12,15 +13,20 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.corpus_table import (
     AUDIO_COLUMNS,
+    AUDIO_INDEX,
     COLUMNS,
     check_audio,
     check_ids,
     read_own_corpus,
+    write_listing,
 )
 from speechbrain_wap.data.sampling import EpochPlan
-from speechbrain_wap.data.speakers import fold_name, may_be_same
+from speechbrain_wap.data.speakers import (
+    KnownUtterances,
+    explain_held_out,
+    list_utterances,
+)
 from speechbrain_wap.errors import RecipeError, check_number
-from speechbrain_wap.files import write_atomically
 
 logger = get_logger(__name__)
 
@@ -29,6 +35,9 @@ ITEM = {"table": None, "name": None, "weight": 1.0, "speakers": "shared"}
 # What the manifests say of an utterance of a further table, beside the usual
 ORIGIN_COLUMNS = ("table", "speaker_names")
 LEFT_OUT_COLUMNS = ["id", "table", "speaker", "reason"]
+HELD_OUT = "held-out speaker"
+# Least and largest weight of a corpus
+WEIGHTS = {"least": 0.001, "most": 1000.0}
 
 
 def parse_corpora(value):
@@ -78,27 +87,25 @@ def parse_corpora(value):
     corpora = [_parse_item(item) for item in value]
     names, tables = set(), set()
     for item in corpora:
-        place = str(Path(item["table"]).resolve())
-        if place in tables:
+        table = Path(item["table"]).resolve()
+        if table in tables:
             raise RecipeError(
                 f"corpora has {item['table']} twice: give it once, with "
                 "weight: 2 if each utterance is to be seen twice."
             )
-        tables.add(place)
         if item["name"] in names:
             raise RecipeError(
                 f"corpora has the name {item['name']} twice: give the tables "
                 "different ones."
             )
-        if item["name"] is not None:
-            names.add(item["name"])
+        tables.add(table)
+        names |= {item["name"]} - {None}
     for item in corpora:
-        stem, number = Path(item["table"]).stem, 2
         if item["name"] is None:
-            item["name"] = stem
-            while item["name"] in names:
-                item["name"] = f"{stem}-{number}"
-                number += 1
+            stem = Path(item["table"]).stem
+            numbered = (f"{stem}-{number}" for number in count(2))
+            free = (n for n in chain([stem], numbered) if n not in names)
+            item["name"] = next(free)
             names.add(item["name"])
     return corpora
 
@@ -124,8 +131,14 @@ def _parse_item(item):
             "corpora has an item without a table: give a path, as in "
             "a.csv,b.csv or {table: b.csv, weight: 2}."
         )
-    name = f"corpora: weight of {item['table']}"
-    check_number(name, item["weight"], least=0.001, most=1000.0)
+    try:
+        check_number("weight", item["weight"], **WEIGHTS)
+    except RecipeError as error:
+        bounds = str(error).partition(" must be ")[2]
+        raise RecipeError(
+            f"corpora: weight={item['weight']} of {item['table']} must be "
+            f"{bounds}"
+        )
     if item["speakers"] not in ("shared", "own"):
         raise RecipeError(
             f"corpora: speakers={item['speakers']} of {item['table']} is "
@@ -159,15 +172,15 @@ def describe_corpora(corpora):
     return kept or None
 
 
-def read_tables(corpora, audio_index=None):
+def read_tables(corpora, cache_folder):
     """Reads the further tables and decodes their audio.
 
     Arguments
     ---------
     corpora : list of dict
         What :func:`parse_corpora` gave.
-    audio_index : str, optional
-        See :func:`speechbrain_wap.data.corpus_table.inspect_files`.
+    cache_folder : str
+        Where it is kept which audio files are known.
 
     Returns
     -------
@@ -177,208 +190,46 @@ def read_tables(corpora, audio_index=None):
         are the table's own ("speaker_names" says that).
     reasons : dict
         Why others cannot be read, by id.
-    ids : list of str
-        Ids of all rows.
 
     Raises
     ------
     RecipeError
         If a table cannot be read, or an id repeats in it.
     """
-    tables, reasons, ids = [], {}, []
+    audio_index = Path(cache_folder, AUDIO_INDEX)
+    tables, reasons = [], {}
     for item in corpora:
         table = read_own_corpus(item["table"])
         check_ids(table, f"{item['table']}: ")
         table["id"] = [f"{item['name']}/{key}" for key in table["id"]]
         if item["speakers"] == "own":
             table["speaker"] = [f"{item['name']}/{s}" for s in table["speaker"]]
-        ids += table["id"].tolist()
         table, unreadable = check_audio(table, audio_index)
         reasons.update(unreadable)
         table = table[[*COLUMNS, *AUDIO_COLUMNS]]
         origin = {"table": item["name"], "speaker_names": item["speakers"]}
         tables.append(table.assign(**origin))
-    return pd.concat(tables, ignore_index=True), reasons, ids
+    return pd.concat(tables, ignore_index=True), reasons
 
 
-def original_names(utterance_id, entry):
-    """Tells what an utterance and its speaker are called in their own table.
+def join_corpora(further, train, held_out, corpora, left_out_csv):
+    """Joins the training sessions with what further tables add to them.
 
-    Arguments
-    ---------
-    utterance_id : str
-        The utterance's id.
-    entry : dict
-        Its manifest entry.
-
-    Returns
-    -------
-    speaker : str
-    utterance_id : str
-
-    Example
-    -------
-    >>> entry = {"speaker": "b/11", "table": "b", "speaker_names": "own"}
-    >>> original_names("b/u1", entry)
-    ('11', 'u1')
-    """
-    speaker = entry["speaker"]
-    if "table" not in entry:
-        return speaker, utterance_id
-    prefix = f"{entry['table']}/"
-    if entry["speaker_names"] == "own":
-        speaker = speaker.removeprefix(prefix)
-    return speaker, utterance_id.removeprefix(prefix)
-
-
-def find_held_out_people(table, held_out):
-    """Finds the speakers of further tables who are held out.
-
-    Who is called as a held-out speaker, in whatever spelling, is that person,
-    and so is who says the very same audio, or an utterance of the same id while
-    being called alike in a table of their own (the corpus at another sample
-    rate, or coded with loss); and who is called as, or says the same as, one so
-    found.
+    That is what no held-out speaker says, and what neither the training
+    sessions nor a table before has.
 
     Arguments
     ---------
-    table : pandas.DataFrame
-        What :func:`read_tables` gave.
-    held_out : pandas.DataFrame
-        All utterances of the held-out sessions.
-
-    Returns
-    -------
-    people : dict
-        Why, by speaker.
-
-    Example
-    -------
-    >>> columns = ["id", "speaker", "sound"]
-    >>> mine = pd.DataFrame([["u1", "anna", "12"]], columns=columns)
-    >>> others = pd.DataFrame(
-    ...     [["b/1", "b/x", "12"], ["b/2", "b/x", "34"], ["b/3", "b/y", "56"]],
-    ...     columns=columns,
-    ... )
-    >>> find_held_out_people(others, mine)
-    {'b/x': 'b/1 is the audio of u1, which is held out'}
-    """
-    names = {*held_out["speaker"], *table["speaker"]}
-    person = {name: fold_name(name) for name in names}
-    why = {person[n]: f"{n} is held out" for n in held_out["speaker"].unique()}
-    audio = dict(zip(held_out["sound"], held_out["id"]))
-    rows = list(table[["id", "speaker", "sound"]].itertuples(index=False))
-    for key, speaker, name, held_out_name in find_same_ids(table, held_out):
-        if may_be_same(name, held_out_name):
-            reason = f"{key} is an utterance that is held out"
-            why.setdefault(person[speaker], reason)
-    before = -1
-    while len(why) + len(audio) != before:  # until nobody else is found
-        before = len(why) + len(audio)
-        for key, speaker, sound in rows:
-            if person[speaker] in why:
-                audio.setdefault(sound, key)
-            elif sound in audio:
-                why[person[speaker]] = (
-                    f"{key} is the audio of {audio[sound]}, which is held out"
-                )
-    return {n: why[person[n]] for n in table["speaker"] if person[n] in why}
-
-
-def find_same_ids(table, held_out):
-    """Finds utterances that are called as a held-out one.
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        What :func:`read_tables` gave.
-    held_out : pandas.DataFrame
-        All utterances of the held-out sessions.
-
-    Returns
-    -------
-    same : list of tuple
-        The utterance's id and speaker, what its own table calls the speaker,
-        and what the corpus under test calls the held-out one.
-    """
-    speakers = dict(zip(held_out["id"], held_out["speaker"]))
-    same = []
-    for key, entry in table.set_index("id").to_dict("index").items():
-        name, own_id = original_names(key, entry)
-        if own_id in speakers:
-            same.append((key, entry["speaker"], name, speakers[own_id]))
-    return same
-
-
-def warn_of_same_ids(added, held_out):
-    """Says where utterances that train are called as held-out ones.
-
-    Arguments
-    ---------
-    added : pandas.DataFrame
-        See :func:`choose_utterances`.
-    held_out : pandas.DataFrame
-        All utterances of the held-out sessions.
-    """
-    same = find_same_ids(added, held_out)
-    if same:
-        key, _, name, held_out_name = same[0]
-        logger.warning(
-            f"corpora: {len(same)} utterances that are added have ids of the "
-            f"held-out session, first {key} of speaker {name}, who is "
-            f"{held_out_name} there. They are taken for others; if they are "
-            "the same recordings, give their speakers the same names in both "
-            "tables."
-        )
-
-
-def choose_utterances(table, train, held_out):
-    """Chooses what the further tables add to stage 1.
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
+    further : pandas.DataFrame
         What :func:`read_tables` gave.
     train : pandas.DataFrame
         The training sessions of the corpus under test.
     held_out : pandas.DataFrame
         All utterances of its held-out sessions.
-
-    Returns
-    -------
-    added : pandas.DataFrame
-        Rows without held-out speakers, and without audio that the training
-        sessions or a table before has.
-    left_out : pandas.DataFrame
-        The other rows' id, table, speaker and the reason.
-    """
-    people = find_held_out_people(table, held_out)
-    first = dict(zip(train["sound"], zip(train["id"], [""] * len(train))))
-    reasons = []
-    for row in table.itertuples(index=False):
-        if row.speaker in people:
-            reasons.append(f"held-out speaker: {people[row.speaker]}")
-            continue
-        # within a table, as within the corpus under test, it may repeat
-        key, origin = first.setdefault(row.sound, (row.id, row.table))
-        reasons.append(f"same audio as {key}" if origin != row.table else "")
-    table = table.assign(reason=reasons)
-    is_added = table["reason"] == ""
-    return (
-        table[is_added].drop(columns="reason"),
-        table.loc[~is_added, LEFT_OUT_COLUMNS],
-    )
-
-
-def join_tables(train, added):
-    """Joins the training sessions with what further tables add.
-
-    Arguments
-    ---------
-    train : pandas.DataFrame
-        Of the corpus under test.
-    added : pandas.DataFrame
-        See :func:`choose_utterances`.
+    corpora : list of dict
+        What :func:`parse_corpora` gave.
+    left_out_csv : str
+        Lists id, table, speaker and the reason of the others.
 
     Returns
     -------
@@ -386,53 +237,71 @@ def join_tables(train, added):
         What a manifest needs; ORIGIN_COLUMNS are missing (NaN) in the rows of
         the corpus under test, whatever columns of these names it has.
     """
+    utterances = list_utterances(further)
+    held_out = list_utterances(held_out)
+    known = KnownUtterances(list_utterances(train))
+    reasons = []
+    for one, why in zip(utterances, explain_held_out(utterances, held_out)):
+        heard = known.find(one).audio
+        if why:
+            reasons.append(f"{HELD_OUT}: {why}")
+        # within a table, as within the corpus under test, it may repeat
+        elif heard and heard.table != one.table:
+            reasons.append(f"same audio as {heard.key}")
+        else:
+            reasons.append("")
+            if not heard:
+                known.add_audio(one)
+    further = further.assign(reason=reasons)
+    added = further[further["reason"] == ""]
+    left_out = further[further["reason"] != ""]
+    write_listing(left_out[LEFT_OUT_COLUMNS], left_out_csv)
+    for item in corpora:
+        _report_table(item, added, left_out, left_out_csv)
+    _warn_of_same_ids(added, held_out)
     columns = [*COLUMNS, *AUDIO_COLUMNS]
     parts = [part for part in (train[columns], added) if len(part)]
     joined = pd.concat(parts or [added], ignore_index=True)
     return joined.reindex(columns=[*columns, *ORIGIN_COLUMNS])
 
 
-def report_choice(corpora, added, left_out, left_out_csv):
-    """Says and lists what of the further tables is left out.
-
-    Arguments
-    ---------
-    corpora : list of dict
-        What :func:`parse_corpora` gave.
-    added : pandas.DataFrame
-        See :func:`choose_utterances`.
-    left_out : pandas.DataFrame
-        See :func:`choose_utterances`.
-    left_out_csv : str
-        The list; it is removed where there is nothing to list.
-    """
-    for item in corpora:
-        mine = left_out[left_out["table"] == item["name"]]
-        is_person = mine["reason"].str.startswith("held-out speaker")
-        people = sorted(set(mine["speaker"][is_person]))
-        parts = []
-        if people:
-            parts.append(
-                f"{is_person.sum()} of the held-out speakers "
-                f"{', '.join(people)} are left out"
-            )
-        if not is_person.all():
-            parts.append(
-                f"{(~is_person).sum()} are in a table before it and train once"
-            )
-        rest = added[added["table"] == item["name"]]
-        said = (
-            f"corpora: {item['table']} (called {item['name']}) adds "
-            f"{len(rest)} utterances of {rest['speaker'].nunique()} speakers"
+def _report_table(item, added, left_out, left_out_csv):
+    """Says what a table adds and what of it is left out."""
+    added = added[added["table"] == item["name"]]
+    left_out = left_out[left_out["table"] == item["name"]]
+    is_held_out = left_out["reason"].str.startswith(HELD_OUT)
+    people = sorted(set(left_out["speaker"][is_held_out]))
+    said = (
+        f"corpora: {item['table']} (called {item['name']}) adds "
+        f"{len(added)} utterances of {added['speaker'].nunique()} speakers"
+    )
+    if people:
+        said += (
+            f"; {is_held_out.sum()} of the held-out speakers "
+            f"{', '.join(people)} are left out"
         )
-        if parts:
-            said += f"; {'; '.join(parts)}: {left_out_csv} lists them"
-        (logger.info if len(rest) else logger.warning)(f"{said}.")
-    if len(left_out) == 0:
-        Path(left_out_csv).unlink(missing_ok=True)
-        return
-    with write_atomically(left_out_csv) as temporary:
-        left_out.to_csv(temporary, index=False)
+    if not is_held_out.all():
+        said += (
+            f"; {(~is_held_out).sum()} are in a table before it and train once"
+        )
+    if len(left_out):
+        said += f": {left_out_csv} lists them"
+    (logger.info if len(added) else logger.warning)(f"{said}.")
+
+
+def _warn_of_same_ids(added, held_out):
+    """Says where utterances that train are called as held-out ones."""
+    known = KnownUtterances(held_out)
+    pairs = known.pair(list_utterances(added), "other_id")
+    if pairs:
+        one, other = pairs[0]
+        logger.warning(
+            f"corpora: {len(pairs)} utterances that are added have ids of the "
+            f"held-out session, first {one.key} of speaker {one.speaker}, who "
+            f"is {other.speaker} there. They are taken for others; if they are "
+            "the same recordings, give their speakers the same names in both "
+            "tables."
+        )
 
 
 def plan_epochs(entries, corpora, corpus_weight, seed):
@@ -458,8 +327,9 @@ def plan_epochs(entries, corpora, corpus_weight, seed):
     RecipeError
         If the manifests were made with other corpora.
     """
-    weights = {"": corpus_weight}
-    weights.update({item["name"]: item["weight"] for item in corpora})
+    check_number("corpus_weight", corpus_weight, **WEIGHTS)
+    weights = {item["name"]: item["weight"] for item in corpora}
+    weights[""] = corpus_weight
     groups = {}
     for key, entry in entries.items():
         groups.setdefault(entry.get("table", ""), []).append(key)

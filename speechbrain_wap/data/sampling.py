@@ -1,4 +1,4 @@
-"""Which utterances an epoch has, and how often.
+"""Which utterances are trained on with their labels, and how often per epoch.
 
 Copies of an utterance are entries with ids of their own, so that what is random
 about them (their masks) differs; which utterances are drawn is a function of
@@ -6,6 +6,9 @@ seed, epoch and ids, so that it does not depend on batches, ranks or an
 interruption.
 """
 
+from collections import Counter
+
+from speechbrain_wap.errors import check_number
 from speechbrain_wap.masking import shuffle_utterances
 
 
@@ -97,3 +100,72 @@ class EpochPlan:
             order = shuffle_utterances(copies, self.seed, epoch, "draw")
             chosen += [copies[key] for key in order[:number]]
         return sorted(self._places[key] for key in chosen)
+
+
+def choose_labelled(manifest, fraction, seed):
+    """Chooses the utterances whose labels are used.
+
+    Of n utterances of a class, ``max(1, round(fraction * n))`` are chosen: the
+    first ones in an order that seed and ids alone decide. A smaller fraction
+    hence lies inside a larger one, and no class depends on another.
+
+    Arguments
+    ---------
+    manifest : dict
+        Entries of the training utterances by id, each with a label.
+    fraction : float
+        Share of them, above 0 and at most 1 (all).
+    seed : int
+        Another seed, other utterances.
+
+    Returns
+    -------
+    chosen : dict
+        Their entries, in the manifest's order.
+
+    Raises
+    ------
+    RecipeError
+        If the fraction is another.
+
+    Example
+    -------
+    >>> manifest = {f"u{i}": {"label": "ab"[i % 2]} for i in range(20)}
+    >>> few = choose_labelled(manifest, 0.2, seed=1)
+    >>> more = choose_labelled(manifest, 0.5, seed=1)
+    >>> len(few), len(more), few.keys() <= more.keys()
+    (4, 10, True)
+    """
+    check_number("label_fraction", fraction, above=0, most=1)
+    classes = {}
+    for key, entry in manifest.items():
+        classes.setdefault(entry["label"], []).append(key)
+    chosen = set()
+    for members in classes.values():
+        number = max(1, round(fraction * len(members)))
+        chosen.update(shuffle_utterances(members, seed, 0, "label")[:number])
+    return {key: entry for key, entry in manifest.items() if key in chosen}
+
+
+def count_labels(manifest, classes):
+    """Counts the utterances of each class.
+
+    Arguments
+    ---------
+    manifest : dict
+        Entries by id, each with a label.
+    classes : list of str
+        The classes in their order.
+
+    Returns
+    -------
+    counts : dict
+        Number by class.
+
+    Example
+    -------
+    >>> count_labels({"u": {"label": "sad"}}, ["angry", "sad"])
+    {'angry': 0, 'sad': 1}
+    """
+    counts = Counter(entry["label"] for entry in manifest.values())
+    return {name: counts[name] for name in classes}

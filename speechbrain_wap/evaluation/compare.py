@@ -21,8 +21,8 @@ from pathlib import Path
 
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_wap.data.datasets import SPLITS, list_classes, read_manifests
-from speechbrain_wap.data.label_fraction import choose_labelled
+from speechbrain_wap.data.folds import SPLITS, list_classes, read_manifests
+from speechbrain_wap.data.sampling import choose_labelled
 from speechbrain_wap.errors import RecipeError, check_number
 from speechbrain_wap.evaluation.comparison import (
     PROBE,

@@ -17,9 +17,8 @@ from scipy.sparse.csgraph import connected_components
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.data.corpus_table import natural_key
 from speechbrain_wap.data.datasets import make_dataset
-from speechbrain_wap.data.speakers import fold_name
+from speechbrain_wap.data.speakers import fold_name, natural_key
 from speechbrain_wap.evaluation.linear_probe import (
     cross_validate_probe,
     frame_statistics,

@@ -24,17 +24,14 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
-from speechbrain_wap.data.corpus_table import (
+from speechbrain_wap.data.folds import (
+    FoldPlan,
     choose_classes,
     label_utterances,
     list_sessions,
 )
-from speechbrain_wap.data.datasets import (
-    find_index,
-    prepare_table,
-    split_labelled,
-)
 from speechbrain_wap.data.further_corpora import read_tables
+from speechbrain_wap.data.preparation import prepare_table
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import digest_file, only_process, read_json
 from speechbrain_wap.training.experiment import Experiment
@@ -464,7 +461,9 @@ def prepare(plan):
         if session in labelled
     ]
     splits = {
-        fold: split_labelled(table, classes, style, fold, hparams["protocol"])
+        fold: FoldPlan(fold, hparams["protocol"]).split_labelled(
+            table, classes, style
+        )
         for fold in folds
     }
     settings = {**experiment.settings, "encoder_key": experiment.encoder_key}
@@ -480,9 +479,7 @@ def prepare(plan):
         identity = "one for each seed"
     content = table[["id", "digest", "speaker", "session", "emo"]].to_csv()
     if plan.corpora:
-        further, *_ = read_tables(
-            plan.corpora, find_index(hparams["cache_folder"])
-        )
+        further, _ = read_tables(plan.corpora, hparams["cache_folder"])
         content += further[["id", "digest", "speaker"]].to_csv()
     guarded = {
         f"{stage}.{key}": value

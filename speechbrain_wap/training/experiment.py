@@ -13,6 +13,7 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.run_opts import RunOptions
 
+from speechbrain_wap.data.folds import SPLITS, FoldPlan, read_manifests
 from speechbrain_wap.errors import say_mistakes
 from speechbrain_wap.files import only_process, write_text
 from speechbrain_wap.training.ranks import is_lost_rank, own_rank
@@ -24,8 +25,6 @@ from speechbrain_wap.training.resume_guard import (
     restored_if_refused,
 )
 from speechbrain_wap.training.settings import Reading
-
-SPLITS = ("train", "valid", "test")
 
 
 class Experiment:
@@ -55,6 +54,8 @@ class Experiment:
         Further tables of stage 1.
     folder : pathlib.Path
         The output folder.
+    fold_plan : speechbrain_wap.data.folds.FoldPlan
+        Which sessions are trained and tested on.
 
     Raises
     ------
@@ -83,6 +84,9 @@ class Experiment:
         refuse_changes(Path(reading.output_folder, "save"), self.settings)
         self.hparams = reading.build()
         self.folder = Path(self.hparams["output_folder"])
+        self.fold_plan = FoldPlan(
+            self.hparams["fold"], self.hparams["protocol"]
+        )
 
     @property
     def save_folder(self):
@@ -130,6 +134,27 @@ class Experiment:
     def scores(self):
         """The scores, which mark a finished fold."""
         return str(self.folder / "scores.json")
+
+    def read_splits(self, fields):
+        """Reads the manifests, and checks that no speaker leaks.
+
+        Arguments
+        ---------
+        fields : tuple of str
+            What each utterance must have, as text.
+
+        Returns
+        -------
+        splits : dict
+            Manifest entries by utterance id of each split.
+        """
+        # those that have just been made are of the files that there are
+        earlier = self.hparams["skip_prep"]
+        cache_folder = self.hparams["cache_folder"] if earlier else None
+        # read by one rank: nodes may have disks of their own
+        return run_on_main(
+            read_manifests, args=[self.manifests, fields, cache_folder]
+        )
 
     @property
     def caches(self):

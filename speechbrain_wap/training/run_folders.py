@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,8 +11,12 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.corpus_table import read_corpus_table
-from speechbrain_wap.data.further_corpora import original_names
-from speechbrain_wap.data.speakers import fold_name, may_be_same
+from speechbrain_wap.data.speakers import (
+    KnownUtterances,
+    list_heard,
+    list_utterances,
+    read_heard,
+)
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import read_json, write_text
 from speechbrain_wap.training.checkpoints import Checkpointer
@@ -64,38 +67,6 @@ def record_digest(text):
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
-def list_heard(entries):
-    """Lists what an adapter has heard of one corpus.
-
-    Arguments
-    ---------
-    entries : dict
-        Manifest entries by utterance id.
-
-    Returns
-    -------
-    heard : dict
-        "speakers": their names in their own table; "utterances": digest of
-        each audio file, and speaker and id, which another copy of a corpus, at
-        another sample rate say, has as well; "sounds": see
-        :func:`speechbrain_wap.data.audio.inspect_audio`.
-    """
-    named = [
-        (entry["digest"], *original_names(key, entry))
-        for key, entry in entries.items()
-    ]
-    sounds = {entry.get("sound") for entry in entries.values()}
-    return {
-        "sounds": sorted(sounds - {None}),  # hand-made manifests may lack it
-        "speakers": sorted({speaker for _, speaker, _ in named}),
-        "utterances": sorted(
-            name
-            for digest, speaker, key in named
-            for name in (digest, f"{speaker}/{key}")
-        ),
-    }
-
-
 def write_adapter_record(output_folder, settings, train, adapter_data):
     """Records what an adapter is and which utterances it has heard.
 
@@ -117,21 +88,21 @@ def write_adapter_record(output_folder, settings, train, adapter_data):
         if not key.endswith("batch_size")
     }
     tables = {}
-    for key, entry in train.items():
-        tables.setdefault(entry.get("table"), {})[key] = entry
+    for utterance in list_utterances(train):
+        tables.setdefault(utterance.table, []).append(utterance)
     record = {
         "model": {key: settings[key] for key in MODEL_KEYS},
         "encoder": {key: settings.get(key) for key in ENCODER_KEYS},
         "settings": _settings_digest(output_folder, kept),
         "number_of_epochs": settings["number_of_epochs"],
         "adapter_data": adapter_data,
-        **list_heard(tables.pop(None, {})),
+        **list_heard(tables.pop("", [])),
     }
     if tables:
         record["corpora"] = [
             {
                 "name": name,
-                "speaker_names": next(iter(mine.values()))["speaker_names"],
+                "speaker_names": "own" if mine[0].has_own_names else "shared",
                 **list_heard(mine),
             }
             for name, mine in tables.items()
@@ -215,25 +186,15 @@ def describe_adapter(adapter_folder):
     return f"{record['number_of_epochs']} epochs on {heard}"
 
 
-def find_held_out(splits, corpus_table=None):
-    """Lists all utterances of the speakers who are validated or tested on.
+def _list_held_out(splits, corpus_table):
+    """Lists split and utterance of the speakers who are validated or tested on.
 
-    Arguments
-    ---------
-    splits : dict
-        Manifest entries by utterance id of each split.
-    corpus_table : str, optional
-        The corpus table, which has utterances in no class, too.
-
-    Returns
-    -------
-    held_out : list of tuple
-        Split, id and manifest entry.
+    The corpus table, where it is given, has those in no class, too.
     """
     held_out = [
-        (name, key, entry)
+        (name, utterance)
         for name in ("valid", "test")
-        for key, entry in splits[name].items()
+        for utterance in list_utterances(splits[name])
     ]
     if corpus_table is not None and not Path(corpus_table).is_file():
         logger.warning(
@@ -241,13 +202,13 @@ def find_held_out(splits, corpus_table=None):
             "no class are not compared with what the adapter has heard."
         )
     elif corpus_table is not None:
-        splits_of = {entry["speaker"]: name for name, _, entry in held_out}
-        known = {key for _, key, _ in held_out}
+        splits_of = {one.speaker: name for name, one in held_out}
         table = read_corpus_table(corpus_table)
+        is_held_out = table["speaker"].isin(splits_of)
+        is_known = table["id"].isin([one.id for _, one in held_out])
         held_out += [
-            (splits_of[entry["speaker"]], entry["id"], entry)
-            for entry in table.to_dict("records")
-            if entry["speaker"] in splits_of and entry["id"] not in known
+            (splits_of[one.speaker], one)
+            for one in list_utterances(table[is_held_out & ~is_known])
         ]
     return held_out
 
@@ -296,61 +257,6 @@ def check_model(adapter_folder, record, settings):
     )
 
 
-class HeardTable:
-    """What an adapter has heard of one corpus, to compare speakers with.
-
-    Arguments
-    ---------
-    table : dict
-        The record, for its corpus under test, or an item of its "corpora".
-    entries : list of tuple
-        Id and manifest entry of all utterances of the corpus that stage 2 is
-        given.
-    """
-
-    def __init__(self, table, entries):
-        self.heard = {*table["utterances"], *table.get("sounds", ())}
-        self.speakers = table["speakers"]
-        self.people = {fold_name(name) for name in self.speakers}
-        self.is_shared = table.get("speaker_names") == "shared"
-        self.names_of = {}  # who said an utterance of that id
-        known = set(self.speakers)
-        for text in table["utterances"]:
-            # either may have a slash itself
-            for place in re.finditer("/", text):
-                name, key = text[: place.start()], text[place.end() :]
-                if name in known:
-                    self.names_of.setdefault(key, set()).add(name)
-        # any utterance in common shows that it is the very same corpus
-        self.is_same = any(
-            self.has_audio(entry) or self.has_copy(key, entry)
-            for key, entry in entries
-        )
-
-    def has_audio(self, entry):
-        """Tells whether the very same audio was heard."""
-        return not self.heard.isdisjoint((entry["digest"], entry.get("sound")))
-
-    def has_copy(self, key, entry):
-        """Tells whether an utterance of this id and speaker was heard."""
-        return any(
-            may_be_same(name, entry["speaker"])
-            for name in self.names_of.get(key, ())
-        )
-
-    def has_name(self, entry):
-        """Tells whether anyone of this name was heard."""
-        return fold_name(entry["speaker"]) in self.people
-
-    def has_heard(self, key, entry):
-        """Tells whether the speaker of an utterance was heard."""
-        return (
-            self.has_audio(entry)
-            or self.has_copy(key, entry)
-            or ((self.is_shared or self.is_same) and self.has_name(entry))
-        )
-
-
 def check_adapter(adapter_folder, settings, splits, corpus_table=None):
     """Refuses an adapter of another model or one that heard a held-out speaker.
 
@@ -385,40 +291,43 @@ def check_adapter(adapter_folder, settings, splits, corpus_table=None):
     record = read_adapter_record(adapter_folder)
     identity = identify_adapter(record)
     check_model(adapter_folder, record, settings)
-    held_out = find_held_out(splits, corpus_table)
-    entries = [item for split in splits.values() for item in split.items()]
+    held_out = _list_held_out(splits, corpus_table)
+    mine = [one for split in splits.values() for one in list_utterances(split)]
     namesakes = []
     for table in [record, *record["corpora"]]:
-        known = HeardTable(table, entries)
-        for split, key, entry in held_out:
-            speaker = entry["speaker"]
-            if not known.has_heard(key, entry):
-                if table is record and known.has_name(entry):
-                    namesakes.append(speaker)
+        heard = KnownUtterances(read_heard(table))
+        matches = map(heard.find, mine)
+        is_this_corpus = any(match.audio or match.id for match in matches)
+        for split, one in held_out:
+            match = heard.find(one)
+            is_heard = match.audio or match.id or match.name
+            if not is_heard and not (is_this_corpus and match.namesake):
+                if table is record and match.namesake:
+                    namesakes.append(one.speaker)
                 continue
             if record["adapter_data"] == "all":
                 logger.warning(
                     f"The adapter in {adapter_folder} is transductive "
                     "(adapter_data=all): it has seen the held-out speakers, "
-                    f"{speaker} for one."
+                    f"{one.speaker} for one."
                 )
                 return identity
             place = cure = ""
             if table is not record:
                 place = f", in the table {table['name']} of corpora"
                 cure = ", or one that has this corpus under test"
-            if known.has_audio(entry):
-                place += f" ({key} is the same audio)"
-            elif known.is_shared:
+            if match.audio:
+                place += f" ({one.key} is the same audio)"
+            elif table.get("speaker_names") == "shared":
                 cure += (
                     "; if they are but called alike, run train_adapter.py "
                     "again with speakers: own for that table, which trains "
                     "nothing anew"
                 )
             raise RecipeError(
-                f"speaker {speaker} is in the {split} split, but the adapter "
-                f"in {adapter_folder} was trained on that speaker{place}: use "
-                f"the adapter of the same fold and protocol{cure}."
+                f"speaker {one.speaker} is in the {split} split, but the "
+                f"adapter in {adapter_folder} was trained on that speaker"
+                f"{place}: use the adapter of the same fold and protocol{cure}."
             )
     if namesakes:
         logger.warning(

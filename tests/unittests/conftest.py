@@ -12,6 +12,13 @@ import torch
 from encoder_cases import KINDS, NUM_LAYERS, Blocks
 from speechbrain.dataio import audio_io
 
+from speechbrain_wap.data.folds import SPLITS, FoldPlan, read_manifests
+from speechbrain_wap.data.further_corpora import parse_corpora
+from speechbrain_wap.data.preparation import (
+    prepare_adapter_data,
+    prepare_classifier_data,
+)
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
@@ -160,3 +167,104 @@ def start():
     for process in processes:
         process.kill()
         process.join()
+
+
+@pytest.fixture
+def own_csv(make_corpus, tmp_path):
+    """5 sessions, 2 speakers each, with the labels joy, rage, calm, none."""
+    return make_corpus(tmp_path / "corpus")
+
+
+@pytest.fixture
+def corpus(own_csv, tmp_path):
+    """Arguments of prepare_table."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("an own corpus is not prepared by the recipe")
+
+    return {
+        "prepare_corpus": refuse,
+        "data_folder": "",
+        "corpus_csv": str(own_csv),
+        "corpus_table": str(tmp_path / "out" / "corpus.csv"),
+        "max_skipped": 0.0,
+        "cache_folder": str(tmp_path / "cache"),
+    }
+
+
+@pytest.fixture
+def manifests(tmp_path):
+    """Where the manifests of a fold are written."""
+    return {name: str(tmp_path / "out" / f"{name}.json") for name in SPLITS}
+
+
+@pytest.fixture
+def write_table(make_wav, tmp_path):
+    """Writes a further table of (id, speaker[, audio]) rows.
+
+    The audio is another file for each row, unless one is named.
+    """
+    made = []
+
+    def write(name, *rows):
+        folder = tmp_path / f"further {name}"
+        table = []
+        for key, speaker, *audio in rows:
+            wav = folder / f"{key}.wav"
+            if audio:
+                folder.mkdir(exist_ok=True)
+                shutil.copyfile(audio[0], wav)
+            else:
+                made.append(make_wav(wav, seed=1000 + len(made)))
+            table.append([key, wav.name, speaker, "one", ""])
+        columns = ["id", "wav", "speaker", "session", "emo"]
+        path = folder / f"{name}.csv"
+        pd.DataFrame(table, columns=columns).to_csv(path, index=False)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def left_out_csv(tmp_path):
+    """Lists what of further tables is left out."""
+    return tmp_path / "out" / "left_out.csv"
+
+
+@pytest.fixture
+def prepare_adapter(corpus, manifests, left_out_csv):
+    """Prepares stage 1 and reads the splits back."""
+
+    def prepare(
+        fold=1, protocol="paper", adapter_data="train", corpora=None, **changed
+    ):
+        prepare_adapter_data(
+            {**corpus, **changed},
+            FoldPlan(fold, protocol),
+            adapter_data,
+            manifests,
+            parse_corpora(corpora),
+            left_out_csv,
+        )
+        return read_manifests(manifests)
+
+    return prepare
+
+
+@pytest.fixture
+def prepare_classifier(corpus, manifests):
+    """Prepares stage 2 and reads the splits back."""
+
+    def prepare(fold=1, protocol="paper", classes=None, explicit=True):
+        prepare_classifier_data(
+            corpus,
+            FoldPlan(fold, protocol),
+            # "calm" and "" are no class
+            classes or {"happy": ["joy"], "angry": ["rage"]},
+            explicit,
+            "improvised",
+            manifests,
+        )
+        return read_manifests(manifests)
+
+    return prepare

@@ -19,15 +19,10 @@ import speechbrain as sb
 from speechbrain.utils.distributed import infer_device, run_on_main
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.data.datasets import (
-    describe_data,
-    extract_features,
-    find_audio_index,
-    make_dataset,
-    prepare_adapter_data,
-    read_manifests,
-)
+from speechbrain_wap.data.datasets import extract_features, make_dataset
+from speechbrain_wap.data.folds import describe_data
 from speechbrain_wap.data.further_corpora import plan_epochs
+from speechbrain_wap.data.preparation import prepare_adapter_data
 from speechbrain_wap.errors import check_choice
 from speechbrain_wap.evaluation.diagnostics import (
     CURES,
@@ -355,20 +350,14 @@ def train(experiment):
             prepare_adapter_data,
             kwargs={
                 "corpus": experiment.corpus,
-                "fold": hparams["fold"],
-                "protocol": hparams["protocol"],
+                "plan": experiment.fold_plan,
                 "adapter_data": hparams["adapter_data"],
                 "manifests": experiment.manifests,
                 "corpora": experiment.corpora,
                 "left_out_csv": experiment.left_out_csv,
             },
         )
-    # read by one rank: nodes may have disks of their own
-    splits = run_on_main(
-        read_manifests,
-        args=[experiment.manifests],
-        kwargs={"audio_index": find_audio_index(hparams)},
-    )
+    splits = experiment.read_splits(("wav", "speaker"))
     cache = hparams["feature_cache"]
     cache.device = experiment.run_opts.get("device") or infer_device()
     settings["encoder_key"] = cache.key

@@ -27,18 +27,17 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.datasets import (
-    check_labels,
-    describe_data,
     extract_features,
     feats_key,
-    find_audio_index,
-    list_classes,
     make_labelled_dataset,
-    prepare_classifier_data,
-    read_manifests,
 )
-from speechbrain_wap.data.label_fraction import choose_labelled, count_labels
-from speechbrain_wap.data.sampling import EpochPlan
+from speechbrain_wap.data.folds import check_labels, describe_data, list_classes
+from speechbrain_wap.data.preparation import prepare_classifier_data
+from speechbrain_wap.data.sampling import (
+    EpochPlan,
+    choose_labelled,
+    count_labels,
+)
 from speechbrain_wap.errors import RecipeError, check_choice
 from speechbrain_wap.evaluation.metrics import emotion_scores
 from speechbrain_wap.files import digest_file, write_atomically, write_text
@@ -473,8 +472,7 @@ def train(experiment):
             prepare_classifier_data,
             kwargs={
                 "corpus": experiment.corpus,
-                "fold": hparams["fold"],
-                "protocol": hparams["protocol"],
+                "plan": experiment.fold_plan,
                 "classes": hparams["classes"],
                 # an own corpus given to a recipe for another one
                 "explicit_classes": "corpus_csv" not in experiment.overrides
@@ -483,15 +481,7 @@ def train(experiment):
                 "manifests": experiment.manifests,
             },
         )
-    # read by one rank: nodes may have disks of their own
-    splits = run_on_main(
-        read_manifests,
-        args=[experiment.manifests],
-        kwargs={
-            "fields": ("wav", "speaker", "session", "label"),
-            "audio_index": find_audio_index(hparams),
-        },
-    )
+    splits = experiment.read_splits(("wav", "speaker", "session", "label"))
     classes = list_classes(splits, hparams["classes"])
     for cache in experiment.caches.values():
         cache.device = experiment.run_opts.get("device") or infer_device()

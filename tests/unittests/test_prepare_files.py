@@ -5,7 +5,8 @@ import shutil
 import pandas as pd
 import pytest
 
-from speechbrain_wap.data.corpus_table import list_sessions, read_corpus_table
+from speechbrain_wap.data.corpus_table import read_corpus_table
+from speechbrain_wap.data.folds import list_sessions
 from speechbrain_wap.errors import RecipeError
 
 # IEMOCAP ---------------------------------------------------------------------

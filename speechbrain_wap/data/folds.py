@@ -1,0 +1,508 @@
+"""Folds: which utterance goes where.
+
+Which labels are classes (D2), which session each fold holds out (D9), and the
+manifests of its splits. No speaker is ever in two splits (D8).
+"""
+
+import hashlib
+import json
+import re
+from os.path import isfile
+from pathlib import Path
+
+import pandas as pd
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_wap.data.audio import inspect_audio
+from speechbrain_wap.data.corpus_table import (
+    AUDIO_COLUMNS,
+    AUDIO_INDEX,
+    check_audio,
+)
+from speechbrain_wap.data.speakers import (
+    KnownUtterances,
+    check_speakers,
+    list_utterances,
+    natural_key,
+)
+from speechbrain_wap.errors import RecipeError, check_choice, check_whole
+from speechbrain_wap.files import write_text
+
+logger = get_logger(__name__)
+
+SPLITS = ("train", "valid", "test")
+# Columns of predictions.csv beside those of the classes
+PREDICTION_COLUMNS = ("id", "session", "speaker", "label", "prediction")
+STYLES = ("improvised", "scripted")
+
+# Classes ---------------------------------------------------------------------
+
+
+def choose_classes(table, classes, explicit=True):
+    """Settles which classes there are and which labels they take (D2).
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        A corpus table.
+    classes : dict, str or None
+        Labels of each class; "all" or None makes every label of the table a
+        class.
+    explicit : bool
+        Whether the user asked for these classes. If not, as where an own
+        corpus is given to a recipe whose YAML maps another corpus's labels,
+        a mapping that does not fit the table gives way to the table's labels.
+
+    Returns
+    -------
+    classes : dict
+        Labels (list) of each class, in order.
+
+    Raises
+    ------
+    RecipeError
+        If a class has no utterance, a label is in two classes, or there are
+        fewer than two classes.
+    """
+    labels = sorted(set(table["emo"]) - {""}, key=natural_key)
+    own = {label: [label] for label in labels}
+    if classes in (None, "all"):
+        chosen = own
+    elif isinstance(classes, dict):
+        # None: a class of the YAML that an override left out
+        chosen = {
+            str(name): [str(v) for v in (v if isinstance(v, list) else [v])]
+            for name, v in classes.items()
+            if v is not None
+        }
+    else:
+        raise RecipeError(
+            f"classes is {classes!r}, but must map each class to its labels, "
+            "as in {angry: [ang], happy: [hap, exc]}, or be 'all'."
+        )
+    absent = [name for name in chosen if not set(chosen[name]) & set(labels)]
+    if absent and not explicit:
+        logger.warning(
+            f"The YAML's classes ({', '.join(chosen)}) do not fit this corpus "
+            f"table, which has no {absent[0]}: its own labels are the classes "
+            f"({', '.join(own)}). Map them with --classes if that is not meant."
+        )
+        chosen, absent = own, []
+    if absent:
+        raise RecipeError(
+            f"no utterance of the class {absent[0]} (labels "
+            f"{', '.join(chosen[absent[0]])}): the corpus has the labels "
+            f"{', '.join(labels) or 'none'}."
+        )
+    for name in chosen:
+        if name in PREDICTION_COLUMNS:
+            raise RecipeError(
+                f"the class {name} has the name of a column of "
+                "predictions.csv: give it another with --classes="
+                f'"{{my_{name}: [{name}], ...}}".'
+            )
+    seen = {}
+    for name, members in chosen.items():
+        for label in members:
+            if seen.setdefault(label, name) != name:
+                raise RecipeError(
+                    f"the label {label} is in two classes, {seen[label]} and "
+                    f"{name}: map it to one."
+                )
+    if len(chosen) < 2:
+        raise RecipeError(
+            "classification needs at least two classes, but the classes are "
+            f"{', '.join(chosen) or 'none'}: check the column emo and the key "
+            "classes."
+        )
+    return chosen
+
+
+def label_utterances(table, classes, dialogue_style="all"):
+    """Keeps the utterances that stage 2 uses, with their classes (D2).
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        A corpus table.
+    classes : dict
+        Labels of each class.
+    dialogue_style : str
+        "improvised", "scripted" or "all"; only for a corpus whose table has
+        the column style with these values.
+
+    Returns
+    -------
+    labelled : pandas.DataFrame
+        The rows of the classes, with the column label (the class's name).
+
+    Raises
+    ------
+    RecipeError
+        If the style is unknown or leaves a class without utterance.
+    """
+    check_choice("dialogue_style", dialogue_style, (*STYLES, "all"))
+    # an own table may mean something else by style
+    styles = sorted(set(table.get("style", []))) or [""]
+    if set(styles) <= set(STYLES) and dialogue_style != "all":
+        table = table[table["style"] == dialogue_style]
+        if len(table) == 0:
+            raise RecipeError(
+                f"dialogue_style={dialogue_style} leaves no utterance: choose "
+                f"one of all, {', '.join(styles)}."
+            )
+    names = {v: name for name, members in classes.items() for v in members}
+    labelled = table.assign(label=table["emo"].map(names))
+    is_left_out = labelled["label"].isna() & (table["emo"] != "")
+    if is_left_out.any():
+        counts = table["emo"][is_left_out].value_counts().sort_index()
+        listing = ", ".join(f"{label} ({n})" for label, n in counts.items())
+        logger.info(f"Labels that are in no class are left out: {listing}.")
+    labelled = labelled[labelled["label"].notna()]
+    for name in classes:
+        if not (labelled["label"] == name).any():
+            raise RecipeError(
+                f"no utterance of the class {name} among the dialogues that "
+                f"dialogue_style={dialogue_style} keeps."
+            )
+    return labelled
+
+
+def list_classes(splits, classes):
+    """Lists the classes of a fold in the YAML's order.
+
+    Arguments
+    ---------
+    splits : dict
+        Manifest entries by utterance id, with labels.
+    classes : dict, str or None
+        The YAML's classes.
+
+    Returns
+    -------
+    names : list of str
+    """
+    found = {e["label"] for split in splits.values() for e in split.values()}
+    ordered = list(classes) if isinstance(classes, dict) else []
+    if found <= set(ordered):
+        return [name for name in ordered if name in found]
+    return sorted(found, key=natural_key)
+
+
+def check_labels(labels, classes, fold="the fold"):
+    """Makes sure that a fold can be trained and tested.
+
+    Arguments
+    ---------
+    labels : dict
+        Labels of all utterances of "train", "valid" and "test".
+    classes : list of str
+        The classes.
+    fold : str
+        What errors call the fold.
+
+    Raises
+    ------
+    RecipeError
+        If a split is empty, a class has no training utterance, or a label is
+        no class.
+    """
+    for name, split in labels.items():
+        if not split:
+            raise RecipeError(
+                f"{fold} has no labelled utterance in its {name} split: "
+                "choose another fold or other classes."
+            )
+        unknown = set(split) - set(classes)
+        if unknown:
+            raise RecipeError(
+                f"the label {min(unknown)} in the {name} split of {fold} is "
+                f"no class: the classes are {', '.join(classes)}."
+            )
+    for name in classes:
+        if name not in set(labels["train"]):
+            raise RecipeError(
+                f"no utterance of the class {name} in the training sessions "
+                f"of {fold}: choose other classes or another fold."
+            )
+
+
+# Sessions --------------------------------------------------------------------
+
+
+def list_sessions(table):
+    """Names the sessions in the order of the folds.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        A corpus table.
+
+    Returns
+    -------
+    sessions : list of str
+        Fold k holds out the k-th, counted from 1.
+    """
+    return sorted(set(table["session"]), key=natural_key)
+
+
+class FoldPlan:
+    """Which fold, and which sessions it trains on, validates on and tests (D9).
+
+    Arguments
+    ---------
+    fold : int
+        Counted from 1: fold k holds out the k-th session, labelled or not.
+    protocol : str
+        "paper": the held-out session is both validation and test set;
+        "held_out": the session after it (cyclically) validates, and the
+        held-out session only tests.
+
+    Raises
+    ------
+    RecipeError
+        If the fold is no whole number, or the protocol does not exist.
+
+    Example
+    -------
+    >>> table = pd.DataFrame({"id": list("abc"), "session": list("123")})
+    >>> splits = FoldPlan(3, "held_out").split(table)
+    >>> {name: list(split["id"]) for name, split in splits.items()}
+    {'train': ['b'], 'valid': ['a'], 'test': ['c']}
+    """
+
+    def __init__(self, fold, protocol="paper"):
+        check_whole("fold", fold, least=1)
+        check_choice("protocol", protocol, ("paper", "held_out"))
+        self.fold = fold
+        self.protocol = protocol
+
+    def split(self, table):
+        """Splits a corpus table by sessions.
+
+        Arguments
+        ---------
+        table : pandas.DataFrame
+            A corpus table.
+
+        Returns
+        -------
+        splits : dict
+            Table of "train", "valid" and "test".
+
+        Raises
+        ------
+        RecipeError
+            If the fold does not exist, or sessions are too few.
+        """
+        sessions = list_sessions(table)
+        if self.fold > len(sessions):
+            listing = ", ".join(f"{k} ({s})" for k, s in enumerate(sessions, 1))
+            raise RecipeError(
+                f"fold {self.fold} does not exist: the corpus has the folds "
+                f"(held-out sessions) {listing}."
+            )
+        least = 2 if self.protocol == "paper" else 3
+        if len(sessions) < least:
+            raise RecipeError(
+                f"protocol={self.protocol} needs at least {least} sessions, "
+                f"but the corpus has {len(sessions)}."
+            )
+        test = valid = sessions[self.fold - 1]
+        if self.protocol == "held_out":
+            valid = sessions[self.fold % len(sessions)]
+        return {
+            "train": table[~table["session"].isin([valid, test])],
+            "valid": table[table["session"] == valid],
+            "test": table[table["session"] == test],
+        }
+
+    def split_labelled(self, table, classes, dialogue_style):
+        """Splits the utterances of the classes, and checks that they can serve.
+
+        Arguments
+        ---------
+        table : pandas.DataFrame
+            A corpus table.
+        classes : dict
+            Labels of each class.
+        dialogue_style : str
+            "improvised", "scripted" or "all".
+
+        Returns
+        -------
+        splits : dict
+            Table of "train", "valid" and "test".
+
+        Raises
+        ------
+        RecipeError
+            If a split is empty, a class has no utterance in the training
+            sessions, or a speaker is in two splits, labelled or not.
+        """
+        labelled = label_utterances(table, classes, dialogue_style)
+        whole = self.split(table)
+        check_speakers(whole)
+        splits = {
+            name: labelled[labelled["id"].isin(split["id"])]
+            for name, split in whole.items()
+        }
+        labels = {name: list(split["label"]) for name, split in splits.items()}
+        check_labels(labels, classes, f"fold {self.fold}")
+        return splits
+
+
+# Manifests -------------------------------------------------------------------
+
+
+def write_manifest(table, path, optional=()):
+    """Writes one split as SpeechBrain's JSON manifest.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        Rows of a corpus table, with label where classes matter.
+    path : str
+        The file to write.
+    optional : tuple of str
+        Further columns, which only some of the rows have.
+    """
+    columns = ["wav", "duration", "speaker", "session", "emo", *AUDIO_COLUMNS]
+    columns += ["label"] if "label" in table.columns else []
+    entries = {
+        row["id"]: {
+            **{column: row[column] for column in columns},
+            **{c: row[c] for c in optional if not pd.isna(row[c])},
+        }
+        for row in table.to_dict("records")
+    }
+    write_text(path, json.dumps(entries, indent=1, ensure_ascii=False))
+
+
+def read_manifests(manifests, fields=("wav", "speaker"), cache_folder=None):
+    """Reads the manifests of a fold and checks that no speaker leaks.
+
+    Arguments
+    ---------
+    manifests : dict
+        JSON file of "train", "valid" and "test".
+    fields : tuple of str
+        What each utterance must have, as text.
+    cache_folder : str, optional
+        Where it is kept which audio files are known; where it is given, they
+        must be those that the manifests were made of.
+
+    Returns
+    -------
+    splits : dict
+        Entries by utterance id of each split.
+
+    Raises
+    ------
+    RecipeError
+        If a file or a field is missing, training data are, or a speaker is in
+        two splits.
+    """
+    splits = {}
+    for name in SPLITS:
+        path = manifests[name]
+        try:
+            splits[name] = json.loads(Path(path).read_text("utf-8"))
+            if not isinstance(splits[name], dict):
+                raise ValueError("it must map ids to utterances")
+        except (OSError, ValueError) as error:
+            raise RecipeError(
+                f"manifest {path} cannot be read ({error}): run without "
+                "--skip_prep to make it."
+            )
+        for key, entry in splits[name].items():
+            _check_entry(entry, fields, f"manifest {path}: utterance {key}")
+    if not splits["train"]:
+        raise RecipeError(f"manifest {manifests['train']} is empty.")
+    check_speakers(splits)
+    _warn_of_shared_audio(splits)
+    if cache_folder is not None:
+        _refuse_other_audio(splits, Path(cache_folder, AUDIO_INDEX))
+    return splits
+
+
+def _check_entry(entry, fields, name):
+    """Checks an utterance of a manifest, and completes what others made."""
+    if not isinstance(entry, dict):
+        raise RecipeError(f"{name} must be a mapping: run without --skip_prep.")
+    missing = set(fields) - entry.keys()
+    if missing:
+        raise RecipeError(f"{name} lacks {', '.join(sorted(missing))}.")
+    for field in fields:
+        if not isinstance(entry[field], str):
+            raise RecipeError(f"{name}: {field} must be text.")
+    if not {"digest", "duration"} <= entry.keys():
+        found = inspect_audio(entry["wav"])
+        entry["duration"], entry["digest"], entry["sound"] = found
+    # it names a file
+    if not re.fullmatch("[0-9a-f]{32}", str(entry["digest"])):
+        raise RecipeError(
+            f"{name}: the digest {entry['digest']} is none: leave it out, or "
+            "run without --skip_prep."
+        )
+
+
+def _refuse_other_audio(splits, audio_index):
+    """Refuses manifests of audio files that have changed since."""
+    entries = {k: e for split in splits.values() for k, e in split.items()}
+    # features may be cached where the audio is not
+    there = [(k, e["wav"]) for k, e in entries.items() if isfile(e["wav"])]
+    table = pd.DataFrame(there, columns=["id", "wav"])
+    found, _ = check_audio(table, audio_index)
+    for key, wav, digest in zip(found["id"], found["wav"], found["digest"]):
+        if digest != entries[key]["digest"]:
+            raise RecipeError(
+                f"utterance {key}: {wav} is not the file that it was when the "
+                "manifests were made: run without --skip_prep."
+            )
+
+
+def _warn_of_shared_audio(splits):
+    """Says where a held-out session has audio of the training sessions.
+
+    By other speakers' names, or it would have been refused: a mistake in the
+    corpus, by which it is tested on what it was trained on.
+    """
+    known = KnownUtterances(list_utterances(splits["train"]))
+    held_out = list_utterances({**splits["valid"], **splits["test"]})
+    pairs = known.pair(held_out, "audio")
+    if pairs:
+        one, other = pairs[0]
+        logger.warning(
+            f"Leak: {len(pairs)} utterances of the held-out session are the "
+            f"same audio as training utterances, first {one.key} of speaker "
+            f"{one.speaker} and {other.key} of speaker {other.speaker}: scores "
+            "are too good; remove one of each from the corpus."
+        )
+
+
+def describe_data(splits, labels=None):
+    """Digests what a run is trained and tested on, for the settings guard.
+
+    Arguments
+    ---------
+    splits : dict
+        Manifest entries by utterance id of each split.
+    labels : list of str, optional
+        The classes in their order.
+
+    Returns
+    -------
+    digest : str
+        Independent of where the corpus lies.
+    """
+    content = {
+        name: sorted(
+            # whether a table's names are its own shows in who is left out
+            [key, one.speaker, split[key].get("label"), one.digest]
+            for key, one in zip(split, list_utterances(split))
+        )
+        for name, split in splits.items()
+    }
+    text = json.dumps([content, labels])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
