@@ -6,8 +6,8 @@ What every system is that ``train_classifier.py`` trains::
     forward(feats, lens, mask=None)   logits [B, C]
 
 ``feats`` are the encoder's frames [B, T, D], ``lens`` relative lengths [B] and
-``mask`` the frames that augmentation masks, boolean [B, T]. Where the YAML wires
-several ``feature_caches``, each is a mapping by the caches' names.
+``mask`` the frames that augmentation masks, boolean [B, T]. Where the YAML
+wires several ``feature_caches``, each is a mapping by the caches' names.
 
 A system may also have
 
