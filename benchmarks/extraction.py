@@ -14,8 +14,8 @@ after the other, several times:
 
 import argparse
 import logging
-import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,29 +25,15 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
 from speechbrain.integrations.huggingface.whisper import Whisper
 from speechbrain.utils.data_pipeline import provides, takes
-from speechbrain.utils.seed import seed_everything
-from timing import (
-    RECIPES,
-    alternate,
-    divide,
-    measure_seconds,
-    show_ratio,
-    sum_up,
-    time_ratio,
-)
+from timing import alternate, divide, measure_seconds, show_ratio, sum_up
 from train_adapter import AdapterBrain
+from workloads import Training, encode_emodb, fill_cache
 
 from speechbrain_wap.data.audio import inspect_audio, read_audio
-from speechbrain_wap.data.datasets import make_dataset
-from speechbrain_wap.data.folds import FoldPlan, read_manifests
-from speechbrain_wap.data.preparation import prepare_adapter_data
-from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
+from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.evaluation.report import markdown_table
-from speechbrain_wap.features.cache import FeatureCache
-from speechbrain_wap.files import format_bytes
-from speechbrain_wap.training.settings import load_recipe, parse_arguments
+from speechbrain_wap.features import FeatureCache
 
-RECIPE = RECIPES / "EmoDB/wap_adapter"
 WHISPER_LAYER = 3
 
 
@@ -89,12 +75,11 @@ def compare_extraction(source, layer, context, wrapper, entries, repeats):
     def run_cache():
         with tempfile.TemporaryDirectory() as folder:
             cache = FeatureCache(folder, encoder, "float32")
-            failures = cache.extract(entries)
-            if failures:
-                raise RuntimeError(f"not encoded: {failures}")
+            fill_cache(cache, entries.values())
             mine.update({d: cache.read(d).clone() for d in entries})
 
-    ratio = time_ratio(run_wrapper, run_cache, repeats)
+    runs = [partial(measure_seconds, run) for run in (run_wrapper, run_cache)]
+    ratio = sum_up(divide(*alternate(*runs, repeats)))
     errors = []
     for digest, feats in mine.items():
         expected = theirs[digest][: len(feats)]
@@ -123,55 +108,23 @@ def extraction_table(options, entries, hubert):
     return markdown_table(header, rows)
 
 
-def compare_epochs(data_folder, source, layer, repeats, folder):
+def compare_epochs(options, repeats, folder):
     """Times an epoch of adapter training with and without the cache.
 
-    Arguments
-    ---------
-    data_folder : str
-        EmoDB.
-    source : str
-        A Whisper checkpoint.
-    layer : int
-        Its layer.
-    repeats : int
-        How often both are timed, in turn.
-    folder : str
-        For temporary files.
+    On EmoDB, with a Whisper checkpoint and its layer, which options name.
 
     Returns
     -------
     ratios : list of float
         Seconds with SpeechBrain's wrapper in the loop / from the cache, of
         each repetition.
-    once : float
-        Seconds that filling the cache took.
-    size : int
-        Bytes of the cache.
-    hours : float
-        Of audio.
-    num_utterances : int
+    cached : workloads.Training
+        The latter.
     """
-    hparams_file, run_opts, overrides = parse_arguments(
-        [
-            str(RECIPE / "hparams/adapter.yaml"),
-            "--device=cpu",
-            f"--data_folder={data_folder}",
-            f"--encoder_source={source}",
-            f"--encoder_layer={layer}",
-            f"--output_folder={folder}/run",
-            f"--cache_folder={folder}/cache",
-            "--number_of_epochs=1",
-        ]
-    )
-    hparams, _, _ = load_recipe(hparams_file, overrides, run_opts, "mask_ratio")
-    manifests = hparams["manifests"]
-    prepare_adapter_data(hparams["corpus"], FoldPlan(1), "train", manifests)
-    train = read_manifests(manifests)["train"]
-    cache = hparams["feature_cache"]
-    entries = {entry["digest"]: entry for entry in train.values()}
-    once = measure_seconds(lambda: cache.extract(entries))
-    wrapper = load_whisper(source)
+    corpus = encode_emodb(options, folder)
+    cached, in_loop = Training(corpus), Training(corpus)
+    wrapper = load_whisper(cached.hparams["encoder_source"])
+    layer = cached.hparams["encoder_layer"]
 
     class InLoopBrain(AdapterBrain):
         """Encodes each batch anew, as SpeechBrain's recipes do."""
@@ -189,35 +142,12 @@ def compare_epochs(data_folder, source, layer, repeats, folder):
     def read_signal(wav):
         return read_audio(wav, 16000)
 
-    cached = make_dataset(train, cache, hparams["max_frames"], "error")
-    raw = DynamicItemDataset(train, [read_signal], ["id", "sig"])
-
-    def run_epoch(brain_class, dataset):
-        # else the next one would go on from this one's checkpoint
-        shutil.rmtree(hparams["save_folder"])
-        Path(hparams["save_folder"]).mkdir()
-        seed_everything(hparams["seed"])
-        brain = brain_class(
-            hparams["modules"],
-            hparams["opt_class"],
-            hparams,
-            run_opts,
-            hparams["checkpointer"],
-        )
-        brain.has_validation = False
-        loader = brain.make_train_loader(
-            dataset, hparams["seed"], **hparams["dataloader_options"]
-        )
-        brain.fit([1], loader, progressbar=False)
-
-    runs = [
-        lambda: measure_seconds(lambda: run_epoch(InLoopBrain, raw)),
-        lambda: measure_seconds(lambda: run_epoch(AdapterBrain, cached)),
-    ]
-    ratios = divide(*alternate(*runs, repeats))
-    size = sum(f.stat().st_size for f in cache.folder.glob("*/*.safetensors"))
-    hours = sum(entry["duration"] for entry in train.values()) / 3600
-    return ratios, once, size, hours, len(train)
+    in_loop.brain = InLoopBrain
+    in_loop.dataset = DynamicItemDataset(
+        cached.corpus["entries"], [read_signal], ["id", "sig"]
+    )
+    ratios = divide(*alternate(in_loop.run_epoch, cached.run_epoch, repeats))
+    return ratios, cached
 
 
 def main():
@@ -236,25 +166,30 @@ def main():
     entries = {}
     for wav in wavs[:: max(1, len(wavs) // options.utterances)]:
         duration, digest, _ = inspect_audio(str(wav))
-        entries[digest] = {"wav": str(wav), "duration": duration}
+        entry = {"wav": str(wav), "duration": duration, "digest": digest}
+        entries[digest] = entry
     with tempfile.TemporaryDirectory() as folder:
         hubert = make_hubert(Path(folder, "hubert"))
         table = extraction_table(options, entries, hubert)
-        ratios, once, size, hours, num_utterances = compare_epochs(
-            options.data_folder,
-            options.whisper,
-            WHISPER_LAYER,
-            options.epoch_repeats,
-            folder,
+        chosen = [
+            f"--data_folder={options.data_folder}",
+            f"--encoder_source={options.whisper}",
+            f"--encoder_layer={WHISPER_LAYER}",
+        ]
+        ratios, cached = compare_epochs(
+            chosen, options.epoch_repeats, Path(folder)
         )
+        files = cached.hparams["feature_cache"].folder.glob("*/*.safetensors")
+        size = sum(file.stat().st_size for file in files) / 1e6
     print(f"\n{len(entries)} utterances, {torch.get_num_threads()} threads\n")
     print(table)
+    train = cached.corpus["entries"].values()
+    hours = sum(entry["duration"] for entry in train) / 3600
     print(
-        f"\nepoch of adapter training, {num_utterances} utterances: "
+        f"\nepoch of adapter training, {len(train)} utterances: "
         f"{show_ratio(sum_up(ratios))} times as long with the wrapper in the "
-        f"loop as from the cache\ncache, once: {once:.0f} s, "
-        f"{format_bytes(size)} for "
-        f"{hours:.2f} h, {format_bytes(size / hours)} per hour"
+        f"loop as from the cache\ncache, once: {cached.corpus['seconds']:.0f} "
+        f"s, {size:.1f} MB for {hours:.2f} h, {size / hours:.1f} MB per hour"
     )
 
 

@@ -36,12 +36,6 @@ def sum_up(values):
     return statistics.median(values), min(values), max(values)
 
 
-def time_ratio(slow, fast, repeats):
-    """Times two functions in turn; median, lowest and highest ratio."""
-    runs = [lambda run=run: measure_seconds(run) for run in (slow, fast)]
-    return sum_up(divide(*alternate(*runs, repeats)))
-
-
 def show_ratio(ratio):
     """Writes median and spread of a ratio."""
     return "{:.2f} ({:.2f} to {:.2f})".format(*ratio)
@@ -71,6 +65,10 @@ class Stopwatch:
                 self.seconds += time.perf_counter() - started
 
         return timed
+
+    def wrap_method(self, owner, name):
+        """Makes an object's method one that is timed."""
+        setattr(owner, name, self.wrap(getattr(owner, name)))
 
 
 def peak_memory():

@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from unittest import mock
@@ -33,7 +32,6 @@ import numpy as np
 import torch
 from codebooks import Codebooks
 from extraction import compare_epochs
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from scipy.io import wavfile
 from timing import (
@@ -46,13 +44,14 @@ from timing import (
     sum_up,
 )
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.data.dataloader import _BaseDataLoaderIter as Batches
 from torch.utils.flop_counter import FlopCounterMode
-from train_adapter import AdapterBrain
 from workloads import (
+    CLASSES,
     QUICK,
     SETTINGS,
     Training,
-    build_recipe,
+    build_experiment,
     count_forward,
     count_step,
     draw_lengths,
@@ -61,7 +60,6 @@ from workloads import (
 )
 
 from speechbrain_wap.evaluation.report import markdown_table
-from speechbrain_wap.masking import sample_utterance_masks
 from speechbrain_wap.packing import LIKE_LENGTH_GPU, Packing
 
 # Run as processes of their own
@@ -69,6 +67,28 @@ CODEBOOKS = Path(__file__).with_name("codebooks.py")
 WORKLOADS = Path(__file__).with_name("workloads.py")
 PAPER_BATCH = 96
 EMODB_UTTERANCES = 427
+# Floor and aim of a figure whose name begins so, where more is better
+AT_LEAST = {
+    "stage-1 epoch": (0.90, 0.98),
+    "stage-2 epoch": (0.85, 0.95),
+    "arithmetic": (0.45, 0.70),
+    "encoder in the loop": (20.0, 100.0),
+    "codebook / ": (1.0, 2.0),
+    "codebook's memory / vq": (1.0, 2.0),
+    "codebook's memory / cdist": (1.0, 2.0),
+    "bf16": (1.0, 1.5),
+    "cross_validate.py": (2.0, 4.0),
+}
+# Likewise, where less is better
+AT_MOST = {
+    "codebook's memory / N x K": (None, 1.0),
+    "padding, padded model": (None, None),
+    "padding": (0.10, 0.03),
+    "waiting for data": (0.10, 0.02),
+    "memory, corpus x 10": (1.20, 1.02),
+    "cost per frame": (0.15, 0.05),
+    "bookkeeping": (0.05, 0.01),
+}
 # Shapes of codebook: frames N, dimensions D, attributes K
 CODEBOOK = (30_000, 384, 1024)
 QUICK_CODEBOOK = (2000, 32, 64)
@@ -86,27 +106,29 @@ class Bench:
     """
 
     def __init__(self, options, folder):
-        self.options = options
-        self.folder = folder
+        self.options, self.folder = options, folder
         self.repeats = options.repeats
-        self.figures = []
-        self.notes = []
+        self.figures, self.notes = [], []
+        # the command line's EmoDB and encoder, if it names both
+        self.emodb = None
+        if options.data_folder and options.encoder_source:
+            self.emodb = [
+                f"--{key}={getattr(options, key)}"
+                for key in ("data_folder", "encoder_source", "encoder_layer")
+            ]
         # made once, by whichever section is first
         self.corpus = cache(self._make_corpus)
 
     def _make_corpus(self, setting, count=None, input_size=None):
         """Makes a corpus of a setting's own size or another."""
-        options = self.options
         folder = self.folder / f"{setting}-{count}-{input_size}"
         folder.mkdir()
-        if options.quick:
+        if self.options.quick:
             count, input_size = count or 24, 16
         elif count is None and setting == "paper":
-            count = PAPER_BATCH * options.paper_batches
-        elif count is None and options.data_folder and options.encoder_source:
-            encoder = [f"--encoder_source={options.encoder_source}"]
-            encoder.append(f"--encoder_layer={options.encoder_layer}")
-            return encode_emodb(options.data_folder, encoder, folder)
+            count = PAPER_BATCH * self.options.paper_batches
+        elif count is None and self.emodb:
+            return encode_emodb(self.emodb, folder)
         count = count or EMODB_UTTERANCES
         return make_corpus(setting, count, folder, input_size)
 
@@ -116,7 +138,23 @@ class Bench:
         corpus = corpus or self.corpus(setting)
         return Training(corpus, stage, [*quick, *options])
 
-    def add(self, figure, values, floor, aim, timed, at_least=True, **more):
+    def trainings(self, stage="adapter"):
+        """Makes the training of each setting."""
+        for setting in self.options.settings:
+            yield setting, self.training(setting, stage)
+
+    def compare(self, *runs):
+        """Calls two functions that return a cost in turn, after a warm-up."""
+        for run in runs:
+            run()
+        return alternate(*runs, self.repeats)
+
+    def repeat(self, run):
+        """Calls a function after a warm-up; what it returned each time."""
+        run()
+        return [run() for _ in range(self.repeats)]
+
+    def add(self, figure, values, timed, **more):
         """Keeps and prints a figure.
 
         Arguments
@@ -125,33 +163,24 @@ class Bench:
             Its name.
         values : list of float
             Of each repetition.
-        floor : float or None
-            What must be reached.
-        aim : float or None
-            What is hoped for.
         timed : str
             What was divided by what.
-        at_least : bool
-            Whether more is better.
         **more : dict
             Plain values, for the JSON file only.
         """
-        median, lowest, highest = sum_up(values)
-        self.figures.append(
-            {
-                "figure": figure,
-                "median": median,
-                "lowest": lowest,
-                "highest": highest,
-                "values": values,
-                "floor": floor,
-                "aim": aim,
-                "at_least": at_least,
-                "timed": timed,
-                **more,
-            }
-        )
-        print(f"{figure}: {show_figure(self.figures[-1])}", flush=True)
+        bounds = {**AT_LEAST, **AT_MOST}
+        name = next(name for name in bounds if figure.startswith(name))
+        entry = {
+            "figure": figure,
+            **dict(zip(("median", "lowest", "highest"), sum_up(values))),
+            "values": values,
+            **dict(zip(("floor", "aim"), bounds[name])),
+            "at_least": name in AT_LEAST,
+            "timed": timed,
+            **more,
+        }
+        self.figures.append(entry)
+        print(f"{figure}: {show_figure(entry)}", flush=True)
 
     def note(self, text):
         """Keeps and prints a remark."""
@@ -162,53 +191,34 @@ class Bench:
 # Sections ---------------------------------------------------------------------
 
 
-def compare_loops(bench, stage, floor, aim):
-    """Times an epoch through the Brain against a bare loop."""
-    for setting in bench.options.settings:
-        training = bench.training(setting, stage)
+def compare_loops(bench, stage):
+    """Times an epoch through the stage's Brain against a bare loop."""
+    number = list(QUICK).index(stage) + 1
+    for setting, training in bench.trainings(stage):
         batches = training.load_batches()
         training.run_bare_epoch(batches)
         bare = training.flatten_weights()
         training.run_epoch()
         difference = training.flatten_weights() - bare
-        training.saving.seconds = 0.0
+        # an epoch of few batches saves more often than a real one
+        saving = Stopwatch()
+
+        def start(brain, saving=saving):
+            saving.wrap_method(brain.checkpointer, "save_and_keep_only")
+
         bare_seconds, seconds = alternate(
             partial(training.run_bare_epoch, batches),
-            training.run_epoch,
+            partial(training.run_epoch, start),
             bench.repeats,
         )
-        saving = training.saving.seconds / sum(seconds)
-        number = {"adapter": 1, "classifier": 2}[stage]
+        share = saving.seconds / sum(seconds)
         bench.add(
             f"stage-{number} epoch, {setting}",
             divide(bare_seconds, seconds),
-            floor,
-            aim,
-            f"bare loop / Brain, {len(batches)} batches; {saving:.1%} of the "
+            f"bare loop / Brain, {len(batches)} batches; {share:.1%} of the "
             "latter is its checkpoint",
             difference=float(difference.norm() / bare.norm()),
         )
-
-
-def time_stage1_loop(bench):
-    """Stage 1 through AdapterBrain against a bare loop."""
-    compare_loops(bench, "adapter", 0.90, 0.98)
-
-
-def time_stage2_loop(bench):
-    """Stage 2 through EmotionBrain against a bare loop."""
-    compare_loops(bench, "classifier", 0.85, 0.95)
-
-
-def time_steps(training):
-    """Runs an epoch; the seconds within its steps."""
-    watch = Stopwatch()
-
-    def start(brain, loader):
-        brain.fit_batch = watch.wrap(brain.fit_batch)
-
-    training.run_epoch(start)
-    return watch.seconds
 
 
 def find_peak(sizes):
@@ -226,19 +236,16 @@ def find_peak(sizes):
 
 def check_count(bench):
     """Compares the formula with what torch counts; their ratio."""
-    corpus = bench.corpus("emodb", 8, 16)
-    training = Training(corpus, "adapter", QUICK["adapter"])
+    training = Training(bench.corpus("emodb", 8, 16), options=QUICK["adapter"])
     # of one length, so that attention computes no padding
     feats = torch.rand(4, 50, 16)
     mask = torch.rand(4, 50) < 0.4
     valid = torch.ones_like(mask)
-    batches = [(feats, torch.ones(4), valid, mask, None)]
-    training.max_grad_norm = 5.0
+    batch = feats, torch.ones(4), valid, mask, None
     # the fused kernels are not counted
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
-        training.run_bare_epoch(batches)
-    formula = count_step(training.hparams, [50] * 4, int(mask.sum()))
-    return count.get_total_flops() / formula
+        training.run_bare_epoch([batch])
+    return count.get_total_flops() / count_step(training.hparams, valid, mask)
 
 
 def time_arithmetic(bench):
@@ -247,26 +254,17 @@ def time_arithmetic(bench):
     if abs(counted - 1.0) > 0.01:
         raise RuntimeError(f"torch counts {counted:.3f} times the operations")
     sizes = [256] if bench.options.quick else [512, 1024, 2048, 4096]
-    for setting in bench.options.settings:
-        training = bench.training(setting)
+    for setting, training in bench.trainings():
         operations = sum(
-            count_step(training.hparams, lens, num_masked)
-            for lens, num_masked in [
-                (valid.sum(dim=1).tolist(), int(mask.sum()))
-                for _, _, valid, mask, _ in training.load_batches()
-            ]
+            count_step(training.hparams, valid, mask)
+            for _, _, valid, mask, _ in training.load_batches()
         )
-        time_steps(training)
-        seconds, peaks = alternate(
-            partial(time_steps, training),
-            partial(find_peak, sizes),
-            bench.repeats,
-        )
+        training.time_steps()
+        runs = training.time_steps, partial(find_peak, sizes)
+        seconds, peaks = alternate(*runs, bench.repeats)
         bench.add(
             f"arithmetic, {setting}",
             [operations / s / peak for s, peak in zip(seconds, peaks)],
-            0.45,
-            0.70,
             "products of AdapterBrain's steps per second / peak of "
             f"{max(peaks) / 1e9:.0f} GFLOP/s",
             operations=operations,
@@ -276,8 +274,7 @@ def time_arithmetic(bench):
 
 def time_cached(bench):
     """Stage 1 from the cache against SpeechBrain's wrapper in the loop."""
-    options = bench.options
-    if not (options.data_folder and options.encoder_source):
+    if not bench.emodb:
         bench.note(
             "cached: left out, it needs EmoDB and a Whisper checkpoint "
             "(--data_folder, --encoder_source, --encoder_layer)."
@@ -285,106 +282,62 @@ def time_cached(bench):
         return
     folder = bench.folder / "cached"
     folder.mkdir()
-    ratios, *_ = compare_epochs(
-        options.data_folder,
-        options.encoder_source,
-        int(options.encoder_layer),
-        bench.repeats,
-        folder,
-    )
-    bench.add(
-        "encoder in the loop",
-        ratios,
-        20.0,
-        100.0,
-        "stage-1 epoch on EmoDB: SpeechBrain's wrapper in it / cached",
-    )
+    ratios, _ = compare_epochs(bench.emodb, bench.repeats, folder)
+    text = "stage-1 epoch on EmoDB: SpeechBrain's wrapper in it / cached"
+    bench.add("encoder in the loop", ratios, text)
 
 
 def time_codebook(bench):
     """Codes and update of the local attributes, against other ways."""
     shape = QUICK_CODEBOOK if bench.options.quick else CODEBOOK
     codebooks = Codebooks(shape)
-    mine, cdist = codebooks.assign(), codebooks.cdist()
-    agreement = float((mine == cdist).float().mean())
+    same = codebooks.assign() == codebooks.cdist()
+    agreement = int(same.sum()) / len(same)
     if agreement < 0.999:
         raise RuntimeError(f"only {agreement:.3%} of the codes are cdist's")
+    vq = "vector-quantize-pytorch's EMA codebook / assign and update"
+    cdist = "torch.cdist and argmin, no update / assign and update"
     # name, the other way, ours, what is timed
-    pairs = [
-        (
-            "cdist",
-            "cdist",
-            "mine",
-            "torch.cdist and argmin, no update / assign and update",
-        ),
-        (
-            "cdist, assign only",
-            "cdist",
-            "assign",
-            "torch.cdist and argmin / assign",
-        ),
-    ]
+    pairs = [("vq", "theirs", "mine", vq), ("cdist", "cdist", "mine", cdist)]
     if codebooks.vq is None:
         bench.note("codebook: vector-quantize-pytorch is not installed.")
-    else:
-        text = "vector-quantize-pytorch's EMA codebook / assign and update"
-        pairs.insert(0, ("vq", "theirs", "mine", text))
-    for name, *ways, text in pairs:
-        runs = [
-            partial(measure_seconds, getattr(codebooks, way)) for way in ways
-        ]
-        runs[0](), runs[1]()
-        values = divide(*alternate(*runs, bench.repeats))
-        bench.add(
-            f"codebook / {name}", values, 1.0, 2.0, text, agreement=agreement
-        )
+        pairs = pairs[1:]
+    alone = "cdist", "assign", "torch.cdist and argmin / assign"
+
+    def measure(way):
+        return measure_seconds(getattr(codebooks, way))
 
     def measure_growth(way):
         # a page at least, to divide by
         return max(run_child(CODEBOOKS, way, *shape), 4096)
 
+    for name, other, own, text in [*pairs, ("cdist, assign only", *alone)]:
+        ways = partial(measure, other), partial(measure, own)
+        values = divide(*bench.compare(*ways))
+        bench.add(f"codebook / {name}", values, text, agreement=agreement)
     for name, other, own, text in pairs:
-        if own == "mine":
-            theirs, mine = alternate(
-                partial(measure_growth, other),
-                partial(measure_growth, own),
-                bench.repeats,
-            )
-            bench.add(
-                f"codebook's memory / {name}",
-                divide(theirs, mine),
-                1.0,
-                2.0,
-                f"growth of peak: {text}",
-            )
+        ways = partial(measure_growth, other), partial(measure_growth, own)
+        theirs, mine = alternate(*ways, bench.repeats)
+        text = f"growth of peak: {text}"
+        bench.add(f"codebook's memory / {name}", divide(theirs, mine), text)
     distances = 4 * shape[0] * shape[2]
     bench.add(
         "codebook's memory / N x K",
         [growth / distances for growth in mine],
-        None,
-        1.0,
         f"growth of peak, assign and update / {distances / 1e6:.0f} MB",
-        at_least=False,
     )
 
 
 def share_padding(hparams, lengths):
-    """Computes the shares of arithmetic that go into padding.
-
-    Arguments
-    ---------
-    hparams : dict
-        Of the recipe.
-    lengths : list of int
-        Frames of the batch's utterances.
+    """Computes the shares of a batch's arithmetic that go into padding.
 
     Returns
     -------
-    padded : float
-        Of a model that computes the whole padded batch.
     packed : float
         Of WAPTransformer, with the groups that it makes for a GPU; on a CPU,
         it makes one for each length and computes no padding at all.
+    padded : float
+        Of a model that computes the whole padded batch.
     """
     longest, count = max(lengths), len(lengths)
     useful = count_forward(hparams, sum(lengths), sum(n * n for n in lengths))
@@ -393,75 +346,40 @@ def share_padding(hparams, lengths):
     groups = Packing(lens, longest, "cpu", LIKE_LENGTH_GPU).groups
     area = sum(b * n * n for b, n in (group.shape for group in groups))
     packed = count_forward(hparams, sum(lengths), area)
-    return 1 - useful / padded, 1 - useful / packed
+    return 1 - useful / packed, 1 - useful / padded
 
 
 def measure_padding(bench):
     """Padding that is computed, with lengths like IEMOCAP's."""
     options = ["--data_folder=none", "--encoder_source=fbank"]
     options.append("--encoder_dim=1024")
-    hparams, _ = build_recipe("paper", "adapter", bench.folder, options)
+    experiment = build_experiment("paper", "adapter", bench.folder, options)
     shares = []
     for seed in range(bench.repeats):
-        lengths = draw_lengths("paper", 50 * PAPER_BATCH, seed)
-        starts = range(0, len(lengths), PAPER_BATCH)
-        batches = [lengths[start : start + PAPER_BATCH] for start in starts]
-        shares.append(
-            np.mean([share_padding(hparams, b) for b in batches], axis=0)
-        )
-    padded, packed = np.array(shares).T.tolist()
+        lengths = np.array(draw_lengths("paper", 50 * PAPER_BATCH, seed))
+        batches = lengths.reshape(50, PAPER_BATCH).tolist()
+        each = [share_padding(experiment.hparams, batch) for batch in batches]
+        shares.append(np.mean(each, axis=0))
+    packed, padded = np.array(shares).T.tolist()
     text = "of arithmetic, batches of 96, each repetition other lengths: "
-    bench.add(
-        "padding",
-        packed,
-        0.10,
-        0.03,
-        f"{text}WAPTransformer as on a GPU",
-        at_least=False,
-    )
-    bench.add(
-        "padding, padded model",
-        padded,
-        None,
-        None,
-        f"{text}all frames of the padded batch",
-        at_least=False,
-    )
+    bench.add("padding", packed, f"{text}WAPTransformer as on a GPU")
+    text += "all frames of the padded batch"
+    bench.add("padding, padded model", padded, text)
 
 
 def measure_waiting(bench):
     """Time in the data loader, of an epoch's."""
-    for setting in bench.options.settings:
-        training = bench.training(setting)
+    for setting, training in bench.trainings():
 
         def share(training=training):
             watch = Stopwatch()
-
-            def start(brain, loader):
-                # a subclass, since SpeechBrain asks for a DataLoader
-                kind = type(loader)
-
-                def iterate(self):
-                    batches = watch.wrap(kind.__iter__)(self)
-                    ended = object()
-                    fetch = watch.wrap(lambda: next(batches, ended))
-                    while (batch := fetch()) is not ended:
-                        yield batch
-
-                loader.__class__ = type("T", (kind,), {"__iter__": iterate})
-
-            seconds = training.run_epoch(start)
+            fetch = watch.wrap(Batches.__next__)
+            with mock.patch.object(Batches, "__next__", fetch):
+                seconds = training.run_epoch()
             return watch.seconds / seconds
 
-        share()
-        bench.add(
-            f"waiting for data, {setting}",
-            [share() for _ in range(bench.repeats)],
-            0.10,
-            0.02,
-            "time in the loader's __next__ / epoch of AdapterBrain",
-            at_least=False,
-        )
+        text = "time in the loader's __next__ / epoch of AdapterBrain"
+        bench.add(f"waiting for data, {setting}", bench.repeat(share), text)
 
 
 def measure_memory(bench):
@@ -470,8 +388,7 @@ def measure_memory(bench):
     quick = QUICK["adapter"] if bench.options.quick else []
 
     def run(count):
-        corpus = bench.corpus("emodb", count)
-        return run_child(WORKLOADS, corpus, *quick)
+        return run_child(WORKLOADS, bench.corpus("emodb", count), *quick)
 
     small, large = alternate(
         partial(run, count), partial(run, 10 * count), bench.repeats
@@ -480,35 +397,21 @@ def measure_memory(bench):
     bench.add(
         "memory, corpus x 10",
         [one[0] / other[0] for one, other in zip(large, small)],
-        1.20,
-        1.02,
         f"peak of a process: {megabytes[1, 0]:.0f} / {megabytes[0, 0]:.0f} MB, "
         f"of which {megabytes[0, 1]:.0f} MB before the epoch",
-        at_least=False,
     )
 
 
 def time_bf16(bench):
     """Steps in bf16 against float32."""
     for setting in bench.options.settings:
-        trainings = [
-            bench.training(setting, options=[f"--precision={precision}"])
-            for precision in ("fp32", "bf16")
+        steps = [
+            bench.training(setting, options=[f"--precision={name}"]).time_steps
+            for name in ("fp32", "bf16")
         ]
-        for training in trainings:
-            time_steps(training)
-        values = divide(
-            *alternate(
-                *[partial(time_steps, t) for t in trainings], bench.repeats
-            )
-        )
-        bench.add(
-            f"bf16, {setting}",
-            values,
-            1.0,
-            1.5,
-            "float32 / bf16, steps of AdapterBrain",
-        )
+        values = divide(*bench.compare(*steps))
+        text = "float32 / bf16, steps of AdapterBrain"
+        bench.add(f"bf16, {setting}", values, text)
 
 
 def time_linear(bench):
@@ -516,88 +419,57 @@ def time_linear(bench):
     first = 8 if bench.options.quick else 64
     factors = (1, 2, 4) if bench.options.quick else (1, 4, 16, 32)
     small = ["--d_model=64", "--nhead=4", "--d_ffn=256", "--num_attributes=64"]
-    trainings = [
-        bench.training(
-            "emodb", options=small, corpus=bench.corpus("emodb", first * factor)
-        )
-        for factor in factors
-    ]
-    frames = np.array([sum(training.frames) for training in trainings])
+    trainings, frames = [], []
+    for count in (first * factor for factor in factors):
+        corpus = bench.corpus("emodb", count)
+        trainings.append(bench.training("emodb", options=small, corpus=corpus))
+        frames.append(sum(draw_lengths("emodb", count)))
     trainings[0].run_epoch()
     residuals, per_frame = [], []
     for _ in range(bench.repeats):
         seconds = np.array([training.run_epoch() for training in trainings])
         # t = a + b n, by least squares of the relative residuals
         terms = np.stack([np.ones(len(frames)), frames], axis=1)
-        fit, *_ = np.linalg.lstsq(
-            terms / seconds[:, None], np.ones(len(frames)), rcond=None
-        )
-        residuals.append(float(abs(terms @ fit / seconds - 1).max()))
+        terms /= seconds[:, None]
+        fit, *_ = np.linalg.lstsq(terms, np.ones(len(frames)), rcond=None)
+        residuals.append(float(abs(terms @ fit - 1).max()))
         rates = seconds / frames
         per_frame.append((rates / rates[0]).tolist())
     bench.add(
         f"cost per frame, 1x to {factors[-1]}x",
         residuals,
-        0.15,
-        0.05,
         "largest deviation from a + b n, epochs of a small stage 1",
-        at_least=False,
-        frames=frames.tolist(),
+        frames=frames,
         per_frame=per_frame,
     )
 
 
-def replace_everywhere(stack, function, replacement):
-    """Replaces a function in all modules of the project that hold it."""
-    for name, module in list(sys.modules.items()):
-        if not name.startswith(("speechbrain_wap", "train_")):
-            continue
-        for key, value in list(vars(module).items()):
-            if value is function:
-                stack.enter_context(mock.patch.object(module, key, replacement))
-
-
 def measure_bookkeeping(bench):
     """EMA update, masking and statistics, of a step's time."""
-    script = sys.modules[AdapterBrain.__module__]
-    spread = getattr(script, "teacher_spread", None)
-    for setting in bench.options.settings:
-        training = bench.training(setting)
+    for setting, training in bench.trainings():
 
         def share(training=training):
             step, watch = Stopwatch(), Stopwatch()
-            teacher = training.modules["teacher"]
-            statistics = training.hparams["statistics"]
-            with ExitStack() as stack:
-                for function in filter(None, (sample_utterance_masks, spread)):
-                    timed = watch.wrap(function)
-                    replace_everywhere(stack, function, timed)
-                for owner, name in ((teacher, "update"), (statistics, "add")):
-                    timed = watch.wrap(getattr(owner, name))
-                    patch = mock.patch.object(owner, name, timed)
-                    stack.enter_context(patch)
 
-                def start(brain, loader):
-                    brain.fit_batch = step.wrap(brain.fit_batch)
+            def start(brain):
+                step.wrap_method(brain, "fit_batch")
+                watch.wrap_method(brain.hparams, "masks")
+                watch.wrap_method(brain.modules.teacher, "update")
+                watch.wrap_method(brain.statistics, "add")
 
+            script = sys.modules["train_adapter"]
+            spread = watch.wrap(script.frame_spread)
+            with mock.patch.object(script, "frame_spread", spread):
                 training.run_epoch(start)
             return watch.seconds / step.seconds
 
-        share()
-        bench.add(
-            f"bookkeeping, {setting}",
-            [share() for _ in range(bench.repeats)],
-            0.05,
-            0.01,
-            "EMA update, masking, spread and statistics / steps",
-            at_least=False,
-        )
+        text = "EMA update, masking, spread and statistics / steps"
+        bench.add(f"bookkeeping, {setting}", bench.repeat(share), text)
 
 
 def make_noise(folder, count):
     """Writes a corpus of noise as an own table; its CSV file."""
     random = np.random.default_rng(0)
-    labels = ("anger", "happiness", "sadness", "neutral")
     with open(folder / "noise.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["id", "wav", "speaker", "session", "emo"])
@@ -605,7 +477,7 @@ def make_noise(folder, count):
             samples = random.normal(0, 3000, 320 * length).astype(np.int16)
             wavfile.write(folder / f"{number}.wav", 16000, samples)
             session = f"s{number % 5}"
-            label = labels[number // 5 % 4]
+            label = CLASSES[number // 5 % 4]
             rows.writerow([number, f"{number}.wav", session, session, label])
     return folder / "noise.csv"
 
@@ -616,23 +488,18 @@ def time_cross_validation(bench):
     if not options.baseline:
         bench.note("cross_validation: left out, no --baseline is given.")
         return
-    if options.data_folder and options.encoder_source:
-        data = "EmoDB"
-        corpus = [
-            f"--data_folder={options.data_folder}",
-            f"--encoder_source={options.encoder_source}",
-            f"--encoder_layer={options.encoder_layer}",
-        ]
-    else:
+    data, corpus = "EmoDB", bench.emodb
+    if not corpus:
         data = "noise of EmoDB's size"
         folder = bench.folder / "noise"
         folder.mkdir()
         table = make_noise(folder, 40 if options.quick else 535)
         corpus = [f"--corpus_csv={table}", "--encoder_source=fbank"]
 
-    def run(checkout, name, more):
+    def run(checkout, name, *more):
         outputs = bench.folder / f"cv-{name}"
         shutil.rmtree(outputs, ignore_errors=True)
+        own = getattr(options, f"{name}_options")
         command = [
             sys.executable,
             "cross_validate.py",
@@ -643,14 +510,15 @@ def time_cross_validation(bench):
             f"--cache_folder={bench.folder}/cv-{name}-cache",
             "--device=cpu",
             "--noprogressbar",
-            *shlex.split(options.cross_validation_options),
-            *shlex.split(more),
+            *shlex.split(f"{options.cross_validation_options} {own}"),
+            *more,
         ]
+        checkout = Path(checkout).resolve()
         started = time.perf_counter()
         done = subprocess.run(
             command,
-            cwd=Path(checkout, "recipes/EmoDB/wap_adapter").resolve(),
-            env={**os.environ, "PYTHONPATH": str(Path(checkout).resolve())},
+            cwd=checkout / "recipes/EmoDB/wap_adapter",
+            env={**os.environ, "PYTHONPATH": str(checkout)},
             capture_output=True,
             text=True,
         )
@@ -658,27 +526,18 @@ def time_cross_validation(bench):
             raise RuntimeError(f"{name} failed:\n{done.stderr[-2000:]}")
         return time.perf_counter() - started
 
-    here = Path(__file__).parents[1]
-    runs = [
-        partial(run, options.baseline, "baseline", options.baseline_options),
-        partial(run, here, "own", options.own_options),
-    ]
-    # features are cached from here on
-    short = "--number_of_epochs=1"
-    run(options.baseline, "baseline", f"{options.baseline_options} {short}")
-    run(here, "own", f"{options.own_options} {short}")
-    bench.add(
-        "cross_validate.py",
-        divide(*alternate(*runs, bench.repeats)),
-        2.0,
-        4.0,
-        f"baseline / this, both stages, features cached, on {data}",
-    )
+    own = partial(run, Path(__file__).parents[1], "own")
+    runs = partial(run, options.baseline, "baseline"), own
+    for warm_up in runs:  # features are cached from here on
+        warm_up("--number_of_epochs=1")
+    values = divide(*alternate(*runs, bench.repeats))
+    text = f"baseline / this, both stages, features cached, on {data}"
+    bench.add("cross_validate.py", values, text)
 
 
 SECTIONS = {
-    "stage1_loop": time_stage1_loop,
-    "stage2_loop": time_stage2_loop,
+    "stage1_loop": partial(compare_loops, stage="adapter"),
+    "stage2_loop": partial(compare_loops, stage="classifier"),
     "arithmetic": time_arithmetic,
     "cached": time_cached,
     "codebook": time_codebook,
@@ -716,39 +575,23 @@ def judge(figure):
 
 def format_table(figures):
     """Lays out all figures as a Markdown table."""
+    header = ["figure", "ratio: median (lowest to highest)", "floor", "aim"]
     rows = []
     for figure in figures:
         sign = "" if figure["at_least"] else "at most "
-        bounds = [
+        floor, aim = (
             "-" if figure[name] is None else f"{sign}{figure[name]:.2f}"
             for name in ("floor", "aim")
-        ]
-        rows.append(
-            [
-                figure["figure"],
-                show_figure(figure),
-                *bounds,
-                judge(figure),
-                figure["timed"],
-            ]
         )
-    header = ["figure", "ratio: median (lowest to highest)", "floor", "aim"]
+        row = [figure["figure"], show_figure(figure), floor, aim]
+        rows.append([*row, judge(figure), figure["timed"]])
     return markdown_table([*header, "reaches", "what was timed"], rows)
 
 
 def draw_figure(figures, path):
-    """Draws how far each figure is from its floor and its aim.
-
-    Arguments
-    ---------
-    figures : list of dict
-        What Bench.add kept.
-    path : str
-        The file to write.
-    """
+    """Draws how far each figure is from its floor and its aim."""
     figures = [f for f in figures if f["floor"] is not None][::-1]
     figure = Figure(figsize=(8, 1 + 0.3 * max(len(figures), 1)))
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
 
     def relate(entry, key):
@@ -765,11 +608,8 @@ def draw_figure(figures, path):
         axes.plot(relate(entry, "aim"), place, "k|", markersize=12)
         spread = [relate(entry, key) for key in ("lowest", "highest")]
         axes.plot(np.clip(spread, None, 100), [place] * 2, color="0.3", lw=1)
-    axes.set_yticks(
-        range(len(figures)),
-        [f"{e['figure']}: {show_figure(e)}" for e in figures],
-        fontsize=7,
-    )
+    labels = [f"{entry['figure']}: {show_figure(entry)}" for entry in figures]
+    axes.set_yticks(range(len(figures)), labels, fontsize=7)
     axes.set_xscale("log")
     axes.axvline(1, color="k", lw=1)
     axes.set_xlabel("better than the floor by this factor; |: the aim")
@@ -781,36 +621,26 @@ def parse_options(arguments):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--data_folder", help="EmoDB")
-    parser.add_argument("--encoder_source", help="checkpoint, for EmoDB")
-    parser.add_argument("--encoder_layer", default="last")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--paper_batches", type=int, default=2)
-    parser.add_argument("--settings", default="emodb,paper")
-    parser.add_argument("--sections", default=",".join(SECTIONS))
-    parser.add_argument("--json", help="file to write results to")
-    parser.add_argument("--figure", help="file to draw results to")
-    parser.add_argument("--baseline", help="checkout for cross_validation")
-    parser.add_argument(
-        "--cross_validation_options",
-        default="",
-        help="further arguments of both checkouts' cross_validate.py",
-    )
-    parser.add_argument(
-        "--baseline_options",
-        default="",
-        help="further arguments of the baseline's cross_validate.py",
-    )
-    parser.add_argument(
-        "--own_options",
-        default="",
-        help="further arguments of this checkout's cross_validate.py",
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="tiny models and corpora: shows that all runs, measures nothing",
-    )
+    add = parser.add_argument
+    add("--data_folder", help="EmoDB")
+    add("--encoder_source", help="checkpoint, for EmoDB")
+    add("--encoder_layer", default="last")
+    add("--repeats", type=int, default=3)
+    add("--paper_batches", type=int, default=2)
+    add("--settings", default="emodb,paper")
+    add("--sections", default=",".join(SECTIONS))
+    add("--json", help="file to write results to")
+    add("--figure", help="file to draw results to")
+    add("--baseline", help="checkout for cross_validation")
+    for name, whose in {
+        "cross_validation": "both checkouts'",
+        "baseline": "the baseline's",
+        "own": "this checkout's",
+    }.items():
+        text = f"further arguments of {whose} cross_validate.py"
+        add(f"--{name}_options", default="", help=text)
+    text = "tiny models and corpora: shows that all runs, measures nothing"
+    add("--quick", action="store_true", help=text)
     options = parser.parse_args(arguments)
     for name, known in (("sections", SECTIONS), ("settings", SETTINGS)):
         chosen = getattr(options, name).split(",")
@@ -827,13 +657,7 @@ def parse_options(arguments):
 
 
 def main(arguments):
-    """Runs the sections and shows their figures.
-
-    Arguments
-    ---------
-    arguments : list of str
-        The command line.
-    """
+    """Runs the sections that a command line names; shows their figures."""
     logging.disable(logging.WARNING)
     options = parse_options(arguments)
     started = time.time()
