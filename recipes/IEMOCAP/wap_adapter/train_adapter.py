@@ -28,7 +28,6 @@ from speechbrain_wap.data.datasets import (
     read_manifests,
 )
 from speechbrain_wap.data.further_corpora import plan_epochs
-from speechbrain_wap.errors import check_choice
 from speechbrain_wap.evaluation.diagnostics import (
     CURES,
     DIAGNOSTICS,
@@ -69,6 +68,7 @@ NEEDED = (
     "fold",
     "protocol",
     "adapter_data",
+    "seed",
     "encoder_source",
     "encoder_layer",
     "number_of_epochs",
@@ -333,9 +333,6 @@ def run(command):
     """
     start_ranks(command.run_opts)
     experiment = Experiment(command, NEEDED)
-    check_choice(
-        "adapter_data", experiment.hparams["adapter_data"], ("train", "all")
-    )
     with experiment.open():
         sb.create_experiment_directory(experiment.folder)
         train(experiment)

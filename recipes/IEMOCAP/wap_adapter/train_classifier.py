@@ -39,7 +39,7 @@ from speechbrain_wap.data.datasets import (
 )
 from speechbrain_wap.data.label_fraction import choose_labelled, count_labels
 from speechbrain_wap.data.sampling import EpochPlan
-from speechbrain_wap.errors import RecipeError, check_choice
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.metrics import emotion_scores
 from speechbrain_wap.files import digest_file, write_atomically, write_text
 from speechbrain_wap.packing import valid_frames
@@ -69,6 +69,7 @@ NEEDED = (
     "model_selection",
     "label_fraction",
     "adapter_folder",
+    "seed",
     "encoder_source",
     "encoder_layer",
     "number_of_epochs",
@@ -447,13 +448,6 @@ def run(command):
     """
     start_ranks(command.run_opts)
     experiment = Experiment(command, NEEDED)
-    hparams = experiment.hparams
-    check_choice(
-        "model_selection", hparams["model_selection"], ("last", "best")
-    )
-    check_choice(
-        "class_weights", hparams["class_weights"], ("none", "balanced")
-    )
     with experiment.open():
         sb.create_experiment_directory(experiment.folder)
         train(experiment)
