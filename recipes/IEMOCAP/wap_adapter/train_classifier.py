@@ -237,7 +237,10 @@ class EmotionBrain(RecipeBrain):
         def look():
             """Calls the hook; returns the model's state."""
             getattr(model, hook)(OneByOne(self.measured, self.device))
-            return {k: v.cpu() for k, v in model.state_dict().items()}
+            return {
+                key: value.cpu() if torch.is_tensor(value) else value
+                for key, value in model.state_dict().items()
+            }
 
         model.load_state_dict(run_on_main(look))
 
