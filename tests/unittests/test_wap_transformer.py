@@ -47,7 +47,7 @@ def run(net, mode, *batch):
 
 def make_masks(lengths, seed=1):
     """Draws a mask of about half of each utterance's frames, each [n]."""
-    columns = make_utterances(lengths, 1, seed)
+    columns = make_utterances(lengths, 1, seed=seed)
     return [column[:, 0] > 0 for column in columns]
 
 
