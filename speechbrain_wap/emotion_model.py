@@ -15,7 +15,9 @@ A system may also have
     A mapping of scalars. They are added to the cross entropy and logged, each
     by its name; one that is called "cross_entropy" takes its place. The batch
     has ``target`` (indices of the classes) and ``speaker`` (indices of the
-    training speakers, -1 for others), both of shape [B].
+    training speakers, -1 for others, hence for all of validation), both of
+    shape [B]. Of several ranks, some may have one utterance less here than
+    ``forward`` had: the last one of an epoch is then another rank's.
 ``before_fit(batches)``, ``after_fit(batches)``
     See the training utterances, one in each batch, before the training begins
     and after it has ended: statistics, a codebook's start, prototypes. What

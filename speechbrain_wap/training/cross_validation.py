@@ -43,6 +43,7 @@ from speechbrain_wap.training.resume_guard import (
     name_data,
     record_settings,
     restored_if_refused,
+    select_named,
 )
 from speechbrain_wap.training.run_folders import (
     MODEL_KEYS,
@@ -296,8 +297,9 @@ class CrossValidation:
 
     def _default_folder(self, readings):
         """Names a folder that no other settings share."""
+        named = {s: select_named(x) for s, x in self.settings.items()}
         folder = default_output_folder(
-            {**self.settings["classifier"], "fold": "s", **self.settings},
+            {**self.settings["classifier"], "fold": "s", **named},
             "results/cross_validation",
             name_data(readings["classifier"].data, self.corpora)
             + (self.adapter_folder or ""),

@@ -88,6 +88,25 @@ def guard(settings):
     return json.loads(json.dumps(kept, sort_keys=True))
 
 
+def select_named(settings):
+    """Keeps the settings that a default folder's name tells apart.
+
+    Arguments
+    ---------
+    settings : dict
+        Plain values by key.
+
+    Returns
+    -------
+    named : dict
+    """
+    return {
+        key: value
+        for key, value in settings.items()
+        if is_guarded(key) or key in NAMED_ONLY or key == "adapter_folder"
+    }
+
+
 def default_output_folder(settings, root, data):
     """Names a folder that no other settings share.
 
@@ -105,12 +124,7 @@ def default_output_folder(settings, root, data):
     folder : str
         root/encoder-layer/fold-seed-digest; a universal adapter has no fold.
     """
-    named = {
-        key: value
-        for key, value in settings.items()
-        if is_guarded(key) or key in NAMED_ONLY or key == "adapter_folder"
-    }
-    text = json.dumps([named, data], sort_keys=True)
+    text = json.dumps([select_named(settings), data], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     source = os.path.basename(os.path.normpath(settings["encoder_source"]))
     layer = settings["encoder_layer"]

@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import traceback
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +28,7 @@ from speechbrain.utils.run_opts import RunOptions
 from speechbrain_wap.data.further_corpora import describe_corpora, parse_corpora
 from speechbrain_wap.errors import (
     RecipeError,
+    check_choice,
     check_flag,
     check_number,
     check_whole,
@@ -60,8 +60,8 @@ REFUSED_OPTIONS = {
 FLAGS = {k for k, v in RunOptions().as_dict().items() if v is False}
 # Keys whose values are folders or files, hence text
 PLACE_SUFFIXES = ("_folder", "_csv", "_annotation", "_log", "_file")
-# Keys that the training loop and the scripts read as they are; what is built
-# of the others checks them itself.
+# Keys that the training loop and the scripts read as they are, some of them
+# late; what is built of the others checks them itself.
 LOOP_KEYS = {
     "seed": (check_whole, {}),
     "fold": (check_whole, {"least": 1}),
@@ -78,6 +78,11 @@ LOOP_KEYS = {
     "corpus_weight": (check_number, {"least": 0.001, "most": 1000.0}),
     "skip_prep": (check_flag, {}),
     "input_norm": (check_flag, {}),
+    "adapter_data": (check_choice, {"choices": ("train", "all")}),
+    "adapter_branch": (check_choice, {"choices": ("teacher", "student")}),
+    "long_utterances": (check_choice, {"choices": ("error", "cut")}),
+    "model_selection": (check_choice, {"choices": ("last", "best")}),
+    "class_weights": (check_choice, {"choices": ("none", "balanced")}),
 }
 # Of what a YAML wires
 WIRED = ("!new:", "!name:", "!apply:", "!applyref:", "!module:")
@@ -424,7 +429,8 @@ class HparamsFile:
         Returns
         -------
         keys : dict
-            By class and argument, where the argument is a reference to a key.
+            Lists by class and argument, where the argument is a reference to
+            a key.
         wirings : dict
             Top-level key by class or function.
         """
@@ -442,7 +448,8 @@ class HparamsFile:
                 if _tag(value) == "!ref":
                     match = re.fullmatch(r"<(\w+)>", value.value)
                     if match:
-                        keys.setdefault((name, argument), match[1])
+                        places = keys.setdefault((name, argument), [])
+                        places.append(match[1])
                 walk(key, value)
 
         for tree in self._trees():
@@ -726,15 +733,21 @@ class Reading:
             local = frame.f_locals
             if "callable_string" in local:
                 names.insert(0, local["callable_string"].rpartition(".")[2])
-            elif "make" in local and isinstance(local["make"], partial):
-                names.insert(0, local["make"].func.__name__)
+            elif "make" in local and "built" in local:  # it was tried out
+                make = getattr(local["make"], "func", type(local["make"]))
+                names.insert(0, make.__name__)
+                wirings[make.__name__] = local["key"]
             elif frame.f_code.co_name == "__init__" and "self" in local:
                 names.insert(0, type(local["self"]).__name__)
         text = _one_line(error)
         if isinstance(error, RecipeError):
-            argument, equals, rest = text.partition("=")
-            key = next((k for n in names if (k := keys.get((n, argument)))), "")
-            return RecipeError(f"{key}={rest}") if equals and key else error
+            argument, _, rest = text.partition("=")
+            places = [k for n in names for k in keys.get((n, argument), ())]
+            # the one with this value, where several of a class are wired
+            places.sort(
+                key=lambda k: not rest.startswith(f"{self.settings.get(k)} ")
+            )
+            return RecipeError(f"{places[0]}={rest}") if places else error
         name = next((n for n in names if n in wirings), None)
         place = f"{wirings[name]} ({name}): " if name else ""
         return RecipeError(f"{self.command.hparams_file}: {place}{text}")

@@ -62,6 +62,15 @@ def import_script():
     return load
 
 
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """An empty working folder, in which the recipe's own modules are found."""
+    recipe = REPOSITORY / "recipes" / "IEMOCAP" / "wap_adapter"
+    monkeypatch.setattr(sys, "path", [*sys.path, str(recipe)])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def make_signal(seconds, sample_rate=16000, seed=0):
     """A tone in noise, like no other seed's; shape [samples]."""
     generator = torch.Generator().manual_seed(seed)

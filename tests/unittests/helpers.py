@@ -8,16 +8,17 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def make_utterances(num_frames, dim, seed=0):
-    """Draws utterances of the given lengths, each [n, dim]."""
+def make_utterances(num_frames, *shape, seed=0):
+    """Draws utterances of the given lengths, each [n, *shape]."""
     source = generator(seed)
-    return [torch.randn(n, dim, generator=source) for n in num_frames]
+    return [torch.randn(n, *shape, generator=source) for n in num_frames]
 
 
 def pad_batch(utterances, fill=0.0, num_steps=None):
-    """Pads utterances to frames [B, T, D] and relative lengths [B]."""
+    """Pads utterances to frames [B, T, ...] and relative lengths [B]."""
     longest = num_steps or max(len(utterance) for utterance in utterances)
-    feats = torch.full((len(utterances), longest, utterances[0].shape[1]), fill)
+    shape = len(utterances), longest, *utterances[0].shape[1:]
+    feats = torch.full(shape, fill, dtype=utterances[0].dtype)
     for row, utterance in zip(feats, utterances):
         row[: len(utterance)] = utterance
     lens = torch.tensor([len(u) / longest for u in utterances])

@@ -6,13 +6,16 @@ import random
 from collections import Counter
 
 import pytest
+import torch
 
 from speechbrain_wap.augmentation import (
     STRATEGIES,
+    Augmentation,
     augment_minorities,
     is_masked,
 )
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.masking import UtteranceMasks
 
 SIZES = {"neutral": 23, "sad": 9, "angry": 23, "happy": 4, "fear": 1}
 
@@ -138,11 +141,17 @@ def test_none_masks_nothing():
     }
 
 
-def test_an_unknown_strategy_raises_an_error_with_the_known_ones():
-    with pytest.raises(RecipeError, match="augmentation=more") as error:
-        augment_minorities(make_manifest(), "more")
-    for strategy in STRATEGIES:
-        assert strategy in str(error.value)
+@pytest.mark.parametrize(
+    "mistake, message",
+    [
+        ({"strategy": "more"}, "strategy=more is .*balance, mask, all, none"),
+        ({"mask_ratio": 1.5}, "mask_ratio=1.5 must be within 0 and 1"),
+        ({"mask_span": 0}, "mask_span=0 must be a whole number of at least 1"),
+    ],
+)
+def test_what_cannot_be_meant_raises_an_error_that_names_it(mistake, message):
+    with pytest.raises(RecipeError, match=message):
+        Augmentation(**mistake)
 
 
 IDS, EPOCHS = [f"u{i}" for i in range(50)], range(1, 81)
@@ -194,3 +203,55 @@ def test_a_higher_probability_masks_more_of_the_same_utterances():
         for probability in (0.2, 0.5, 0.8)
     ]
     assert masked[0] < masked[1] < masked[2]
+
+
+# The masks of a batch --------------------------------------------------------
+
+LENGTHS = {"a": 40, "b": 13, "c": 25, "d": 1}
+
+
+def mask_batch(augmentation, probabilities, epoch=2):
+    """Masks the utterances above; gives their masks by id."""
+    ids = list(probabilities)
+    lengths = torch.tensor([LENGTHS[key] for key in ids])
+    mask = augmentation.mask(ids, list(probabilities.values()), lengths, epoch)
+    assert mask.shape == (len(ids), max(lengths)) and mask.dtype == torch.bool
+    return {key: row[: LENGTHS[key]] for key, row in zip(ids, mask)}
+
+
+@pytest.mark.parametrize("span, most", [(1, 99), (8, 3)])
+def test_the_chosen_utterances_are_masked_in_runs(span, most):
+    augmentation = Augmentation("mask", 0.4, span, seed=1)
+    masks = mask_batch(augmentation, {"a": 1.0, "b": 1.0, "c": 0.0, "d": 1.0})
+    assert [int(row.sum()) for row in masks.values()] == [16, 5, 0, 1]
+    starts = masks["a"][1:] & ~masks["a"][:-1]
+    runs = int(masks["a"][0]) + int(starts.sum())
+    assert runs <= most if span > 1 else runs > 4
+
+
+def test_a_mask_is_the_utterances_own_in_its_epoch():
+    augmentation = Augmentation(seed=1)
+    alone = mask_batch(augmentation, {"a": 1.0})["a"]
+    together = mask_batch(augmentation, {"b": 1.0, "c": 0.0, "a": 1.0})["a"]
+    assert torch.equal(together, alone)
+    for other in (
+        mask_batch(Augmentation(seed=2), {"a": 1.0}),
+        mask_batch(augmentation, {"a": 1.0}, epoch=3),
+        # nor is it that of adapter training
+        {"a": UtteranceMasks(seed=1)(["a"], torch.tensor([40]), 2)[0]},
+    ):
+        assert not torch.equal(other["a"], alone)
+
+
+def test_an_utterance_is_masked_in_the_epochs_that_are_drawn():
+    augmentation = Augmentation("mask", seed=7)
+    for epoch in EPOCHS:
+        row = mask_batch(augmentation, {"a": 0.5}, epoch)["a"]
+        assert bool(row.any()) == is_masked("a", 0.5, 7, epoch)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_plan_is_that_of_strategy_and_seed(strategy):
+    manifest = make_manifest()
+    plan = Augmentation(strategy, seed=3).plan(manifest)
+    assert plan == augment_minorities(manifest, strategy, 3)

@@ -1,5 +1,7 @@
 """Laws of the steps that both stages share."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import assert_near, generator
@@ -71,16 +73,21 @@ def fit(tmp_path):
         **opts,
     ):
         torch.manual_seed(0)
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        hparams = {
+            "modules": {"model": nn.Linear(3, 1)},
+            "opt_class": lambda parameters: optimizer(parameters, lr=lr),
+            "checkpointer": Checkpointer(folder),
+            "epoch_counter": EpochCounter(epochs),
+            "number_of_epochs": epochs,
+            "seed": 1,
+        }
         brain = FrameBrain(
-            {"model": nn.Linear(3, 1)},
-            lambda parameters: optimizer(parameters, lr=lr),
-            {
-                "epoch_counter": EpochCounter(epochs),
-                "number_of_epochs": epochs,
-                "seed": 1,
-            },
-            {"noprogressbar": True, "device": "cpu", **opts},
-            Checkpointer(tmp_path / str(len(list(tmp_path.iterdir())))),
+            SimpleNamespace(
+                hparams=hparams,
+                run_opts={"noprogressbar": True, "device": "cpu", **opts},
+                history=folder / "history.json",
+            )
         )
         brain.seen, brain.rates = [], []
         dataset, plan = make_dataset(), None

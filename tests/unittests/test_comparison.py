@@ -7,6 +7,8 @@ import pytest
 import torch
 from helpers import generator
 
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.evaluation.compare import parse_fractions, parse_lengths
 from speechbrain_wap.evaluation.comparison import (
     PROBE,
     WITH,
@@ -205,6 +207,30 @@ def test_the_curve_has_a_line_for_each_system_and_one_for_chance(
     level = {line.get_label(): line for line in axes.lines}
     assert level[WITHOUT].get_ydata() == pytest.approx([60.0] * 2)
     assert [bars.get_label() for bars in axes.containers] == [WITH]
+
+
+@pytest.mark.parametrize(
+    "parse, text, numbers",
+    [
+        (parse_fractions, "0.5,0.1,1.0,0.5", [0.1, 0.5, 1.0]),
+        (parse_fractions, "[1]", [1.0]),
+        *(
+            (parse_fractions, text, None)
+            for text in ("0", "1.1", "x", "", "nan")
+        ),
+        (parse_lengths, "15,5,15", [5, 15]),
+        *((parse_lengths, text, None) for text in ("0", "-1", "1.5", "x")),
+    ],
+)
+def test_shares_and_lengths_are_read_once_each_the_smallest_first(
+    parse, text, numbers
+):
+    if numbers is not None:
+        assert parse(text) == numbers
+        return
+    option = "label_fractions" if parse is parse_fractions else "adapter_epochs"
+    with pytest.raises(RecipeError, match=f"--{option}={text} must be"):
+        parse(text)
 
 
 # The linear probe ------------------------------------------------------------

@@ -511,14 +511,13 @@ def make_brain(import_script, tmp_path):
             return {**values, "probe_raw": 0.5, "probe_teacher": next(measured)}
 
         brain.diagnostics = SimpleNamespace(measure=measure)
-        statistics = SimpleNamespace(rows=list(rows))
-        statistics.end_epoch = statistics.rows.append
+        brain.statistics = SimpleNamespace(rows=list(rows))
+        brain.statistics.end_epoch = brain.statistics.rows.append
         brain.hparams = SimpleNamespace(
             probe_every=probe_every,
             number_of_epochs=number_of_epochs,
             student=None,
             teacher=None,
-            statistics=statistics,
             train_logger=SimpleNamespace(
                 log_stats=lambda row, **_: brain.logged.append(row)
             ),
@@ -560,7 +559,7 @@ def test_it_is_looked_every_few_epochs_and_at_both_ends(
 def test_every_row_has_the_same_keys(make_brain):
     brain = make_brain(probes=[0.9, 0.9, 0.9])
     train(brain, range(7))
-    rows = brain.hparams.statistics.rows
+    rows = brain.statistics.rows
     assert {tuple(row) for row in rows} == {
         ("epoch", *DIAGNOSTICS, "train", "valid")
     }
@@ -655,13 +654,13 @@ def test_a_resumed_run_warns_as_if_it_had_not_been_interrupted(
         caplog.clear()
         first = make_brain(2, 10, probes)
         train(first, range(stop))
-        rows = first.hparams.statistics.rows
+        rows = first.statistics.rows
         done = sum(row["probe_raw"] is not None for row in rows)
         second = make_brain(2, 10, probes[done:], rows)
         train(second, range(stop, 11))
         assert count_warnings(caplog) == whole
-        rows = second.hparams.statistics.rows
-        assert rows == brain.hparams.statistics.rows
+        rows = second.statistics.rows
+        assert rows == brain.statistics.rows
 
 
 def test_nothing_is_warned_of_where_nothing_is_probed(make_brain, caplog):

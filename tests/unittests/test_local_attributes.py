@@ -9,6 +9,7 @@ import torch
 from helpers import assert_near, generator
 
 from speechbrain_wap import local_attributes
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.local_attributes import LocalAttributes
 
 DIM = 3
@@ -479,11 +480,21 @@ def test_reset_usage_starts_the_log_anew_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    "setting", [{"update_rule": "mean"}, {"similarity": "dot"}], ids=str
+    "setting, bounds",
+    [
+        ({"num_attributes": 0}, "must be a whole number of at least 1"),
+        ({"update_rule": "mean"}, "is unknown: choose one of count, constant"),
+        ({"count_decay": 1.5}, "must be within 0 and 1"),
+        ({"rate": -0.1}, "must be within 0 and 1"),
+        ({"revive_after": 0}, "must be a whole .* at least 1, or null: never"),
+        ({"similarity": "dot"}, "is unknown: choose one of cosine, distance"),
+        ({"temperature": 0}, "must be a number of at least 1e-06"),
+    ],
+    ids=str,
 )
-def test_an_unknown_setting_raises_an_error_that_names_it(setting):
+def test_a_bad_setting_raises_an_error_that_names_it(setting, bounds):
     ((name, value),) = setting.items()
-    with pytest.raises(ValueError, match=f"{name} is '{value}'"):
+    with pytest.raises(RecipeError, match=f"{name}={value} {bounds}"):
         LocalAttributes(**setting)
 
 

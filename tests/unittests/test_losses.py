@@ -6,11 +6,14 @@ import pytest
 import torch
 from helpers import assert_near, generator
 
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.losses import (
+    AdapterObjective,
     adapter_loss,
     masked_reconstruction_loss,
     pseudo_label_loss,
 )
+from speechbrain_wap.schedules import Schedule
 
 B, T, D = 3, 7, 5
 
@@ -73,9 +76,16 @@ def test_the_gradient_is_the_students_on_masked_frames_alone():
     assert teacher.grad is None
 
 
-def test_an_unknown_reduction_raises_an_error_that_names_it():
-    with pytest.raises(ValueError, match="reduction is 'none'"):
-        masked_reconstruction_loss(*make_batch(), reduction="none")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **mistake: masked_reconstruction_loss(*make_batch(), **mistake),
+        AdapterObjective,
+    ],
+)
+def test_an_unknown_reduction_raises_an_error_that_names_it(make):
+    with pytest.raises(RecipeError, match="reduction=none is .* sum, mean"):
+        make(reduction="none")
 
 
 @pytest.mark.parametrize("scale", [1.0, 200.0])
@@ -116,3 +126,41 @@ def test_adapter_loss_is_equation_6(rec_weight):
     loss.backward()
     assert_near(rec_loss.grad, rec_weight)
     assert_near(pce_loss.grad, 1.0 - rec_weight)
+
+
+def test_losses_of_no_frames_are_zero_and_part_of_the_graph():
+    """As where a rank has nothing but a repeated utterance."""
+    z = torch.zeros(0, D, requires_grad=True)
+    logits, codes = z @ torch.ones(D, 4), torch.zeros(0, dtype=torch.long)
+    losses = AdapterObjective()(z, z.detach(), logits, codes, 0.5)
+    assert {float(loss) for loss in losses.values()} == {0.0}
+    losses["loss"].backward()
+    assert z.grad.shape == (0, D)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])
+def test_the_objective_joins_the_losses_by_the_progress(reduction, progress):
+    student, teacher, mask = make_batch()
+    z, targets = student[mask].requires_grad_(), teacher[mask]
+    logits = z @ torch.randn(D, 4, generator=generator(1))
+    codes = torch.arange(len(z)) % 4
+    objective = AdapterObjective(reduction, Schedule(0.8, 0.2))
+    losses = objective(z, targets, logits, codes, progress)
+    rec_loss = masked_reconstruction_loss(z, targets, reduction=reduction)
+    pce_loss = pseudo_label_loss(logits, codes)
+    weight = 0.8 - 0.6 * progress
+    assert list(losses) == ["loss", "rec_loss", "pce_loss"]
+    assert losses["rec_loss"] == rec_loss and losses["pce_loss"] == pce_loss
+    assert_near(losses["loss"], weight * rec_loss + (1 - weight) * pce_loss)
+
+
+def test_lambda_falls_from_one_to_a_half_unless_told():
+    weights = [AdapterObjective().rec_weight(x) for x in (0.0, 0.5, 1.0)]
+    assert weights == [1.0, 0.75, 0.5]
+
+
+@pytest.mark.parametrize("ends", [(1.5, 0.5), (1.0, -0.5)])
+def test_lambda_outside_of_0_to_1_raises(ends):
+    with pytest.raises(RecipeError, match="rec_weight=.* within 0 and 1"):
+        AdapterObjective(rec_weight=Schedule(*ends))

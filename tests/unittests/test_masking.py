@@ -7,9 +7,10 @@ import pytest
 import torch
 from helpers import generator
 
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.masking import (
+    UtteranceMasks,
     sample_frame_mask,
-    sample_utterance_masks,
     shuffle_utterances,
     utterance_generator,
 )
@@ -108,28 +109,34 @@ def test_without_a_generator_the_global_seed_decides():
 
 
 @pytest.mark.parametrize(
-    "lengths, ratio, message",
+    "lengths, mistake, message",
     [
-        ([5], -0.1, "mask_ratio is -0.1"),
-        ([5], 1.1, "mask_ratio is 1.1"),
-        ([5], float("nan"), "mask_ratio is nan"),
-        ([5, 0, 3], 0.4, "utterance 1 .* 0 valid frames"),
+        *(
+            ([5], {"mask_ratio": ratio}, f"mask_ratio={ratio} must be within")
+            for ratio in (-0.1, 1.1, float("nan"), "0.4")
+        ),
+        *(([5], {"span": n}, f"span={n} must be a whole") for n in (0, 1.5)),
+        ([5, 0, 3], {}, "utterance 1 of the batch has 0 valid frames"),
     ],
 )
-def test_bad_arguments_raise_an_error_that_names_them(lengths, ratio, message):
-    with pytest.raises(ValueError, match=message):
-        sample_frame_mask(lengths, ratio)
+def test_bad_arguments_raise_an_error_that_names_them(
+    lengths, mistake, message
+):
+    ids = [str(n) for n in lengths]
+    with pytest.raises(RecipeError, match=message):
+        UtteranceMasks(**mistake)(ids, lengths, 1)
+    if "span" not in mistake:
+        with pytest.raises(RecipeError, match=message):
+            sample_frame_mask(lengths, **{"mask_ratio": 0.4, **mistake})
 
 
 LENGTHS = {"a": 60, "b": 31, "c": 1, "d": 120}
 
 
-def mask_batch(utterance_ids, seed=0, epoch=1, **purpose):
+def mask_batch(utterance_ids, epoch=1, **settings):
     """Masks a batch of the utterances above; gives their masks by id."""
     lengths = torch.tensor([LENGTHS[key] for key in utterance_ids])
-    mask = sample_utterance_masks(
-        utterance_ids, lengths, 0.4, seed, epoch, **purpose
-    )
+    mask = UtteranceMasks(**settings)(utterance_ids, lengths, epoch)
     assert mask.shape == (len(utterance_ids), max(lengths))
     for n, row in zip(lengths, mask):
         assert not row[n:].any()
@@ -166,13 +173,16 @@ def test_an_utterances_mask_differs_by_seed_epoch_and_purpose(change):
 
 def test_utterances_of_the_same_length_have_different_masks():
     ids = ["u", "v", "w", "u1"]
-    mask = sample_utterance_masks(ids, [80] * 4, 0.4, 0, 1)
+    mask = UtteranceMasks()(ids, torch.full((4,), 80), 1)
     assert len({tuple(row.tolist()) for row in mask}) == 4
 
 
-def test_an_utterances_mask_has_the_exact_share():
-    for key, row in mask_batch(list(LENGTHS)).items():
+@pytest.mark.parametrize("span", [1, 8])
+def test_an_utterances_mask_has_the_exact_share(span):
+    for key, row in mask_batch(list(LENGTHS), span=span).items():
         assert int(row.sum()) == max(1, round(0.4 * LENGTHS[key]))
+    runs = find_runs(mask_batch("d", span=span)["d"])
+    assert max(runs) >= 8 if span == 8 else max(runs) < 8
 
 
 def test_seed_and_epoch_do_not_run_into_each_other():

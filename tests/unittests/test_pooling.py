@@ -6,6 +6,7 @@ import pytest
 import torch
 from helpers import assert_near, make_utterances, pad_batch, randomise_
 
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.pooling import StatisticalAttentivePooling
 
 D, H = 5, 3
@@ -175,9 +176,16 @@ def test_pooling_does_not_see_the_order_of_frames():
     assert_near(pooled[0], pooled[1])
 
 
-def test_an_unknown_variance_raises_an_error_that_names_it():
-    with pytest.raises(ValueError, match="variance is 'plain'"):
-        make_pool("plain")
+@pytest.mark.parametrize(
+    "setting, mistake",
+    [
+        ({"variance": "plain"}, "variance=plain is .* weighted, printed"),
+        ({"num_heads": 0}, "num_heads=0 must be a whole number of at least 1"),
+    ],
+)
+def test_a_bad_setting_raises_an_error_that_names_it(setting, mistake):
+    with pytest.raises(RecipeError, match=mistake):
+        StatisticalAttentivePooling(D, **setting)
 
 
 def test_output_statistics_standardise_what_is_pooled():

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.metrics import emotion_scores
 from speechbrain_wap.schedules import Schedule
 
@@ -57,9 +58,17 @@ def test_a_schedule_is_linear_unless_told():
     assert Schedule(0.0, 1.0)(0.25) == 0.25
 
 
-def test_an_unknown_shape_raises_an_error_that_names_it():
-    with pytest.raises(ValueError, match="'step'.*linear.*cosine.*constant"):
-        Schedule(1.0, 0.5, "step")
+@pytest.mark.parametrize(
+    "arguments, mistake",
+    [
+        ((1.0, 0.5, "step"), "shape=step is .* linear, cosine, constant"),
+        (("1", 0.5), "start=1 must be a number"),
+        ((1.0, math.nan), "end=nan must be finite"),
+    ],
+)
+def test_a_bad_setting_raises_an_error_that_names_it(arguments, mistake):
+    with pytest.raises(RecipeError, match=mistake):
+        Schedule(*arguments)
 
 
 def confuse(labels, predictions):

@@ -1,11 +1,18 @@
-"""Laws of the targets' moving average (D18)."""
+"""Laws of the targets: what the student is to predict (D6, D18)."""
 
 import pytest
 import torch
-from helpers import generator
+from helpers import assert_near, generator
+from torch.nn import functional as F
 
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.packing import valid_frames
-from speechbrain_wap.targets import smooth_frames
+from speechbrain_wap.targets import (
+    Predictor,
+    Targets,
+    frame_spread,
+    smooth_frames,
+)
 
 
 def make_batch(*lengths):
@@ -46,3 +53,62 @@ def test_half_precision_is_averaged_in_float32():
     half = smooth_frames(x.bfloat16(), valid, 1)
     assert half.dtype == torch.float32
     assert torch.equal(half, smooth_frames(x.bfloat16().float(), valid, 1))
+
+
+@pytest.mark.parametrize("smoothing", [0, 4])
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_targets_are_frames_smoothed_then_normalised(smoothing, norm):
+    lengths = (9, 1, 5)
+    x, valid = make_batch(*lengths)
+    targets = Targets(smoothing, norm)
+    frames = targets.select(x.half(), valid)
+    expected = [
+        utterance[max(0, t - smoothing) : min(n, t + smoothing + 1)]
+        for utterance, n in zip(x.half().float(), lengths)
+        for t in range(n)
+    ]
+    expected = torch.stack([window.mean(dim=0) for window in expected])
+    assert frames.dtype == torch.float32
+    assert_near(frames, expected)
+    if norm == "layer":
+        centred = expected - expected.mean(dim=1, keepdim=True)
+        variance = centred.square().mean(dim=1, keepdim=True)
+        expected = centred / (variance + 1e-5).sqrt()
+    assert_near(targets.normalise(frames), expected)
+
+
+def test_the_spread_is_that_over_frames_per_size():
+    frames = torch.randn(50, 4, generator=generator()) * 3.0
+    expected = frames.var(dim=0, unbiased=False).mean()
+    expected = (expected / frames.square().mean()).sqrt()
+    for scale in (1.0, 10.0):
+        assert_near(frame_spread(scale * frames), expected)
+    # a collapse shows before the normalisation, which would hide it
+    assert float(frame_spread(100.0 + 0.01 * frames)) < 1e-3
+    assert float(frame_spread(torch.zeros(3, 4))) == 0.0
+
+
+@pytest.mark.parametrize("num_layers", [0, 1, 3])
+def test_the_predictor_has_gelu_between_its_linear_layers(num_layers):
+    predictor = Predictor(3, num_layers)
+    x = torch.randn(5, 3, generator=generator())
+    expected = x
+    linears = [m for m in predictor if isinstance(m, torch.nn.Linear)]
+    for number, linear in enumerate(linears):
+        expected = F.gelu(expected) if number else expected
+        expected = expected @ linear.weight.T + linear.bias
+    assert len(linears) == num_layers
+    assert_near(predictor(x), expected)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: Targets(smoothing=-1), "smoothing=-1 must be a whole number"),
+        (lambda: Targets(norm="corpus"), "norm=corpus is .* layer, none"),
+        (lambda: Predictor(3, -1), "num_layers=-1 must be a whole number"),
+    ],
+)
+def test_a_bad_setting_raises_an_error_that_names_it(make, message):
+    with pytest.raises(RecipeError, match=message):
+        make()

@@ -9,7 +9,7 @@ import torch
 from helpers import assert_near, generator, randomise_
 from torch import nn
 
-from speechbrain_wap.schedules import Schedule
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.teacher import EMATeacher
 
 
@@ -198,31 +198,50 @@ def test_arguments_go_to_the_student_as_they_are():
     assert EMATeacher(Student())(1, 2, mask=3) == (1, 2, 3)
 
 
-@pytest.mark.parametrize("ema_decay", [-0.1, 1.001])
-def test_a_decay_outside_of_0_to_1_raises(ema_decay):
-    with pytest.raises(ValueError, match=f"ema_decay is {ema_decay}"):
-        EMATeacher(make_student(), ema_decay)
+@pytest.mark.parametrize(
+    "decays, message",
+    [
+        ([-0.1], "ema_decay=-0.1 must be within 0 and 1"),
+        ([1.001], "ema_decay=1.001 must be within 0 and 1"),
+        ([0.9, -1], "ema_decay_start=-1 must be within 0 and 1"),
+        ([0.9, 0.99], r"ema_decay_start \(0.99\) must not be above ema_decay"),
+    ],
+)
+def test_a_decay_that_is_none_raises(decays, message):
+    with pytest.raises(RecipeError, match=message):
+        EMATeacher(make_student(), *decays)
 
 
 @pytest.mark.parametrize(
-    "progress, decay", [(0.0, 0.5), (0.5, 0.7), (1.0, 0.9)]
+    "progress, decay", [(0.0, 0.5), (0.5, 0.7), (1.0, 0.9), (None, 0.9)]
 )
-def test_the_decay_follows_its_schedule_in_training(
-    import_script, progress, decay
-):
+def test_the_decay_rises_linearly_from_its_start(progress, decay):
+    student = make_student()
+    teacher = EMATeacher(student, 0.9, ema_decay_start=0.5)
+    before = teacher.model[0].weight.clone()
+    train_step_(student, 2)
+    teacher.update(student, *([] if progress is None else [progress]))
+    expected = decay * before + (1 - decay) * student[0].weight
+    assert_near(teacher.model[0].weight, expected)
+    if progress is not None:
+        assert teacher.ema_schedule(progress) == pytest.approx(decay)
+        # where nothing else is said, it stays
+        assert EMATeacher(student, 0.9).ema_schedule(progress) == 0.9
+
+
+def test_the_teacher_moves_once_per_optimiser_step(import_script):
     script = import_script("recipes/IEMOCAP/wap_adapter/train_adapter.py")
     brain = object.__new__(script.AdapterBrain)
     student = make_student()
-    teacher = EMATeacher(student, ema_decay=0.999)
+    teacher = EMATeacher(student, 0.9, ema_decay_start=0.5)
     before = teacher.model[0].weight.clone()
     train_step_(student, 2)
     brain.modules = SimpleNamespace(student=student, teacher=teacher)
-    brain.hparams = SimpleNamespace(ema_schedule=Schedule(0.5, 0.9))
-    brain.progress = lambda: progress
-    brain.has_stepped = False
+    brain.progress = lambda: 0.5
+    brain.has_stepped = False  # as between accumulated batches
     brain.on_fit_batch_end(None, None, None, False)
     assert torch.equal(teacher.model[0].weight, before)
     brain.has_stepped = True
     brain.on_fit_batch_end(None, None, None, True)
-    expected = decay * before + (1 - decay) * student[0].weight
+    expected = 0.7 * before + 0.3 * student[0].weight
     assert_near(teacher.model[0].weight, expected)

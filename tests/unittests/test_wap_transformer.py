@@ -13,6 +13,7 @@ from helpers import (
 )
 from torch.nn import functional as F
 
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.wap_transformer import WAPTransformer
 
 INPUT_SIZE, D_MODEL, MAX_FRAMES = 5, 8, 24
@@ -47,7 +48,7 @@ def run(net, mode, *batch):
 
 def make_masks(lengths, seed=1):
     """Draws a mask of about half of each utterance's frames, each [n]."""
-    columns = make_utterances(lengths, 1, seed)
+    columns = make_utterances(lengths, 1, seed=seed)
     return [column[:, 0] > 0 for column in columns]
 
 
@@ -319,23 +320,52 @@ def test_the_longest_allowed_input_passes_and_a_longer_one_raises():
     net = make_net()
     z = net(torch.zeros(1, MAX_FRAMES, INPUT_SIZE), torch.ones(1))
     assert z.shape == (1, MAX_FRAMES, D_MODEL)
-    with pytest.raises(ValueError, match=f"max_frames = {MAX_FRAMES}"):
+    with pytest.raises(RecipeError, match=f"max_frames = {MAX_FRAMES}"):
         net(torch.zeros(1, MAX_FRAMES + 1, INPUT_SIZE), torch.ones(1))
 
 
+WHOLE = "must be a whole number of at least"
+
+
 @pytest.mark.parametrize(
-    "overrides, names",
+    "setting, mistake",
     [
-        ({"nhead": 3}, ["d_model", "8", "nhead", "3"]),
-        ({"layer_weights": "soft"}, ["layer_weights", "'soft'", "raw"]),
+        *(
+            ({name: 0}, f"{name}=0 {WHOLE} 1")
+            for name in ("num_layers", "nhead", "d_ffn", "num_encoder_layers")
+        ),
+        ({"nhead": 3}, r"d_model \(8\) must be divisible by nhead \(3\)"),
+        ({"mlp_layers": -1}, f"mlp_layers=-1 {WHOLE} 0"),
+        ({"dropout": 1.5}, "dropout=1.5 must be within 0 and 1"),
+        ({"residual_init": -1}, "residual_init=-1 must be a number of at le"),
+        ({"mlp_residual": 1}, "mlp_residual=1 must be True or False"),
+        ({"normalize_before": "no"}, "normalize_before=no must be True or"),
+        ({"layer_weights": "soft"}, "layer_weights=soft is .*softmax, raw"),
+        ({"projection_init": "pca"}, "=pca is .*random, orthogonal"),
     ],
     ids=str,
 )
-def test_a_bad_setting_raises_an_error_that_names_it(overrides, names):
-    with pytest.raises(ValueError) as error:
-        make_net(**overrides)
-    for name in names:
-        assert name in str(error.value)
+def test_a_bad_setting_raises_an_error_that_names_it(setting, mistake):
+    with pytest.raises(RecipeError, match=mistake):
+        make_net(**setting)
+
+
+def test_statistics_are_told_from_none():
+    net = make_start(d_model=D_MODEL)
+    nothing = {k: v.clone() for k, v in net.state_dict().items()}
+    assert not net.has_input_statistics()
+    mean, std = make_statistics()
+    for statistics in (
+        *((mean, std), (mean, torch.ones_like(std))),
+        (torch.zeros_like(mean), std),
+    ):
+        net.set_input_statistics(*statistics)
+        assert net.has_input_statistics()
+        other = make_start(d_model=D_MODEL)  # they come with a checkpoint
+        other.load_state_dict(net.state_dict())
+        assert other.has_input_statistics()
+        net.load_state_dict(nothing)
+        assert not net.has_input_statistics()
 
 
 def test_several_encoder_layers_are_averaged_with_softmax_weights():

@@ -23,7 +23,6 @@ from speechbrain_wap.data.datasets import extract_features, make_dataset
 from speechbrain_wap.data.folds import describe_data
 from speechbrain_wap.data.further_corpora import plan_epochs
 from speechbrain_wap.data.preparation import prepare_adapter_data
-from speechbrain_wap.errors import check_choice
 from speechbrain_wap.evaluation.diagnostics import (
     CURES,
     DIAGNOSTICS,
@@ -64,6 +63,7 @@ NEEDED = (
     "fold",
     "protocol",
     "adapter_data",
+    "seed",
     "encoder_source",
     "encoder_layer",
     "number_of_epochs",
@@ -328,9 +328,6 @@ def run(command):
     """
     start_ranks(command.run_opts)
     experiment = Experiment(command, NEEDED)
-    check_choice(
-        "adapter_data", experiment.hparams["adapter_data"], ("train", "all")
-    )
     with experiment.open():
         sb.create_experiment_directory(experiment.folder)
         train(experiment)

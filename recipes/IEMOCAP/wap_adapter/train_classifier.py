@@ -38,7 +38,7 @@ from speechbrain_wap.data.sampling import (
     choose_labelled,
     count_labels,
 )
-from speechbrain_wap.errors import RecipeError, check_choice
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.metrics import emotion_scores
 from speechbrain_wap.files import digest_file, write_atomically, write_text
 from speechbrain_wap.packing import valid_frames
@@ -68,6 +68,7 @@ NEEDED = (
     "model_selection",
     "label_fraction",
     "adapter_folder",
+    "seed",
     "encoder_source",
     "encoder_layer",
     "number_of_epochs",
@@ -235,7 +236,10 @@ class EmotionBrain(RecipeBrain):
         def look():
             """Calls the hook; returns the model's state."""
             getattr(model, hook)(OneByOne(self.measured, self.device))
-            return {k: v.cpu() for k, v in model.state_dict().items()}
+            return {
+                key: value.cpu() if torch.is_tensor(value) else value
+                for key, value in model.state_dict().items()
+            }
 
         model.load_state_dict(run_on_main(look))
 
@@ -446,13 +450,6 @@ def run(command):
     """
     start_ranks(command.run_opts)
     experiment = Experiment(command, NEEDED)
-    hparams = experiment.hparams
-    check_choice(
-        "model_selection", hparams["model_selection"], ("last", "best")
-    )
-    check_choice(
-        "class_weights", hparams["class_weights"], ("none", "balanced")
-    )
     with experiment.open():
         sb.create_experiment_directory(experiment.folder)
         train(experiment)

@@ -1,0 +1,311 @@
+"""What a cross-validation is told: which stage, folds, seeds and folders."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from readings import SMALL, STAGES, find_yaml
+
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.evaluation.cross_validate import summarise_settings
+from speechbrain_wap.training.cross_validation import (
+    CrossValidation,
+    load_scripts,
+    parse_list,
+    prepare,
+    route_options,
+)
+from speechbrain_wap.training.settings import HparamsFile, split_options
+
+pytestmark = pytest.mark.usefixtures("workplace")
+FILES = [find_yaml(stage) for stage in STAGES]
+
+
+def plan(*options):
+    """Reads the command line behind the two YAML files."""
+    return CrossValidation([*FILES, *options])
+
+
+# To which stage an option goes -----------------------------------------------
+
+
+@pytest.fixture
+def route():
+    """Routes options to the stages of the IEMOCAP recipe, as they are typed."""
+    stages = {stage: HparamsFile(find_yaml(stage)).keys() for stage in STAGES}
+
+    def run(*arguments):
+        own, routed = route_options(split_options(list(arguments))[1], stages)
+        typed = {
+            stage: [f"--{k}" if v is None else f"--{k}={v}" for k, v in options]
+            for stage, options in routed.items()
+        }
+        return own, typed
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "option, adapter, classifier",
+    [
+        ("--mask_ratio=0.2", True, False),
+        ("--adapter_branch=student", False, True),
+        ("--sap_heads=2", False, True),  # the system's
+        ("--system=linear", False, True),
+        ("--classes={a: [x], b: [y=z]}", False, True),
+        ("--d_model=8", True, True),
+        ("--data_folder=/a b/c=d #1", True, True),
+        ("--device=cpu", True, True),
+        ("--noprogressbar", True, True),
+    ],
+)
+def test_an_option_goes_to_the_stages_that_have_it(
+    route, option, adapter, classifier
+):
+    expected = {"adapter": [option] * adapter}
+    expected["classifier"] = [option] * classifier
+    assert route(option) == ({}, expected)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    "option",
+    ["lr=0.1", "encoder_source=adapter.x", "precision=bf16", "compile"],
+)
+def test_a_prefix_sends_an_option_to_one_stage(route, stage, option):
+    _, routed = route(f"--{stage}.{option}")
+    assert routed == {**dict.fromkeys(STAGES, []), stage: [f"--{option}"]}
+
+
+def test_options_keep_their_order_so_that_the_last_one_counts(route):
+    _, routed = route("--lr=1", "--adapter.lr=2", "--lr=3")
+    assert routed["adapter"] == ["--lr=1", "--lr=2", "--lr=3"]
+    assert routed["classifier"] == ["--lr=1", "--lr=3"]
+
+
+def test_its_own_options_are_kept_from_the_stages(route):
+    given = {
+        "folds": "1,2",
+        "seeds": "1,2",
+        "adapter_training": "False",
+        "output_folder": "my results=1",
+        "adapters_folder": "A",
+        "jobs": "2",
+    }
+    options = [f"--{key}={text}" for key, text in given.items()]
+    assert route(*options) == (given, {"adapter": [], "classifier": []})
+    for key in given:
+        with pytest.raises(RecipeError, match=f"--{key} needs a value"):
+            route(f"--{key}")
+
+
+@pytest.mark.parametrize(
+    "option, hint",
+    [
+        ("--mask_ration=0.2", "did you mean --mask_ratio"),
+        ("--sap_head=2", "did you mean --sap_heads"),
+        ("--fold=1", "use --folds"),
+        ("--adapter.num_layer=2", "did you mean --adapter.num_layers"),
+        ("--adapter.sap_heads=2", "unknown key --adapter.sap_heads"),
+        ("--classifier.mask_ratio=0.2", "unknown key --classifier.mask_ratio"),
+        ("--encoder.lr=1", "unknown key --encoder.lr"),
+        ("--adapter.=1", "unknown key --adapter."),
+        ("--adapter.folds=1", "unknown key --adapter.folds"),
+        ("--xyzzy", "unknown key --xyzzy"),
+        ("--debug", "--debug is for a single run"),
+        ("--classifier.test_only", "--classifier.test_only is for a single"),
+        # each run has its own
+        *(
+            (f"--{prefix}{key}=1", f"--{prefix}{key} cannot be set here")
+            for prefix in ("", "adapter.", "classifier.")
+            for key in ("seed", "skip_prep", "save_folder", "train_log")
+        ),
+        ("--train_annotation=x", "--train_annotation cannot be set"),
+        ("--classifier.adapter_folder=A", "use --adapter_folder without"),
+        ("--adapter.output_folder=O", "use --output_folder without"),
+        ("--classifier.output_folder=O", "use --output_folder without"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(route, option, hint):
+    with pytest.raises(RecipeError) as error:
+        route("--lr=1", option)
+    assert hint in str(error.value)
+
+
+# What is run -----------------------------------------------------------------
+
+
+def test_all_folds_and_the_yamls_seed_are_the_default():
+    command = plan("--data_folder=D")
+    assert (command.folds, command.seeds, command.jobs) == (None, [1993], 1)
+    assert command.adapter_training and command.stages == list(STAGES)
+    overrides = [command.commands[stage].overrides for stage in STAGES]
+    assert overrides == [{"data_folder": "D"}] * 2
+    command = plan("--folds=2,1", "--seeds=[7, 8]", "--jobs=3")
+    assert (command.folds, command.seeds) == ([2, 1], [7, 8])
+    assert command.jobs == 3
+
+
+@pytest.mark.parametrize(
+    "text, numbers", [("1,2,3", [1, 2, 3]), ("[3, 1, 3]", [3, 1]), ("5", [5])]
+)
+def test_folds_and_seeds_are_whole_numbers_once_each(text, numbers):
+    assert parse_list(text, "folds") == numbers
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        *(([f"--folds={x}"], "whole numbers") for x in ("a", "1;2", "1.5", "")),
+        (["--seeds=x"], "--seeds=x must be whole numbers"),
+        (["--jobs=0"], "--jobs=0 must be a whole number of at least 1"),
+        (["--jobs=1,2"], "--jobs=1,2 must be a whole number"),
+        (["--adapter_training=maybe"], "adapter_training=maybe must be True"),
+        (["--adapter_folder="], "--adapter_folder= is empty"),
+        (
+            ["--adapter_training=False", "--adapters_folder=A"],
+            "--adapters_folder is of no use",
+        ),
+        # stage 1 is left out
+        *(
+            (["--adapter_folder=A", f"--{option}"], f"{key}.* has no effect")
+            for key, option in (
+                ("adapter_training", "adapter_training=True"),
+                ("adapter_training", "adapter_training=False"),
+                ("adapters_folder", "adapters_folder=B"),
+                ("corpora", "corpora=a.csv"),
+                ("mask_ratio", "mask_ratio=0.5"),
+                ("adapter.lr", "adapter.lr=0.5"),
+            )
+        ),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        plan("--data_folder=D", *options)
+
+
+def test_the_command_takes_two_yaml_files():
+    for files in (FILES[:1], [*FILES, FILES[0]]):
+        with pytest.raises(RecipeError, match="two hyperparameter files"):
+            CrossValidation([*files, "--folds=1"])
+
+
+def test_stage_1_may_be_left_out_or_be_an_earlier_one():
+    for text in ("False", "false"):
+        without = plan("--data_folder=D", f"--adapter_training={text}")
+        assert not without.adapter_training and not without.adapter_folder
+        assert without.stages == ["classifier"] and not without.corpora
+        assert without.earlier_adapters == {}
+    command = plan("--adapter_folder=A", "--seeds=1,2", "--sap_heads=2")
+    assert not command.adapter_training and not command.has_adapter_per_seed
+    assert command.earlier_adapters == {1: "A", 2: "A"}
+    command = plan("--adapter_folder=A_{seed}", "--seeds=1,2")
+    assert command.has_adapter_per_seed
+    assert command.find_adapter(2, fold=5) == "A_2"
+
+
+def test_each_fold_and_seed_has_its_adapter():
+    command = plan("--data_folder=D", "--output_folder=O")
+    assert command.find_adapter(7, fold=2) == "O/seed7/fold2/adapter"
+    # which other runs may share
+    command = plan("--output_folder=O", "--adapters_folder=A")
+    assert command.find_adapter(7, fold=2) == "A/seed7/fold2/adapter"
+
+
+# Where it is written ---------------------------------------------------------
+
+
+def test_what_is_run_decides_about_the_default_folder():
+    options = [
+        [],
+        ["--adapter_training=False"],
+        ["--adapter.lr=0.5"],
+        ["--classifier.lr=0.5"],
+        ["--encoder_layer=3"],
+        ["--sap_heads=2"],
+        ["--data_folder=E"],
+        ["--corpus_csv=own.csv"],
+        ["--corpora=a.csv"],
+        ["--corpora=x/a.csv"],
+        ["--corpora=[{table: a.csv, speakers: own}]"],
+        ["--corpora=[{table: a.csv, weight: 2}]"],
+        ["--adapter_folder=A"],
+        ["--adapter_folder=B"],
+    ]
+    folders = [plan("--data_folder=D", *more).output_folder for more in options]
+    assert len(set(folders)) == len(folders)
+    assert all(x.startswith("results/cross_validation/") for x in folders)
+    assert folders[1].endswith("-no_adapter")
+    assert folders[-1].endswith("-earlier_adapter")
+    # folds and seeds may be added
+    for option in ("--folds=2", "--seeds=1,2", "--jobs=2", "--num_workers=1"):
+        assert plan("--data_folder=D", option).output_folder == folders[0]
+    command = plan("--data_folder=D", "--output_folder=O")
+    assert command.output_folder == command.adapters_folder == "O"
+
+
+def test_results_say_what_they_came_about_with():
+    command = plan("--data_folder=D", "--sap_heads=2", "--seeds=1,2")
+    summary = summarise_settings(command, [1, 3])
+    assert summary == json.loads(json.dumps(summary))
+    expected = {
+        "adapter_training": True,
+        "folds": [1, 3],
+        "seeds": [1, 2],
+        "adapter.mask_ratio": 0.4,
+        "classifier.sap_heads": 2,
+        "classifier.classes": command.settings["classifier"]["classes"],
+    }
+    assert expected.items() <= summary.items()
+    # not where things lie, nor what is told otherwise
+    assert not {"adapter.data_folder", "classifier.seed"} & summary.keys()
+    command = plan("--adapter_folder=A")
+    assert summarise_settings(command, [1])["adapter_folder"] == "A"
+
+
+# Before any work -------------------------------------------------------------
+
+
+def test_a_system_without_backbone_has_no_use_for_an_adapter(workplace):
+    for option in ("--adapter_training=True", "--adapter_folder=A"):
+        command = plan(*SMALL[:2], "--system=linear", option)
+        with pytest.raises(RecipeError, match="MeanPooling.* has no backbone"):
+            prepare(command)
+        assert not list(workplace.rglob("corpus.csv"))
+    # the corpus does not exist, which is what comes next
+    command = plan(*SMALL[:2], "--system=linear", "--adapter_training=False")
+    with pytest.raises(RecipeError, match="D"):
+        prepare(command)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--adapter.d_model=16"], "d_model is 16 for the adapter, but 8 for"),
+        (["--adapter.encoder_layer=0"], "encoder_layer is 0 for the adapter"),
+        (["--classifier.protocol=held_out"], "protocol is paper for the"),
+        (
+            ["--ema_decay_start=1.0"],
+            r"ema_decay_start \(1.0\) must not be above",
+        ),
+        (["--sap_heads=0"], "sap_heads=0 must be a whole number"),
+        (["--data_folder="], "no corpus given"),
+    ],
+)
+def test_what_a_stage_would_refuse_later_is_refused_at_once(options, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        prepare(plan(*SMALL, *options))
+    assert not Path("D").exists()
+
+
+def test_the_train_scripts_are_those_of_the_folder(monkeypatch):
+    scripts = load_scripts()
+    assert list(scripts) == list(STAGES)
+    assert all(hasattr(script, "run") for script in scripts.values())
+    for stage in STAGES:
+        monkeypatch.delitem(sys.modules, f"train_{stage}")
+    monkeypatch.setattr("sys.path", [])
+    with pytest.raises(RecipeError, match="there is no train_adapter.py in"):
+        load_scripts()

@@ -1,0 +1,195 @@
+"""Backbone, pooling and classifier against the parts by hand (Sec. II-C)."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import (
+    assert_near,
+    generator,
+    make_utterances,
+    pad_batch,
+    randomise_,
+)
+from speechbrain.dataio.batch import PaddedBatch
+
+from speechbrain_wap.emotion_model import EmotionModel
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.pooling import StatisticalAttentivePooling
+from speechbrain_wap.wap_transformer import WAPTransformer, measure_frames
+
+DIM, CLASSES = 3, 4
+LENGTHS = [5, 9, 1]
+
+
+def make_model(num_encoder_layers=1, dropout=0.0, **norms):
+    """Makes a model with random numbers all over, in eval mode."""
+    model = EmotionModel(
+        partial(WAPTransformer, d_model=4, nhead=2, d_ffn=4, dropout=dropout),
+        partial(StatisticalAttentivePooling, num_heads=2),
+        input_size=DIM,
+        num_encoder_layers=num_encoder_layers,
+        **norms,
+    )
+    model.set_classes(CLASSES)
+    return randomise_(model).eval()
+
+
+def make_frames(num_encoder_layers=1):
+    """Draws utterances [n, D], or [n, L, D] of several layers."""
+    several = [num_encoder_layers] * (num_encoder_layers > 1)
+    return make_utterances(LENGTHS, *several, DIM)
+
+
+def compute_by_hand(model, x, mask):
+    """Computes the logits of one utterance from the model's parts."""
+    one = torch.ones(1)
+    z = model.backbone(x[None], one, mask[None])
+    pooled = model.pooling(z, one)[0]
+    linear = model.classifier.w
+    return linear.weight @ pooled + linear.bias
+
+
+@pytest.mark.parametrize("num_encoder_layers", [1, 3])
+@pytest.mark.parametrize("fill", [0.0, 1e6, float("nan")])
+def test_logits_are_those_of_the_parts_whatever_the_padding(
+    num_encoder_layers, fill
+):
+    model = make_model(num_encoder_layers)
+    utterances = make_frames(num_encoder_layers)
+    feats, lens = pad_batch(utterances, fill)
+    mask = torch.rand(feats.shape[:2], generator=generator(3)) < 0.4
+    logits = model(feats, lens, mask)
+    assert logits.shape == (len(LENGTHS), CLASSES)
+    for x, row, its_mask in zip(utterances, logits, mask):
+        expected = compute_by_hand(model, x, its_mask[: len(x)])
+        assert_near(row, expected)
+    # a mask is none where nothing is masked, and matters elsewhere
+    nothing = model(feats, lens, torch.zeros_like(mask))
+    assert torch.equal(nothing, model(feats, lens))
+    assert not torch.allclose(nothing, logits)
+
+
+def test_gradients_reach_every_parameter():
+    model = make_model(2).train()
+    feats, lens = pad_batch(make_frames(2))
+    mask = torch.zeros(feats.shape[:2], dtype=torch.bool)
+    mask[0, 1] = True
+    loss = torch.nn.functional.cross_entropy(
+        model(feats, lens, mask), torch.tensor([0, 3, 1])
+    )
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def list_batches(utterances):
+    """Makes batches of one utterance each, as the script does."""
+    return [PaddedBatch([{"feats": x}]) for x in utterances]
+
+
+@pytest.mark.parametrize("num_encoder_layers", [1, 2])
+@pytest.mark.parametrize("input_norm", [False, True])
+@pytest.mark.parametrize("pooled_norm", [False, True])
+def test_what_is_measured_before_training_is_of_the_utterances_alone(
+    num_encoder_layers, input_norm, pooled_norm
+):
+    norms = {"input_norm": input_norm, "pooled_norm": pooled_norm}
+    model = make_model(num_encoder_layers, dropout=0.5, **norms)
+    utterances = make_frames(num_encoder_layers)
+    model.train()
+    before = torch.get_rng_state()
+    model.before_fit(list_batches(utterances))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training and model.backbone.dropout.training
+
+    frames = torch.cat(utterances).double()
+    backbone, pooling = model.eval().backbone, model.pooling
+    assert backbone.has_input_statistics() == input_norm
+    if input_norm:
+        assert_near(backbone.input_mean, frames.mean(dim=0))
+        assert_near(backbone.input_std, frames.std(dim=0, unbiased=False))
+    mean, std = pooling.output_mean.clone(), pooling.output_std.clone()
+    if not pooled_norm:
+        assert not mean.any() and (std == 1.0).all()
+        return
+    pooling.set_output_statistics(torch.zeros(16), torch.ones(16))
+    one = torch.ones(1)
+    with torch.no_grad():
+        pooled = torch.cat([model.pool(x[None], one) for x in utterances])
+    assert_near(mean, pooled.double().mean(dim=0))
+    assert_near(std, pooled.double().std(dim=0, unbiased=False))
+
+
+def test_an_adapters_input_statistics_are_kept():
+    model = make_model(input_norm=True)
+    mean, std = torch.full((DIM,), 2.0), torch.full((DIM,), 3.0)
+    model.backbone.set_input_statistics(mean, std)
+    model.before_fit(list_batches(make_frames()))
+    assert torch.equal(model.backbone.input_mean, mean)
+    assert torch.equal(model.backbone.input_std, std)
+
+
+def test_measured_frames_count_as_often_as_the_training_sees_them():
+    utterances, weights = make_frames(2), [1.0, 2.0, 3.0]
+    mean, std = measure_frames(zip([x.half() for x in utterances], weights))
+    repeated = [
+        x.half().double()
+        for x, weight in zip(utterances, weights)
+        for _ in range(int(weight))
+    ]
+    frames = torch.cat(repeated)
+    assert mean.shape == (2, DIM) and mean.dtype == torch.float32
+    assert_near(mean, frames.mean(dim=0))
+    assert_near(std, frames.std(dim=0, unbiased=False))
+
+
+def test_the_classes_are_set_once_they_are_known():
+    model = make_model()
+    other = make_model()
+    other.set_classes(7)
+    assert other.classifier.w.out_features == 7
+    assert other.classifier.w.in_features == model.pooling.output_size
+    # a start that is the same for the same seed
+    starts = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        model.set_classes(CLASSES)
+        starts.append(model.classifier.w.weight.clone())
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+    with pytest.raises(RecipeError, match="num_classes=0 must be a whole"):
+        model.set_classes(0)
+
+
+@pytest.mark.parametrize("norm", ["input_norm", "pooled_norm"])
+def test_a_norm_that_is_no_flag_is_refused(norm):
+    with pytest.raises(RecipeError, match=f"{norm}=1 must be True or False"):
+        make_model(**{norm: 1})
+
+
+def test_any_backbone_and_pooling_may_be_wired():
+    class Backbone(torch.nn.Module):
+        d_model = 2
+
+        def __init__(self, input_size, num_encoder_layers):
+            super().__init__()
+
+        def forward(self, feats, lens, mask):
+            return feats[:, :, :2]
+
+    class Pooling(torch.nn.Module):
+        def __init__(self, input_size):
+            super().__init__()
+            self.output_size = input_size
+
+        def forward(self, z, lens):
+            return z.amax(dim=1)
+
+    model = EmotionModel(Backbone, Pooling, DIM, input_norm=False)
+    model.set_classes(CLASSES)
+    feats, lens = pad_batch(make_frames())
+    expected = model.classifier(feats[:, :, :2].amax(dim=1))
+    assert torch.equal(model(feats, lens), expected)
+    model.before_fit([SimpleNamespace()])  # has nothing to measure

@@ -1,0 +1,556 @@
+"""Command line and YAML: nothing is ignored, mixed up or taken for another."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from readings import (
+    CORPORA,
+    EACH_YAML,
+    SMALL,
+    STAGES,
+    copy_yaml,
+    find_yaml,
+    read,
+)
+from ruamel.yaml import YAML
+from speechbrain.utils.run_opts import RunOptions
+
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.training.experiment import SPLITS, Experiment, run_script
+from speechbrain_wap.training.settings import (
+    HparamsFile,
+    read_command,
+    split_options,
+)
+
+pytestmark = pytest.mark.usefixtures("workplace")
+SCRIPTS = "recipes/IEMOCAP/wap_adapter"
+
+
+def read_overrides(*options, stage="adapter"):
+    """Reads options as the values that a YAML's keys get."""
+    return read_command([find_yaml(stage), *options]).overrides
+
+
+# The command line ------------------------------------------------------------
+
+
+def test_options_are_split_at_the_first_equals_sign():
+    positional, options = split_options(
+        ["a.yaml", "--x=1=2", "--y", "3 = 4", "--debug", "b.yaml", "--z="]
+    )
+    assert positional == ["a.yaml", "b.yaml"]  # a flag takes no value
+    assert options == [("x", "1=2"), ("y", "3 = 4"), ("debug", None), ("z", "")]
+
+
+TEXTS = {
+    "output_folder": "results/lr=0.1: {x} 'y', *z #2",
+    "save_folder": "2024",
+    "cache_folder": "[1]",
+    "train_log": "1e3",
+    "train_annotation": "yes",
+    "valid_annotation": "a: b",
+    "test_annotation": "null x",
+    "encoder_source": "fbank",
+}
+
+
+def test_folders_files_and_the_encoder_are_the_text_that_was_typed():
+    options = [part for key in TEXTS for part in (f"--{key}", TEXTS[key])]
+    reading = read("adapter", *SMALL, *options)
+    assert TEXTS.items() <= reading.command.overrides.items()
+    assert TEXTS.items() <= reading.settings.items()
+    assert TEXTS.items() <= reading.build().items()
+    for text in ("C:\\models\\Ä", "2024", "[a: {b"):  # the last one counts
+        options = [f"--encoder_source={text}", f"--corpus_csv={text}"]
+        reading = read("adapter", "--encoder_source=x", *options)
+        assert reading.settings["encoder_source"] == reading.data == text
+
+
+@pytest.mark.parametrize("text", ["", "null", "None"])
+def test_nothing_can_be_said_for_a_folder(text):
+    overrides = read_overrides(f"--adapter_folder={text}", stage="classifier")
+    assert overrides == {"adapter_folder": None}
+
+
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("fold", "2", 2),
+        ("seed", "0", 0),
+        ("mask_ratio", "0.25", 0.25),
+        ("mask_ratio", ".5", 0.5),
+        ("lr", "1e-4", 1e-4),
+        ("lr", "2E-3", 2e-3),
+        ("lr", "1.5e-05", 1.5e-5),
+        ("revive_after", "null", None),
+        ("mlp_residual", "True", True),
+        ("skip_prep", "false", False),
+        ("encoder_layer", "last", "last"),
+        ("encoder_layer", "0", 0),
+        ("encoder_layer", "[1, 2]", [1, 2]),
+        ("protocol", "held_out", "held_out"),
+        ("corpora", "a.csv,b c.csv", "a.csv,b c.csv"),
+        ("corpora", "2024", "2024"),
+        ("corpora", "[a.csv, {table: 1.csv}]", ["a.csv", {"table": "1.csv"}]),
+        (
+            "corpora",
+            "{table: b.csv, weight: 2}",
+            {"table": "b.csv", "weight": 2},
+        ),
+        ("corpora", "null", None),
+        ("corpora", "", None),
+    ],
+)
+def test_other_values_are_what_the_yaml_would_read(key, text, value):
+    for arguments in ([f"--{key}={text}"], [f"--{key}", text]):
+        overrides = read_overrides(*arguments)
+        assert overrides == {key: value}
+        assert type(overrides[key]) is type(value)
+    settings = read("adapter", f"--{key}={text}").settings
+    if key != "corpora":
+        assert settings[key] == value and type(settings[key]) is type(value)
+        assert YAML(typ="safe").load(f"a: {text}")["a"] == value
+
+
+def test_run_options_pass_beside_the_yamls_keys():
+    command = read_command(
+        [
+            *(find_yaml(), "--device=cpu", "--fold=2", "--precision", "bf16"),
+            *("--max_grad_norm=1.5", "--debug", "--ckpt_interval_steps=3"),
+        ]
+    )
+    # one way to save within an epoch or the other
+    assert command.overrides == {"fold": 2, "ckpt_interval_minutes": 0}
+    options = command.run_opts
+    assert (options["device"], options["precision"]) == ("cpu", "bf16")
+    assert (options["max_grad_norm"], options["debug"]) == (1.5, True)
+    assert read_command([find_yaml()]).run_opts["debug"] is False
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ([], "no hyperparameter file given"),
+        (["nowhere.yaml", "--fold=1"], "file nowhere.yaml cannot be read"),
+        (["list.yaml"], "list.yaml is no YAML file of keys"),
+        (["HERE", "more"], "more is neither an option nor the value of one"),
+        (["HERE", "--fold"], "--fold needs a value"),
+        (["HERE", "--fold={1: ["], "--fold=.* cannot be read as a YAML value"),
+        (
+            ["HERE", "--num_layer=2"],
+            "key --num_layer: did you mean --num_layers",
+        ),
+        (["HERE", "--mask-ratio=1"], "--mask-ratio: did you mean --mask_ratio"),
+        (["HERE", "--precission=bf16"], "did you mean --precision"),
+        (["HERE", "--max_grad=1"], "unknown key --max_grad: did you mean"),
+        (["HERE", "--xyzzy=1"], "unknown key --xyzzy: see the YAML"),
+        (["HERE", "--sap_heads=2"], "unknown key --sap_heads"),  # stage 2's
+        (["HERE", "--__set_seed=2"], "unknown key --__set_seed"),
+        (["HERE", "--jit"], "--jit has no effect here: .* --compile can"),
+        (["HERE", "--device=cuda:99"], "--device=cuda:99 cannot be used"),
+        (["HERE", "--precision=fp8"], "--precision: invalid choice: 'fp8'"),
+        (["HERE", "--device=cpu", "--precision=fp16"], "fp16 needs a GPU"),
+        (["HERE", "--grad_accumulation_factor=0"], "=0 must be at least 1"),
+        (["HERE", "--max_grad_norm=nan"], "max_grad_norm=nan must be finite"),
+    ],
+)
+def test_a_command_that_cannot_be_meant_is_refused(
+    workplace, arguments, sentence
+):
+    (workplace / "list.yaml").write_text("[1, 2]")
+    arguments = [find_yaml() if x == "HERE" else x for x in arguments]
+    with pytest.raises(RecipeError, match=sentence):
+        read_command(arguments)
+
+
+def test_a_users_mistake_is_one_sentence_without_traceback(monkeypatch):
+    def main(arguments):
+        raise RecipeError("fold 7 does not exist.")
+
+    monkeypatch.setattr("sys.argv", ["script.py", "a.yaml"])
+    with pytest.raises(SystemExit) as stop:
+        run_script(main)
+    assert stop.value.code == "error: fold 7 does not exist."
+
+
+def test_help_is_what_stands_at_the_top_of_the_script(
+    import_script, monkeypatch, capsys
+):
+    script = import_script(f"{SCRIPTS}/train_adapter.py")
+    monkeypatch.setattr("sys.argv", ["train_adapter.py", "--help"])
+    run_script(script.main)
+    said = capsys.readouterr().out
+    assert script.__doc__ in said and "--precision" in said
+
+
+# Values and their places -----------------------------------------------------
+
+
+def test_a_mapping_takes_the_place_of_the_yamls():
+    text = "{low: [sad, neu], high: [ang]}"
+    expected = {"low": ["sad", "neu"], "high": ["ang"]}
+    reading = read("classifier", *SMALL, f"--classes={text}")
+    assert reading.settings["classes"] == expected
+    assert reading.build()["classes"] == expected
+    reading = read("classifier", "--classes=all")
+    assert reading.settings["classes"] == "all"
+
+
+def test_a_mapping_joins_the_arguments_of_what_is_wired():
+    reading = read(
+        "adapter", *SMALL, "--student={dropout: 0.25, mlp_layers: 2}"
+    )
+    student = reading.build()["student"]
+    assert student.dropout.p == 0.25 and len(student.mlp) == 3
+    assert student.d_model == 8  # as it was
+    added = {"student.dropout": 0.25, "student.mlp_layers": 2}
+    assert added.items() <= reading.settings.items()
+    assert reading.settings["student"] == "WAPTransformer"
+
+
+def test_the_keys_of_the_system_are_keys_like_others():
+    options = ["--sap_heads=2", "--variance=printed", "--pooled_norm=True"]
+    reading = read("classifier", *SMALL, *options)
+    model = reading.build()["model"]
+    assert model.pooling.output_size == 2 * 2 * 8
+    assert model.pooling.variance == "printed" and model.pooled_norm
+    assert reading.settings["sap_heads"] == 2
+    assert reading.settings["d_model"] == 8
+    # what the file that includes it says of its keys counts
+    for options, max_frames in (([], 2000), (["--max_frames=77"], 77)):
+        model = read("classifier", *SMALL, *options).build()["model"]
+        assert model.backbone.max_frames == max_frames
+    with pytest.raises(RecipeError, match="did you mean --sap_heads"):
+        read("classifier", "--sap_head=2")
+
+
+@pytest.mark.parametrize("name", ["linear", "own/mine.yaml"])
+def test_another_system_takes_the_place_of_the_first_with_its_keys(
+    workplace, name
+):
+    yaml = copy_yaml(workplace, "classifier")
+    linear = (yaml.parent / "models" / "linear.yaml").read_text("utf-8")
+    (yaml.parent / "own").mkdir()
+    (yaml.parent / "own" / "mine.yaml").write_text(linear, "utf-8")
+    reading = read(yaml, *SMALL[:2], f"--system={name}")
+    assert type(reading.build()["model"]).__name__ == "MeanPoolingClassifier"
+    assert reading.settings["system"] == Path(name).stem
+    assert reading.settings["system.model"] == "MeanPoolingClassifier"
+    assert not {"sap_heads", "d_model"} & reading.settings.keys()
+    with pytest.raises(RecipeError, match="unknown key --sap_heads"):
+        read(yaml, f"--system={name}", "--sap_heads=2")
+
+
+def test_a_system_that_does_not_exist_is_named():
+    with pytest.raises(RecipeError, match="models/lineal.yaml cannot be read"):
+        read("classifier", "--system=lineal")
+
+
+def test_what_is_plain_is_listed_and_what_is_wired_by_its_name():
+    settings = read("classifier", *SMALL, "--opt_class={eps: 0.5}").settings
+    expected = {
+        "classifier_lr": 1e-4,  # what it refers to
+        "save_folder": "results/classifier/save",
+        "opt_class": "Adam",
+        "opt_class.fused": True,
+        "opt_class.eps": 0.5,
+        "lr_schedule.shape": "cosine",
+        "dataloader_options.generator": "Generator",
+        "system": "wap_sap",
+        "system.model": "EmotionModel",
+        "system.model.backbone": "WAPTransformer",
+        "precision": "fp32",
+    }
+    assert expected.items() <= settings.items()
+    # what is referred to is there by its own key only
+    assert not {"opt_class.lr", "system.model.backbone.d_model"} & set(settings)
+    assert "__set_seed" not in settings
+
+
+# The corpora -----------------------------------------------------------------
+
+
+def test_further_corpora_of_command_line_and_yaml_are_read_alike(workplace):
+    item = "[a.csv, {table: b.csv, weight: 2, speakers: own}]"
+    yaml = copy_yaml(
+        workplace, "adapter", ("\ncorpora: null", f"\ncorpora: {item}")
+    )
+    readings = [read(yaml), read("adapter", f"--corpora={item}")]
+    for reading in readings:
+        assert [c["table"] for c in reading.corpora] == ["a.csv", "b.csv"]
+        assert reading.corpora[1]["speakers"] == "own"
+        # what a run learns does not depend on where they lie
+        assert reading.settings["corpora"] == [
+            {"name": "a", "weight": 1.0},
+            {"name": "b", "weight": 2.0},
+        ]
+    assert read(yaml, "--corpora=null").corpora == []
+    assert read("classifier").corpora == []
+
+
+def test_without_a_corpus_under_test_there_are_no_folds():
+    reading = read("adapter", *SMALL[1:], "--corpora=a.csv")
+    assert reading.settings["fold"] is None and reading.data == ""
+    assert reading.build()["data_folder"] == ""
+    for option in ("fold=2", "protocol=held_out", "adapter_data=all"):
+        with pytest.raises(RecipeError, match=f"{option} means nothing"):
+            read("adapter", "--corpora=a.csv", f"--{option}")
+        read("adapter", "--corpora=a.csv", f"--{option}", "--data_folder=D")
+
+
+@pytest.mark.parametrize("corpus, stage", EACH_YAML)
+def test_no_corpus_is_one_sentence_with_both_ways_to_give_one(corpus, stage):
+    with pytest.raises(RecipeError, match="--data_folder.*--corpus_csv"):
+        read(stage, corpus=corpus).check_corpus()
+    for option in ("--data_folder=D", "--corpus_csv=own.csv"):
+        reading = read(stage, option, corpus=corpus)
+        reading.check_corpus()
+        assert reading.data == option.partition("=")[2]
+
+
+# The recipes' files ----------------------------------------------------------
+
+
+# What Experiment and Reading read by name for every script
+READ_BY_NAME = {"prepare_corpus", "data_folder", "corpus_csv", "max_skipped"}
+READ_BY_NAME |= {"corpora", *(f"{x}_annotation" for x in SPLITS)}
+
+
+@pytest.mark.parametrize("corpus, stage", EACH_YAML)
+def test_every_key_of_the_yaml_is_used(repository, corpus, stage):
+    code = (repository / SCRIPTS / f"train_{stage}.py").read_text("utf-8")
+    for name in ("brain.py", "experiment.py"):
+        path = repository / "speechbrain_wap" / "training" / name
+        code += path.read_text("utf-8")
+    file = HparamsFile(find_yaml(stage, corpus))
+    paths = [file.path, *[find_yaml("models/wap_sap")] * len(file.included)]
+    text = "".join(Path(path).read_text("utf-8") for path in paths)
+    text = re.sub(r"(^|\s)#.*", "", text)
+    read_by_name = READ_BY_NAME | set(RunOptions().keys())
+    for key in set(file.keys()) - read_by_name:
+        uses = rf'<{key}[>\[]|\["{key}"\]|\bhparams\.{key}\b'
+        assert re.search(uses, text + code), key
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_all_corpora_have_the_same_keys(stage):
+    keys = [HparamsFile(find_yaml(stage, corpus)).keys() for corpus in CORPORA]
+    assert keys.count(keys[0]) == len(CORPORA)
+
+
+@pytest.mark.parametrize("corpus, stage", EACH_YAML)
+def test_the_interfaces_keys_are_there(corpus, stage):
+    common = """data_folder output_folder skip_prep train_annotation
+        valid_annotation test_annotation seed fold protocol encoder_source
+        encoder_layer encoder d_model num_layers nhead d_ffn
+        number_of_epochs batch_size lr"""
+    own = {
+        "adapter": """mask_ratio ema_decay num_attributes rec_weight_start
+            rec_weight_end adapter_data""",
+        "classifier": "sap_heads adapter_folder adapter_branch classes",
+    }
+    wanted = {*common.split(), *own[stage].split()}
+    assert wanted <= set(HparamsFile(find_yaml(stage, corpus)).keys())
+
+
+@pytest.mark.parametrize("corpus, stage", EACH_YAML)
+def test_every_yaml_is_built_with_the_users_values(corpus, stage):
+    reading = read(stage, *SMALL, "--lr=0.25", corpus=corpus)
+    hparams = reading.build()
+    assert hparams["data_folder"] == "D" and hparams["encoder_dim"] == 80
+    is_adapter = stage == "adapter"
+    network = hparams["student"] if is_adapter else hparams["model"].backbone
+    assert network.projection.out_features == 8
+    optimizer = hparams["opt_class"](network.parameters())
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    prepare = hparams["prepare_corpus"].__name__
+    assert prepare == f"prepare_{corpus.lower()}"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_training_reads_is_asked_for_before_it(
+    repository, import_script, workplace, stage
+):
+    """Else an own YAML that lacks a key would fail once features are there."""
+    needed = import_script(f"{SCRIPTS}/train_{stage}.py").NEEDED
+    files = [f"{SCRIPTS}/train_{stage}.py", "speechbrain_wap/training/brain.py"]
+    read_in_training = {
+        key
+        for file in files
+        for key in re.findall(
+            r"\bself\.hparams\.([a-z_]+)",
+            (repository / file).read_text("utf-8"),
+        )
+    }
+    assert read_in_training <= set(needed)
+    tree = HparamsFile(find_yaml(stage)).tree
+    for key in needed:
+        assert key in tree
+    reading = read(stage, *SMALL)
+    for key in needed:
+        kept = reading.file.tree.pop(key)
+        with pytest.raises(RecipeError, match=f"(lacks the|has no) key {key}"):
+            reading.check_stage(needed)
+        reading.file.tree[key] = kept
+    reading.check_stage(needed)
+
+
+def test_a_yaml_of_the_other_stage_is_refused(import_script):
+    for stage, other in (STAGES, STAGES[::-1]):
+        needed = import_script(f"{SCRIPTS}/train_{stage}.py").NEEDED
+        command = read_command([find_yaml(other), *SMALL])
+        with pytest.raises(RecipeError, match="is not for this script: it has"):
+            Experiment(command, needed)
+
+
+def test_a_key_that_the_yaml_lacks_is_named_wherever_it_is_read(workplace):
+    line = "\nlong_utterances: error"
+    yaml = copy_yaml(workplace, "adapter", (line, "\nmine: error"))
+    hparams = read(yaml, *SMALL).build()
+    with pytest.raises(RecipeError, match=f"{yaml} lacks the key long_utter"):
+        hparams["long_utterances"]
+    assert hparams["mine"] == "error"
+
+
+# What cannot be built --------------------------------------------------------
+
+WHOLE = "must be a whole number of at least"
+KNOWN = "is unknown: choose one of"
+
+
+@pytest.mark.parametrize(
+    "stage, option, mistake",
+    [
+        # what the loop reads itself
+        ("adapter", "seed=x", f"{WHOLE} 0."),
+        ("adapter", "fold=0", f"{WHOLE} 1."),
+        ("adapter", "batch_size=1.5", f"{WHOLE} 1."),
+        ("adapter", "number_of_epochs=0", f"{WHOLE} 1."),
+        ("adapter", "probe_every=-1", f"{WHOLE} 0, or null: never."),
+        ("adapter", "lr=-1", "must be within 0 and 1e+30."),
+        ("adapter", "max_skipped=2", "must be within 0 and 1."),
+        ("adapter", "input_norm=1", "must be True or False."),
+        ("classifier", "label_fraction=0", "must be above 0 and at most 1."),
+        ("adapter", "adapter_data=x", f"{KNOWN} train, all."),
+        ("adapter", "long_utterances=x", f"{KNOWN} error, cut."),
+        ("classifier", "adapter_branch=x", f"{KNOWN} teacher, student."),
+        ("classifier", "model_selection=x", f"{KNOWN} last, best."),
+        ("classifier", "class_weights=x", f"{KNOWN} none, balanced."),
+        # what a constructor calls by another name, or one within it
+        ("classifier", "sap_heads=0", f"{WHOLE} 1."),
+        ("classifier", "augment_mask_span=0", f"{WHOLE} 1."),
+        ("classifier", "augment_mask_ratio=2", "must be within 0 and 1."),
+        ("classifier", "augmentation=x", f"{KNOWN} balance, mask, all, none."),
+        ("adapter", "attribute_update=x", f"{KNOWN} count, constant."),
+        ("adapter", "mask_ratio=2", "must be within 0 and 1."),
+        ("adapter", "mask_span=0", f"{WHOLE} 1."),
+        ("adapter", "predictor_layers=-1", f"{WHOLE} 0."),
+        ("adapter", "rec_weight_end=x", "must be a number."),
+        ("adapter", "revive_after=0", f"{WHOLE} 1, or null: never."),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_by_its_key(
+    stage, option, mistake
+):
+    with pytest.raises(RecipeError) as error:
+        read(stage, *SMALL, f"--{option}").build()
+    assert str(error.value) == f"{option} {mistake}"
+
+
+@pytest.mark.parametrize(
+    "stage, option, sentence",
+    [
+        ("adapter", "nhead=3", r"^d_model \(8\) must be divisible by nhead"),
+        ("adapter", "ema_decay_start=1.0", r"^ema_decay_start .* above ema_de"),
+        (
+            *("adapter", "student={dropuot: 0.5}"),
+            r"student \(WAPTransformer\): .* unexpected keyword .*dropuot",
+        ),
+        (
+            *("classifier", "opt_class={lr: -0.1}"),
+            r" opt_class \(Adam\): Invalid learning rate: -0\.1\.$",
+        ),
+        (
+            *("classifier", "classifier_opt_class={momentum: 1}"),
+            r" classifier_opt_class \(Adam\): .*unexpected keyword argument",
+        ),
+        ("adapter", "opt_class=adam", r" opt_class \(str\): 'str' object"),
+    ],
+)
+def test_what_cannot_be_built_is_named(stage, option, sentence):
+    """An optimiser, too, which is made once features are there."""
+    with pytest.raises(RecipeError, match=sentence):
+        read(stage, *SMALL, f"--{option}").build()
+
+
+@pytest.mark.parametrize(
+    "path, sentence",
+    [
+        ("toy.Broken", r"yaml: encoder \(Broken\): no such grip\.$"),
+        ("toy.Wrong", r"^encoder_source=fbank is not for me\.$"),
+        (
+            "toy.Missing",
+            r"encoder \(Missing\): .* no such class as toy\.Missing",
+        ),
+        ("toys.Fine", r"encoder \(Fine\): .*toys"),
+    ],
+)
+def test_what_an_own_class_raises_is_said_with_its_key(
+    workplace, path, sentence
+):
+    (workplace / "toy.py").write_text(
+        "from speechbrain_wap.errors import RecipeError\n\n\n"
+        "class Broken:\n"
+        "    def __init__(self, source, layer, context):\n"
+        '        raise KeyError("no such\\ngrip")\n\n\n'
+        "class Wrong:\n"
+        "    def __init__(self, source, layer, context):\n"
+        '        raise RecipeError(f"source={source} is not for me.")\n'
+    )
+    wired = "!new:speechbrain_wap.encoders.SpeechEncoder"
+    yaml = copy_yaml(workplace, "adapter", (wired, f"!new:{path}"))
+    with pytest.raises(RecipeError, match=sentence):
+        read(yaml, *SMALL).build()
+
+
+def test_of_two_objects_of_a_class_the_one_that_is_wrong_is_named(workplace):
+    yaml = copy_yaml(
+        *(workplace, "classifier"),
+        ("\n    shape: cosine", "\n    shape: !ref <shape>"),
+        (
+            "\nepoch_counter:",
+            "\nother: !new:speechbrain_wap.schedules.Schedule"
+            "\n    start: 1.0\n    end: 1.0\n    shape: !ref <other_shape>"
+            "\nshape: cosine\nother_shape: linear\n\nepoch_counter:",
+        ),
+    )
+    for key in ("shape", "other_shape"):
+        with pytest.raises(RecipeError, match=f"^{key}=round is unknown"):
+            read(yaml, *SMALL, f"--{key}=round").build()
+
+
+def test_a_reference_that_leads_nowhere_is_named(workplace):
+    change = (
+        "num_layers: !ref <predictor_layers>",
+        "num_layers: !ref <layers>",
+    )
+    yaml = copy_yaml(workplace, "adapter", change)
+    with pytest.raises(RecipeError, match=f'{yaml}: .* "layers" is not valid'):
+        read(yaml, *SMALL)
+
+
+def test_a_place_that_cannot_be_written_is_the_users_mistake(workplace):
+    (workplace / "file").write_text("a file in a folder's place")
+    with pytest.raises(RecipeError, match="file.* cannot be used: .*irectory"):
+        read("adapter", *SMALL, "--output_folder=file").build()
+
+
+def test_building_asks_nothing_of_a_network_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.nn.init, "trunc_normal_", None)
+    with pytest.raises(
+        RecipeError, match=r"student \(WAPTransformer\): .*None"
+    ):
+        read("adapter", *SMALL).build()

@@ -1,0 +1,290 @@
+"""What the train scripts do with a batch: targets, losses, optimisers."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import assert_near, generator, make_utterances, randomise_
+from speechbrain import Stage
+from speechbrain.dataio.batch import PaddedBatch
+from torch import nn
+from torch.nn import functional as F
+
+from speechbrain_wap.augmentation import Augmentation
+from speechbrain_wap.baselines.linear import MeanPoolingClassifier
+from speechbrain_wap.data.sampling import EpochPlan
+from speechbrain_wap.emotion_model import EmotionModel
+from speechbrain_wap.local_attributes import LocalAttributes
+from speechbrain_wap.losses import AdapterObjective
+from speechbrain_wap.masking import UtteranceMasks
+from speechbrain_wap.packing import select_frames, valid_frames
+from speechbrain_wap.pooling import StatisticalAttentivePooling
+from speechbrain_wap.targets import Predictor, Targets, frame_spread
+from speechbrain_wap.teacher import EMATeacher
+from speechbrain_wap.training.statistics import EpochStatistics
+from speechbrain_wap.wap_transformer import WAPTransformer
+
+FOLDER = "recipes/IEMOCAP/wap_adapter"
+LENGTHS = [40, 13, 25]
+CLASSES = ["angry", "calm", "sad"]
+
+
+@pytest.fixture
+def batch():
+    """Three utterances, which are all to be masked but the last."""
+    utterances = make_utterances(LENGTHS, 3)
+    return PaddedBatch(
+        [
+            {"id": f"u{n}", "feats": x, "mask_probability": float(n < 2)}
+            for n, x in enumerate(utterances)
+        ]
+    )
+
+
+def make_brain(cls, modules, **hparams):
+    """A Brain of one rank, within an epoch, with what its steps need only."""
+    brain = object.__new__(cls)
+    brain.device = "cpu"
+    brain.modules = SimpleNamespace(**modules)
+    counter = SimpleNamespace(current=2)
+    brain.hparams = SimpleNamespace(
+        epoch_counter=counter, **{**modules, **hparams}
+    )
+    brain.statistics, brain.batch_counts = EpochStatistics(""), []
+    brain.repeats_last = lambda: False
+    brain.progress = lambda: 0.25
+    brain.should_step = True
+    return brain
+
+
+# Stage 1 ---------------------------------------------------------------------
+
+
+def make_adapter_brain(import_script, **hparams):
+    """An AdapterBrain with networks that differ."""
+    student = WAPTransformer(3, d_model=8, nhead=2, d_ffn=8, dropout=0.0)
+    teacher = EMATeacher(randomise_(student, seed=1))
+    modules = {
+        "student": randomise_(student, seed=2),
+        "teacher": teacher,
+        "predictor": randomise_(Predictor(8, num_layers=1)),
+        "local_attributes": LocalAttributes(5, 8),
+    }
+    given = {
+        "masks": UtteranceMasks(0.4, span=3, seed=1),
+        "targets": Targets(2, "layer"),
+        "objective": AdapterObjective(),
+    }
+    script = import_script(f"{FOLDER}/train_adapter.py")
+    brain = make_brain(script.AdapterBrain, modules, **{**given, **hparams})
+    brain.valid_statistics = EpochStatistics("")
+    return brain
+
+
+@pytest.mark.parametrize("targets", [Targets(0, "none"), Targets(4, "layer")])
+@pytest.mark.parametrize("stage", [Stage.TRAIN, Stage.VALID])
+def test_the_student_predicts_the_teachers_frames_at_the_masks(
+    import_script, batch, targets, stage
+):
+    brain = make_adapter_brain(import_script, targets=targets)
+    z, frames, masked, spread = brain.compute_forward(batch, stage)
+    feats, lens = batch.feats
+    num_frames, valid = valid_frames(lens, feats.shape[1])
+    # the teacher has seen everything
+    expected = targets.select(brain.modules.teacher(feats, lens), valid)
+    assert_near(spread, frame_spread(expected))
+    assert_near(frames, targets.normalise(expected))
+    # masks are an epoch's in training, and always the same in validation
+    epoch = 2 if stage == Stage.TRAIN else 0
+    mask = brain.hparams.masks(batch.id, num_frames, epoch)
+    assert torch.equal(masked, mask[valid].nonzero()[:, 0])
+    seen = brain.modules.student(feats, lens, mask)
+    seen = brain.modules.predictor(select_frames(seen, mask))
+    assert_near(z, seen)
+    assert len(z) == len(masked) == sum(round(0.4 * n) for n in LENGTHS)
+
+
+def test_another_ranks_utterance_is_neither_predicted_nor_a_target(
+    import_script, batch
+):
+    brain = make_adapter_brain(import_script)
+    z, frames, masked, _ = brain.compute_forward(batch, Stage.TRAIN)
+    brain.repeats_last = lambda: True
+    fewer = brain.compute_forward(batch, Stage.TRAIN)
+    last, last_masked = LENGTHS[-1], round(0.4 * LENGTHS[-1])
+    assert_near(fewer[0], z[:-last_masked])
+    assert_near(fewer[1], frames[:-last])
+    assert torch.equal(fewer[2], masked[:-last_masked])
+
+
+def test_attributes_move_after_the_losses_and_in_training_only(
+    import_script, batch
+):
+    brain = make_adapter_brain(import_script)
+    attributes = brain.modules.local_attributes
+    predictions = brain.compute_forward(batch, Stage.TRAIN)
+    z, frames, masked, _ = predictions
+    brain.compute_objectives(predictions, batch, Stage.VALID)
+    start = attributes.codebook.clone()
+    assert attributes.initialised and attributes.num_updates == 0
+    codes = attributes.assign(frames)
+    logits = attributes.logits(z)
+    expected = brain.hparams.objective(
+        z, frames[masked], logits, codes[masked], 0.25
+    )
+    assert brain.valid_statistics.means()["loss"] == pytest.approx(
+        float(expected["loss"].detach())
+    )
+    loss = brain.compute_objectives(predictions, batch, Stage.TRAIN)
+    assert torch.equal(loss, expected["loss"])
+    assert attributes.num_updates == 1
+    after = LocalAttributes(5, 8)
+    after.codebook.copy_(start)
+    after.update(frames, codes)
+    assert torch.equal(attributes.codebook, after.codebook)
+    means = brain.statistics.means()
+    agreed = (logits.argmax(dim=-1) == codes[masked]).float().mean()
+    assert means["agreement"] == pytest.approx(float(agreed))
+    # between accumulated batches, frames are only collected
+    brain.should_step = False
+    brain.compute_objectives(predictions, batch, Stage.TRAIN)
+    assert attributes.num_updates == 1 and attributes.collected is not None
+
+
+# Stage 2 ---------------------------------------------------------------------
+
+
+def make_emotion_model():
+    """The paper's model, in small."""
+    return EmotionModel(
+        partial(WAPTransformer, d_model=4, nhead=2, d_ffn=4, dropout=0.0),
+        partial(StatisticalAttentivePooling, num_heads=2),
+        input_size=3,
+    )
+
+
+@pytest.fixture
+def make_emotion_brain(import_script):
+    """Makes an EmotionBrain of a model, or of one that has no losses."""
+    script = import_script(f"{FOLDER}/train_classifier.py")
+
+    def make(model=None, **hparams):
+        brain = make_brain(
+            script.EmotionBrain,
+            {"model": model or nn.Identity()},
+            augmenter=Augmentation("mask", seed=1),
+            compute_cost=F.cross_entropy,
+            **hparams,
+        )
+        brain.class_weights = torch.tensor([0.5, 2.0, 1.0])
+        brain.experiment = SimpleNamespace(caches={"": None})
+        brain.predicted, brain.loss_sums = {}, EpochStatistics("")
+        return brain
+
+    return make
+
+
+def test_the_model_gets_masks_in_training_only(make_emotion_brain, batch):
+    calls = []
+    brain = make_emotion_brain(lambda *call: calls.append(call))
+    feats, lens = batch.feats
+    num_frames, _ = valid_frames(lens, feats.shape[1])
+    for stage in (Stage.TRAIN, Stage.VALID):
+        brain.compute_forward(batch, stage)
+    (its_feats, its_lens, mask), (*_, no_mask) = calls
+    assert torch.equal(its_feats, feats) and torch.equal(its_lens, lens)
+    expected = brain.hparams.augmenter.mask(batch.id, [1, 1, 0], num_frames, 2)
+    assert mask.any() and torch.equal(mask, expected)
+    assert no_mask is None
+
+
+def make_labelled(targets):
+    """A batch of classes and speakers."""
+    return PaddedBatch(
+        [
+            {"id": f"u{n}", "target": target, "speaker_index": n}
+            for n, target in enumerate(targets)
+        ]
+    )
+
+
+def test_the_weighted_loss_is_a_mean_over_utterances(make_emotion_brain):
+    logits = torch.randn(5, 3, generator=generator())
+    targets = [0, 1, 1, 2, 0]
+    losses = -logits.log_softmax(dim=-1)[range(5), targets]
+    weighted = losses * torch.tensor([0.5, 2.0, 1.0])[targets]
+    brain = make_emotion_brain()
+    for stage in (Stage.TRAIN, Stage.VALID):
+        loss = brain.compute_objectives(logits, make_labelled(targets), stage)
+        assert_near(loss, weighted.mean())
+    for means in (brain.statistics.means(), brain.loss_sums.means()):
+        assert means == {"loss": pytest.approx(float(weighted.mean()))}
+    assert list(brain.predicted) == [f"u{n}" for n in range(5)]
+    assert_near(list(brain.predicted.values()), logits.softmax(dim=-1))
+    # the last batch of validation may be smaller: utterances count alike
+    brain.compute_objectives(
+        logits[:1], make_labelled(targets[:1]), Stage.VALID
+    )
+    mean = (weighted.sum() + weighted[0]) / 6
+    assert brain.loss_sums.means()["loss"] == pytest.approx(float(mean))
+
+
+@pytest.mark.parametrize("count", [3, 1])
+def test_another_ranks_utterance_does_not_count(make_emotion_brain, count):
+    brain = make_emotion_brain()
+    logits = torch.randn(count, 3, generator=generator()).requires_grad_()
+    targets = [2, 0, 1][:count]
+    brain.repeats_last = lambda: True
+    loss = brain.compute_objectives(logits, make_labelled(targets), Stage.TRAIN)
+    loss.backward()
+    assert not logits.grad[-1].any()
+    if count == 1:
+        assert brain.statistics.means() == {}
+        return
+    brain.repeats_last = lambda: False
+    batch = make_labelled(targets[:-1])
+    assert loss == brain.compute_objectives(logits[:-1], batch, Stage.TRAIN)
+
+
+@pytest.mark.parametrize("has_backbone", [True, False])
+def test_the_backbone_has_an_optimiser_of_its_own(
+    make_emotion_brain, has_backbone
+):
+    model = make_emotion_model() if has_backbone else MeanPoolingClassifier(3)
+    model.set_classes(3)
+    make = partial(torch.optim.SGD, lr=0.5)
+    brain = make_emotion_brain(model, classifier_opt_class=make)
+    brain.opt_class = partial(torch.optim.SGD, lr=0.25)
+    saved = {}
+    brain.checkpointer = SimpleNamespace(add_recoverable=saved.__setitem__)
+    brain.init_optimizers()
+    parts = {"classifier_optimizer": (0.5, model)}
+    if has_backbone:
+        parts["optimizer"] = (0.25, model.backbone)
+    assert brain.optimizers_dict == saved and saved.keys() == parts.keys()
+    trained = []
+    for name, (lr, part) in parts.items():
+        (group,) = saved[name].param_groups
+        assert group["lr"] == lr
+        assert {*map(id, group["params"])} <= {*map(id, part.parameters())}
+        trained += group["params"]
+    ids = sorted(map(id, trained))
+    assert ids == sorted(map(id, model.parameters()))  # each once
+
+
+def make_plan(places):
+    """Six angry, three calm and one sad utterance."""
+    labels = ["angry"] * 6 + ["calm"] * 3 + ["sad"]
+    entries = {f"u{n}": {"label": label} for n, label in enumerate(labels)}
+    return EpochPlan(entries, [(list(entries), places)], seed=1)
+
+
+@pytest.mark.parametrize("places", [10, 25])
+def test_balanced_classes_weigh_the_same_in_an_epoch(import_script, places):
+    script = import_script(f"{FOLDER}/train_classifier.py")
+    weights = script.weigh_classes(make_plan(places), CLASSES, "balanced")
+    counts = torch.tensor([6.0, 3.0, 1.0])
+    assert_near(weights * counts, torch.full((3,), 10 / 3))
+    weights = script.weigh_classes(make_plan(places), CLASSES, "none")
+    assert torch.equal(weights, torch.ones(3))
