@@ -365,7 +365,13 @@ class HparamsFile:
             self.tree[key] = CommentedMap(given)
             self.tree[key].yaml_set_ctag(Tag(suffix=f"!include:{name}"))
             folder = os.path.dirname(os.path.realpath(path))
-            self.included[key] = _read_tree(os.path.join(folder, name))
+            try:
+                self.included[key] = _read_tree(os.path.join(folder, name))
+            except RecipeError as error:
+                raise RecipeError(
+                    f"{path} includes {name} as {key}, from its own folder on: "
+                    f"{error}"
+                )
 
     def keys(self):
         """Lists the keys that a user may set.

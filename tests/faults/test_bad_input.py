@@ -1021,7 +1021,9 @@ def yaml(change):
         (usual,) = [Path(a) for a in bench.arguments() if a.endswith(".yaml")]
         bench.hparams = [bench.input / "hparams" / "mine.yaml"]
         bench.hparams[0].parent.mkdir()
-        content = change(usual.read_text("utf-8"))
+        text = usual.read_text("utf-8")
+        text = text.replace("!include:", f"!include:{usual.parent}/")
+        content = change(text)
         if isinstance(content, str):
             content = content.encode("utf-8")
         if content is not None:
@@ -1248,9 +1250,16 @@ KEYS = {
         "mine.yaml.*fold",
     ),
     "the YAML names a class that does not exist": refused(
-        yaml(lambda text: text.replace("StatisticalAtt", "Att")),
-        "mine.yaml",
-        "AttentivePooling",
+        yaml(lambda text: text.replace("Augmentation", "Augment")),
+        "mine.yaml: .*no such class as speechbrain_wap.augmentation.Augment",
+    ),
+    "the YAML includes a file that is not there": refused(
+        yaml(lambda text: text.replace("wap_sap.yaml", "sap_wap.yaml")),
+        "mine.yaml includes .*sap_wap.yaml as system.*No such file",
+    ),
+    "--system=transformer, which is not there": refused(
+        options("system=transformer"),
+        "includes models/transformer.yaml as system.*No such file",
     ),
     "the YAML is the other stage's": refused(
         yaml_of_other_stage, "adapter.yaml is not for this script"

@@ -881,6 +881,23 @@ def test_an_own_module_can_take_the_encoders_place(tiny, tmp_path):
     assert weights["backbone.input_mean"].shape == (400,)
 
 
+def test_another_system_is_trained_by_its_name(tiny, adapter, tmp_path):
+    keys = ("d_model", "nhead", "d_ffn")  # which it does not have
+    rest = [text for text in tiny if not text.startswith(keys, 2)]
+    arguments = ["train_classifier.py", "classifier", *rest, "--system=linear"]
+    arguments += ["--number_of_epochs=2", "--classifier_lr=0.01"]
+    call(*arguments, f"--output_folder={tmp_path}")
+    model = load_checkpoint(tmp_path)["model"]
+    assert model["classifier.w.weight"].shape == (4, 80)
+    losses = [row["train"]["loss"] for row in read_history(tmp_path)]
+    assert losses[1] < losses[0]
+    with pytest.raises(RecipeError, match="is of no use .*MeanPoolingClass"):
+        call(
+            *(*arguments, f"--adapter_folder={adapter}"),
+            f"--output_folder={tmp_path / 'other'}",
+        )
+
+
 def test_an_own_corpus_brings_its_own_classes(corpus, cache, tmp_path):
     turns = sorted(corpus.glob("Session[123]/sentences/wav/*/Ses*.wav"))
     labels = {}
