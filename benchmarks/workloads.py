@@ -30,8 +30,8 @@ from speechbrain_wap.data.datasets import make_dataset, make_labelled_dataset
 from speechbrain_wap.data.preparation import prepare_adapter_data
 from speechbrain_wap.packing import select_frames, valid_frames
 from speechbrain_wap.targets import smooth_frames
+from speechbrain_wap.training.command_line import read_command
 from speechbrain_wap.training.experiment import Experiment
-from speechbrain_wap.training.settings import read_command
 
 FRAMES_PER_SECOND = 50
 # The recipe, the dimension of its features, utterances' lengths and arguments.

@@ -206,12 +206,12 @@ def check_flag(name, value):
 
 
 @contextmanager
-def places_as_mistakes():
+def report_places():
     """Makes a place that cannot be read or written the user's mistake.
 
     Example
     -------
-    >>> with places_as_mistakes():
+    >>> with report_places():
     ...     raise OSError(errno.ENOSPC, "No space left on device", "/a/b")
     Traceback (most recent call last):
     ...
@@ -231,19 +231,19 @@ device. Make room or choose another folder, and run the same command again.
 
 
 @contextmanager
-def say_mistakes():
+def report_errors():
     """Ends the program at a user's mistake, with a sentence on it.
 
     Example
     -------
-    >>> with say_mistakes():
+    >>> with report_errors():
     ...     raise RecipeError("no corpus given.")
     Traceback (most recent call last):
     ...
     SystemExit: error: no corpus given.
     """
     try:
-        with places_as_mistakes():
+        with report_places():
             yield
     except RecipeError as error:
         sys.exit(f"error: {error}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.errors import RecipeError, places_as_mistakes
+from speechbrain_wap.errors import RecipeError, report_places
 
 try:
     import fcntl
@@ -249,7 +249,7 @@ def only_process(folder):
         If another process is at work there, or nothing can be written.
     """
     if not if_main_process():
-        with places_as_mistakes():
+        with report_places():
             yield
         return
     with Claims(Path(folder) / ".lock").claim() as is_mine:
@@ -258,5 +258,5 @@ def only_process(folder):
                 f"another process is at work in {folder}: wait for its end, "
                 "or choose another output_folder."
             )
-        with places_as_mistakes():
+        with report_places():
             yield

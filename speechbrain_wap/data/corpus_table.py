@@ -15,7 +15,7 @@ from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
 from speechbrain_wap.data.audio import inspect_audio
-from speechbrain_wap.errors import RecipeError, check_number
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import write_atomically, write_text
 
 logger = get_logger(__name__)
@@ -252,7 +252,6 @@ def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
     RecipeError
         If the table is empty, ids repeat, or too many files are unreadable.
     """
-    check_number("max_skipped", max_skipped, least=0, most=1)
     if len(table) == 0:
         raise RecipeError(f"no utterance found for {corpus_csv}.")
     check_ids(table)
@@ -291,7 +290,6 @@ def record_skipped(skipped_csv, reasons, ids, max_skipped, append=False):
     RecipeError
         If more failed.
     """
-    check_number("max_skipped", max_skipped, least=0, most=1)
     if if_main_process():
         before, tried = read_skipped(skipped_csv) if append else {}, set(ids)
         listed = {k: reason for k, reason in before.items() if k not in tried}

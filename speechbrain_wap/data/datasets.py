@@ -6,7 +6,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import provides, takes
 
 from speechbrain_wap.data.corpus_table import record_skipped
-from speechbrain_wap.errors import RecipeError, check_choice
+from speechbrain_wap.errors import RecipeError
 
 
 def extract_features(cache, splits, skipped_csv, max_skipped):
@@ -106,7 +106,6 @@ def make_dataset(
     RecipeError
         If an utterance is too long; names it.
     """
-    check_choice("long_utterances", long_utterances, ("error", "cut"))
     if long_utterances == "error":
         for (key, entry), cache in product(entries.items(), caches.values()):
             num_frames = cache.count_frames(entry["digest"])

@@ -36,8 +36,6 @@ ITEM = {"table": None, "name": None, "weight": 1.0, "speakers": "shared"}
 ORIGIN_COLUMNS = ("table", "speaker_names")
 LEFT_OUT_COLUMNS = ["id", "table", "speaker", "reason"]
 HELD_OUT = "held-out speaker"
-# Least and largest weight of a corpus
-WEIGHTS = {"least": 0.001, "most": 1000.0}
 
 
 def parse_corpora(value):
@@ -132,7 +130,7 @@ def _parse_item(item):
             "a.csv,b.csv or {table: b.csv, weight: 2}."
         )
     try:
-        check_number("weight", item["weight"], **WEIGHTS)
+        check_number("weight", item["weight"], least=0.001, most=1000.0)
     except RecipeError as error:
         bounds = str(error).partition(" must be ")[2]
         raise RecipeError(
@@ -327,7 +325,6 @@ def plan_epochs(entries, corpora, corpus_weight, seed):
     RecipeError
         If the manifests were made with other corpora.
     """
-    check_number("corpus_weight", corpus_weight, **WEIGHTS)
     weights = {item["name"]: item["weight"] for item in corpora}
     weights[""] = corpus_weight
     groups = {}

@@ -23,7 +23,7 @@ from speechbrain_wap.data.further_corpora import (
     read_tables,
 )
 from speechbrain_wap.data.speakers import explain_held_out, list_utterances
-from speechbrain_wap.errors import RecipeError, check_choice
+from speechbrain_wap.errors import RecipeError
 
 logger = get_logger(__name__)
 
@@ -90,7 +90,6 @@ def prepare_adapter_data(
     left_out_csv : str, optional
         Lists what of them may not be, or is already, among the training data.
     """
-    check_choice("adapter_data", adapter_data, ("train", "all"))
     table, further = _prepare_tables(corpus, corpora)
     if table is None:
         table = further[:0]

@@ -8,7 +8,6 @@ interruption.
 
 from collections import Counter
 
-from speechbrain_wap.errors import check_number
 from speechbrain_wap.masking import shuffle_utterances
 
 
@@ -123,11 +122,6 @@ def choose_labelled(manifest, fraction, seed):
     chosen : dict
         Their entries, in the manifest's order.
 
-    Raises
-    ------
-    RecipeError
-        If the fraction is another.
-
     Example
     -------
     >>> manifest = {f"u{i}": {"label": "ab"[i % 2]} for i in range(20)}
@@ -136,7 +130,6 @@ def choose_labelled(manifest, fraction, seed):
     >>> len(few), len(more), few.keys() <= more.keys()
     (4, 10, True)
     """
-    check_number("label_fraction", fraction, above=0, most=1)
     classes = {}
     for key, entry in manifest.items():
         classes.setdefault(entry["label"], []).append(key)

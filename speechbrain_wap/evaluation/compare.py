@@ -33,6 +33,7 @@ from speechbrain_wap.evaluation.comparison import (
 from speechbrain_wap.evaluation.cross_validate import cross_validate
 from speechbrain_wap.evaluation.linear_probe import linear_probe
 from speechbrain_wap.evaluation.report import read_histories, sum_up
+from speechbrain_wap.training.command_line import split_options
 from speechbrain_wap.training.cross_validation import (
     CrossValidation,
     find_run,
@@ -40,7 +41,6 @@ from speechbrain_wap.training.cross_validation import (
     parse_list,
 )
 from speechbrain_wap.training.experiment import Experiment
-from speechbrain_wap.training.settings import split_options
 
 # Where the systems that are trained lie
 FOLDERS = {WITHOUT: "from_scratch", WITH: "with_adapter"}

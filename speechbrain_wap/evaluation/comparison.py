@@ -66,15 +66,15 @@ def paired_difference(results, baseline):
         "runs": len(differences),
         "mean": float(differences.mean()),
         "standard_error": None if error is None else float(error),
-        "p": find_p(differences),
-        "p_folds": find_p(of_folds),
+        "p": p_value(differences),
+        "p_folds": p_value(of_folds),
         "better": int((differences > 0).sum()),
         "equal": int((differences == 0).sum()),
         "worse": int((differences < 0).sum()),
     }
 
 
-def find_p(differences):
+def p_value(differences):
     """Computes p of a two-sided t-test against 0.
 
     Arguments
@@ -92,7 +92,7 @@ def find_p(differences):
     return float(ttest_1samp(differences, 0.0).pvalue)
 
 
-def tell_length(entry):
+def format_length(entry):
     """Says how long the adapter was trained.
 
     Arguments
@@ -133,7 +133,7 @@ def score_rows(systems, lengths=False):
         several = len(entry["per_seed"]) > 1
         rows.append(
             [entry["system"]]
-            + tell_length(entry) * lengths
+            + format_length(entry) * lengths
             + [f"{100 * entry['label_fraction']:g} %"] * shares
             + [len(entry["per_seed"])]
             + [
@@ -166,7 +166,7 @@ def difference_rows(differences, lengths=False):
     for entry in differences:
         error = entry["standard_error"]
         rows.append(
-            tell_length(entry) * lengths
+            format_length(entry) * lengths
             + [
                 f"{100 * entry['label_fraction']:g} %",
                 entry["runs"],

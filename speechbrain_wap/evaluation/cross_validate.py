@@ -6,14 +6,14 @@ import os
 from speechbrain.utils.distributed import if_main_process
 
 from speechbrain_wap.evaluation.report import score_table, sum_up, write_report
+from speechbrain_wap.training.adapter_folder import (
+    describe_adapter,
+    read_adapter_record,
+)
 from speechbrain_wap.training.cross_validation import (
     CrossValidation,
     find_run,
     run_all,
-)
-from speechbrain_wap.training.run_folders import (
-    describe_adapter,
-    read_adapter_record,
 )
 from speechbrain_wap.training.settings import PLACE_SUFFIXES
 

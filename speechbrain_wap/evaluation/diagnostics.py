@@ -444,7 +444,9 @@ class Diagnostics:
         """
         frames_of = {"student": student, "teacher": teacher}
         if self.raw is None:
-            frames_of["raw"] = lambda feats, lens: see_raw(student, feats)
+            frames_of["raw"] = lambda feats, lens: standardise_raw(
+                student, feats
+            )
         pooled = {branch: [] for branch in frames_of}
         covariances = {branch: FrameCovariance() for branch in frames_of}
         was_training = student.training
@@ -492,7 +494,7 @@ class Diagnostics:
         )
 
 
-def see_raw(student, feats):
+def standardise_raw(student, feats):
     """Makes of the encoder's frames what the network gets to see of them.
 
     Arguments

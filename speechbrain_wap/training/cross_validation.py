@@ -34,6 +34,19 @@ from speechbrain_wap.data.further_corpora import read_tables
 from speechbrain_wap.data.preparation import prepare_table
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import digest_file, only_process, read_json
+from speechbrain_wap.training.adapter_folder import (
+    MODEL_KEYS,
+    RECORD,
+    check_adapter,
+    find_finished,
+    identify_adapter,
+    read_adapter_record,
+)
+from speechbrain_wap.training.command_line import (
+    read_options,
+    split_options,
+    unknown_key,
+)
 from speechbrain_wap.training.experiment import Experiment
 from speechbrain_wap.training.jobs import run_jobs
 from speechbrain_wap.training.ranks import start_ranks
@@ -45,21 +58,7 @@ from speechbrain_wap.training.resume_guard import (
     restored_if_refused,
     select_named,
 )
-from speechbrain_wap.training.run_folders import (
-    MODEL_KEYS,
-    RECORD,
-    check_adapter,
-    find_finished,
-    identify_adapter,
-    read_adapter_record,
-)
-from speechbrain_wap.training.settings import (
-    HparamsFile,
-    Reading,
-    read_options,
-    split_options,
-    unknown_key,
-)
+from speechbrain_wap.training.settings import HparamsFile, Reading
 
 logger = get_logger(__name__)
 

@@ -14,7 +14,7 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.data.folds import SPLITS, FoldPlan, read_manifests
-from speechbrain_wap.errors import say_mistakes
+from speechbrain_wap.errors import report_errors
 from speechbrain_wap.files import only_process, write_text
 from speechbrain_wap.training.ranks import is_lost_rank, own_rank
 from speechbrain_wap.training.resume_guard import (
@@ -35,7 +35,7 @@ class Experiment:
 
     Arguments
     ---------
-    command : speechbrain_wap.training.settings.Command
+    command : speechbrain_wap.training.command_line.Command
         What the script is told.
     needed : tuple of str
         Keys that the script reads; what tells its stage comes first.
@@ -215,7 +215,7 @@ def run_command(main, arguments):
     arguments : list of str
         What stands behind the command.
     """
-    with say_mistakes():
+    with report_errors():
         try:
             main(arguments)
         except RuntimeError as error:

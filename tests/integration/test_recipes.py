@@ -19,14 +19,14 @@ from speechbrain.dataio import audio_io
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.diagnostics import DIAGNOSTICS
-from speechbrain_wap.training.brain import RecipeBrain
-from speechbrain_wap.training.checkpoints import Checkpointer
-from speechbrain_wap.training.experiment import Experiment
-from speechbrain_wap.training.run_folders import (
+from speechbrain_wap.training.adapter_folder import (
     identify_adapter,
     read_adapter_record,
 )
-from speechbrain_wap.training.settings import read_command
+from speechbrain_wap.training.brain import RecipeBrain
+from speechbrain_wap.training.checkpoints import Checkpointer
+from speechbrain_wap.training.command_line import read_command
+from speechbrain_wap.training.experiment import Experiment
 
 ADAPTER = ["--num_attributes=8", "--number_of_epochs=3"]
 CLASSIFIER = ["--number_of_epochs=3"]

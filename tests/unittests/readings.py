@@ -5,7 +5,8 @@ from pathlib import Path
 
 from recipe_runs import RECIPES
 
-from speechbrain_wap.training.settings import Reading, read_command
+from speechbrain_wap.training.command_line import read_command
+from speechbrain_wap.training.settings import Reading
 
 STAGES = ("adapter", "classifier")
 CORPORA = ("IEMOCAP", "EmoDB", "RAVDESS")

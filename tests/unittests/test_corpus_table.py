@@ -323,14 +323,6 @@ def test_a_table_without_digests_is_refused_by_the_column(tmp_path):
         read_corpus_table(csv)
 
 
-def test_a_share_that_is_none_is_refused_before_anything_is_decoded(
-    table, tmp_path, decoded
-):
-    with pytest.raises(RecipeError, match="max_skipped=2 must be within 0 and"):
-        write_corpus_table(table, tmp_path / "corpus.csv", max_skipped=2)
-    assert decoded == []
-
-
 def test_all_ranks_join_in_the_decision_and_one_writes(tmp_path, monkeypatch):
     csv, reasons, ids = tmp_path / "skipped.csv", {"a": "silent"}, list("abc")
 

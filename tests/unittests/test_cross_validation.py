@@ -9,6 +9,7 @@ from readings import SMALL, STAGES, find_yaml
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.cross_validate import summarise_settings
+from speechbrain_wap.training.command_line import split_options
 from speechbrain_wap.training.cross_validation import (
     CrossValidation,
     load_scripts,
@@ -16,7 +17,7 @@ from speechbrain_wap.training.cross_validation import (
     prepare,
     route_options,
 )
-from speechbrain_wap.training.settings import HparamsFile, split_options
+from speechbrain_wap.training.settings import HparamsFile
 
 pytestmark = pytest.mark.usefixtures("workplace")
 FILES = [find_yaml(stage) for stage in STAGES]

@@ -161,8 +161,3 @@ def test_a_long_utterance_is_cut_to_its_beginning_by_key(entries, cache):
     (entry, *_) = entries.values()
     cut = make_dataset(entries, cache, 5, "cut")[0]["feats"]
     assert torch.equal(cut, cache.read(entry["digest"])[:5])
-
-
-def test_another_way_with_long_utterances_is_refused(entries, cache):
-    with pytest.raises(RecipeError, match="long_utterances=drop.*error, cut"):
-        make_dataset(entries, cache, 5, "drop")

@@ -72,11 +72,6 @@ def test_all_data_are_for_training_where_that_is_asked_for(
         assert entry["emo"] == (label if entry["session"] in kept else "")
 
 
-def test_another_reading_of_adapter_data_is_refused(prepare_adapter):
-    with pytest.raises(RecipeError, match="adapter_data=some.*train, all"):
-        prepare_adapter(adapter_data="some")
-
-
 def test_the_recipes_corpus_is_prepared_where_no_own_one_is_given(
     corpus, manifests, own_csv
 ):

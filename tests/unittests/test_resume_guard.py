@@ -8,6 +8,7 @@ from readings import SMALL, STAGES, copy_yaml, find_yaml, read
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.training import resume_guard
+from speechbrain_wap.training.command_line import read_command
 from speechbrain_wap.training.experiment import Experiment
 from speechbrain_wap.training.resume_guard import (
     LABELS,
@@ -17,7 +18,6 @@ from speechbrain_wap.training.resume_guard import (
     refuse_changes,
     restored_if_refused,
 )
-from speechbrain_wap.training.settings import read_command
 
 pytestmark = pytest.mark.usefixtures("workplace")
 

@@ -11,7 +11,6 @@ from speechbrain_wap.data.sampling import (
     choose_labelled,
     count_labels,
 )
-from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.masking import sample_utterance_masks
 from speechbrain_wap.training.ranks import BatchOrderSampler
 
@@ -220,9 +219,3 @@ def test_every_utterance_is_as_likely_as_the_next():
     # 100 expected, 9 the standard deviation
     assert len(counts) == 20
     assert all(60 < count < 140 for count in counts.values())
-
-
-@pytest.mark.parametrize("fraction", [0, 1.5, -0.1, float("nan"), "all", None])
-def test_what_is_no_share_is_refused(fraction):
-    with pytest.raises(RecipeError, match="must be above 0 and at most 1"):
-        choose_labelled(make_manifest(), fraction, 1)

@@ -18,12 +18,9 @@ from ruamel.yaml import YAML
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.training.command_line import read_command, split_options
 from speechbrain_wap.training.experiment import SPLITS, Experiment, run_script
-from speechbrain_wap.training.settings import (
-    HparamsFile,
-    read_command,
-    split_options,
-)
+from speechbrain_wap.training.settings import HparamsFile
 
 pytestmark = pytest.mark.usefixtures("workplace")
 SCRIPTS = "recipes/IEMOCAP/wap_adapter"

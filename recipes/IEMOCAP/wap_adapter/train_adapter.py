@@ -31,11 +31,11 @@ from speechbrain_wap.evaluation.diagnostics import (
 )
 from speechbrain_wap.packing import select_frames, valid_frames
 from speechbrain_wap.targets import frame_spread
+from speechbrain_wap.training.adapter_folder import write_adapter_record
 from speechbrain_wap.training.brain import RecipeBrain
+from speechbrain_wap.training.command_line import read_command
 from speechbrain_wap.training.experiment import Experiment, run_script
 from speechbrain_wap.training.ranks import start_ranks
-from speechbrain_wap.training.run_folders import write_adapter_record
-from speechbrain_wap.training.settings import read_command
 from speechbrain_wap.training.statistics import EpochStatistics
 from speechbrain_wap.wap_transformer import measure_frames
 
@@ -323,7 +323,7 @@ def run(command):
 
     Arguments
     ---------
-    command : speechbrain_wap.training.settings.Command
+    command : speechbrain_wap.training.command_line.Command
         A YAML file and the user's values.
     """
     start_ranks(command.run_opts)

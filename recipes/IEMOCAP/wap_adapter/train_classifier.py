@@ -42,11 +42,11 @@ from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.metrics import emotion_scores
 from speechbrain_wap.files import digest_file, write_atomically, write_text
 from speechbrain_wap.packing import valid_frames
+from speechbrain_wap.training.adapter_folder import check_adapter, load_branch
 from speechbrain_wap.training.brain import RecipeBrain
+from speechbrain_wap.training.command_line import read_command
 from speechbrain_wap.training.experiment import Experiment, run_script
 from speechbrain_wap.training.ranks import gather_over_ranks, start_ranks
-from speechbrain_wap.training.run_folders import check_adapter, load_branch
-from speechbrain_wap.training.settings import read_command
 
 logger = get_logger(__name__)
 
@@ -445,7 +445,7 @@ def run(command):
 
     Arguments
     ---------
-    command : speechbrain_wap.training.settings.Command
+    command : speechbrain_wap.training.command_line.Command
         A YAML file and the user's values.
     """
     start_ranks(command.run_opts)

@@ -9,8 +9,7 @@ import torch
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.teacher import EMATeacher
-from speechbrain_wap.training.checkpoints import Checkpointer
-from speechbrain_wap.training.run_folders import (
+from speechbrain_wap.training.adapter_folder import (
     ENCODER_KEYS,
     MODEL_KEYS,
     check_adapter,
@@ -18,6 +17,7 @@ from speechbrain_wap.training.run_folders import (
     load_branch,
     write_adapter_record,
 )
+from speechbrain_wap.training.checkpoints import Checkpointer
 
 PROTOCOLS = ["paper", "held_out"]
 FOLDS = [1, 2, 3, 4, 5]
@@ -366,11 +366,6 @@ def test_stage_2_starts_from_the_branch_that_was_asked_for(
     adapter = Network(0.0)
     load_branch(trained(), branch, adapter)
     assert (adapter.weight == value).all()
-
-
-def test_another_branch_is_refused(trained):
-    with pytest.raises(RecipeError, match="adapter_branch=both.*teacher or"):
-        load_branch(trained(), "both", Network(0.0))
 
 
 def test_an_adapter_training_that_is_not_finished_is_refused(trained):

@@ -443,13 +443,8 @@ def load_branch(adapter_folder, branch, adapter):
     Raises
     ------
     RecipeError
-        If the branch is unknown, the weights do not fit, or see
-        :func:`read_branch`.
+        If the weights do not fit, or see :func:`read_branch`.
     """
-    if branch not in ("teacher", "student"):
-        raise RecipeError(
-            f"adapter_branch={branch} is unknown: choose teacher or student."
-        )
     state = run_on_main(read_branch, args=[adapter_folder, branch])
     try:
         adapter.load_state_dict(state)
