@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from readings import SMALL, STAGES, find_yaml
+from readings import SMALL, STAGES, copy_yaml, find_yaml
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.cross_validate import summarise_settings
@@ -83,6 +83,19 @@ def test_options_keep_their_order_so_that_the_last_one_counts(route):
     _, routed = route("--lr=1", "--adapter.lr=2", "--lr=3")
     assert routed["adapter"] == ["--lr=1", "--lr=2", "--lr=3"]
     assert routed["classifier"] == ["--lr=1", "--lr=3"]
+
+
+@pytest.mark.parametrize("prefix", ["", "classifier."])
+def test_the_keys_of_a_system_are_known_where_it_is_chosen(workplace, prefix):
+    yaml = copy_yaml(workplace, "classifier")
+    linear = (yaml.parent / "models" / "linear.yaml").read_text("utf-8")
+    own = yaml.parent / "models" / "own.yaml"
+    own.write_text(f"hidden_size: 3\n{linear}", "utf-8")
+    options = [f"--{prefix}system=own", "--hidden_size=4"]
+    command = CrossValidation([FILES[0], str(yaml), *options])
+    assert command.settings["classifier"]["hidden_size"] == 4
+    with pytest.raises(RecipeError, match="unknown key --hidden_size"):
+        CrossValidation([FILES[0], str(yaml), options[1]])
 
 
 def test_its_own_options_are_kept_from_the_stages(route):
@@ -195,7 +208,7 @@ def test_the_command_takes_two_yaml_files():
 
 def test_stage_1_may_be_left_out_or_be_an_earlier_one():
     for text in ("False", "false"):
-        without = plan("--data_folder=D", f"--adapter_training={text}")
+        without = plan("--corpora=a.csv", f"--adapter_training={text}")
         assert not without.adapter_training and not without.adapter_folder
         assert without.stages == ["classifier"] and not without.corpora
         assert without.earlier_adapters == {}
