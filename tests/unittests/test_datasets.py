@@ -1,14 +1,10 @@
-"""Features, their statistics and datasets, and what is left out."""
+"""Features, their datasets, and what is left out."""
 
 import pandas as pd
 import pytest
 import torch
 
-from speechbrain_wap.data.datasets import (
-    extract_features,
-    make_dataset,
-    measure_features,
-)
+from speechbrain_wap.data.datasets import extract_features, make_dataset
 from speechbrain_wap.data.folds import SPLITS
 from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
@@ -88,47 +84,9 @@ def test_the_same_audio_under_two_ids_is_encoded_once_and_kept_twice(
     splits["train"]["again"] = dict(entry)
     kept = extract_features(cache, splits, tmp_path / "skipped.csv", 0.0)
     assert {one, "again"} <= kept["train"].keys()
-    dataset = make_dataset(kept["train"], cache, 500, "error")
+    dataset = make_dataset(kept["train"], {"": cache}, 500, "error")
     by_id = {item["id"]: item["feats"] for item in dataset}
     assert torch.equal(by_id[one], by_id["again"])
-
-
-def test_frames_are_measured_over_all_frames_of_the_given_utterances(
-    splits, cache, tmp_path, make_wav
-):
-    first, second, third = list(splits["train"].values())[:3]
-    make_wav(first["wav"], seconds=0.5, seed=50)  # counts for its length
-    first["digest"] = "5" * 32
-    entries = {"a": first, "b": second}
-    made = {"train": {**entries, "c": third}}
-    extract_features(cache, made, tmp_path / "skipped.csv", 0.0)
-    frames = torch.cat([cache.read(e["digest"]) for e in entries.values()])
-    mean, std = measure_features(cache, entries)
-    assert torch.allclose(mean, frames.mean(dim=0), atol=1e-5)
-    assert torch.allclose(std, frames.std(dim=0, unbiased=False), atol=1e-5)
-
-
-def test_frames_are_measured_as_often_as_they_are_trained_on(entries, cache):
-    weights = {key: 1 + number % 3 for number, key in enumerate(entries)}
-    repeated = {
-        f"{key}+{number}": entries[key]
-        for key in entries
-        for number in range(weights[key])
-    }
-    weighted = measure_features(cache, entries, weights)
-    for one, two in zip(weighted, measure_features(cache, repeated)):
-        torch.testing.assert_close(one, two)
-    plain = measure_features(cache, entries)
-    assert not torch.allclose(weighted[0], plain[0])
-    ones = measure_features(cache, entries, dict.fromkeys(entries, 1.0))
-    assert all(map(torch.equal, ones, plain))
-
-
-def test_the_deviation_is_right_where_the_mean_dwarfs_it(cache):
-    frames = torch.tensor([[1000.0], [1000.1], [1000.2]])
-    cache.write("a" * 32, frames, duration=0.06)
-    _, std = measure_features(cache, {"u": {"digest": "a" * 32}})
-    assert float(std) == pytest.approx(0.0816, rel=0.01)
 
 
 # Datasets --------------------------------------------------------------------
@@ -141,7 +99,7 @@ def entries(splits, cache, tmp_path):
 
 
 def test_a_dataset_gives_ids_and_cached_frames_in_order(entries, cache):
-    dataset = make_dataset(entries, cache, 6, "error", keys=["label"])
+    dataset = make_dataset(entries, {"": cache}, 6, "error", keys=["label"])
     items = list(dataset)
     assert [item["id"] for item in items] == list(entries)
     for item, entry in zip(items, entries.values()):
@@ -152,12 +110,12 @@ def test_a_dataset_gives_ids_and_cached_frames_in_order(entries, cache):
 
 def test_a_long_utterance_is_refused_by_its_id_with_both_cures(entries, cache):
     with pytest.raises(RecipeError) as error:
-        make_dataset(entries, cache, 5, "error")
+        make_dataset(entries, {"": cache}, 5, "error")
     for part in (next(iter(entries)), "6 frames", "max_frames=5", "cut"):
         assert part in str(error.value)
 
 
 def test_a_long_utterance_is_cut_to_its_beginning_by_key(entries, cache):
     (entry, *_) = entries.values()
-    cut = make_dataset(entries, cache, 5, "cut")[0]["feats"]
+    cut = make_dataset(entries, {"": cache}, 5, "cut")[0]["feats"]
     assert torch.equal(cut, cache.read(entry["digest"])[:5])

@@ -11,7 +11,7 @@ from speechbrain_wap.data.sampling import (
     choose_labelled,
     count_labels,
 )
-from speechbrain_wap.masking import sample_utterance_masks
+from speechbrain_wap.masking import UtteranceMasks
 from speechbrain_wap.training.ranks import BatchOrderSampler
 
 # Epochs ----------------------------------------------------------------------
@@ -105,9 +105,10 @@ def test_copies_have_names_of_their_own_and_so_other_masks():
     assert list(plan.entries) == ["a", "a+1", "a+1'", "a+2"]
     assert plan.entries["a+2"] == plan.entries["a+1'"] == {"x": 1}
     names = [name for name in plan.entries if name != "a+1"]
-    masks = sample_utterance_masks(names, torch.tensor([50] * 3), 0.4, 1, 1)
+    sample = UtteranceMasks(mask_ratio=0.4, seed=1)
+    masks = sample(names, torch.tensor([50] * 3), epoch=1)
     assert len({tuple(mask.tolist()) for mask in masks}) == 3
-    alone = sample_utterance_masks(["a"], torch.tensor([50]), 0.4, 1, 1)
+    alone = sample(["a"], torch.tensor([50]), epoch=1)
     assert torch.equal(masks[:1], alone)  # as without copies
 
 
