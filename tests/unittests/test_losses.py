@@ -133,7 +133,7 @@ def test_losses_of_no_frames_are_zero_and_part_of_the_graph():
     z = torch.zeros(0, D, requires_grad=True)
     logits, codes = z @ torch.ones(D, 4), torch.zeros(0, dtype=torch.long)
     losses = AdapterObjective()(z, z.detach(), logits, codes, 0.5)
-    assert {float(loss) for loss in losses.values()} == {0.0}
+    assert {loss.item() for loss in losses.values()} == {0.0}
     losses["loss"].backward()
     assert z.grad.shape == (0, D)
 

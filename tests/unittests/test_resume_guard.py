@@ -87,8 +87,8 @@ WIRED = "!new:speechbrain_wap.teacher.EMATeacher"
         (MY_KEY, f"{MY_KEY}\nmy_key: 1", "my_key=null (now 1)"),
         (f"{MY_KEY}\nmy_key: 1", f"{MY_KEY}\nmy_key: 2", "my_key=1 (now 2)"),
         (f"{MY_KEY}\nmy_key: 1", MY_KEY, "my_key=1 (now null)"),
-        (WIRED, "!new:toy.Other", 'teacher="EMATeacher" (now "Other")'),
-        (WIRED, "!new:toy.EMATeacher", None),  # it has only moved
+        (WIRED, "!new:moved.Other", 'teacher="EMATeacher" (now "Other")'),
+        (WIRED, "!new:moved.EMATeacher", None),  # it has only moved
     ],
 )
 def test_a_yaml_of_ones_own_is_compared_by_keys_and_classes(
@@ -99,8 +99,8 @@ def test_a_yaml_of_ones_own_is_compared_by_keys_and_classes(
     changed = copy_yaml(workplace / "b", "adapter", (old, after))
     if mistake is None:
         record(changed)
-        toy = changed.parent.parent / "toy.py"
-        toy.write_text("from speechbrain_wap.teacher import EMATeacher\n")
+        moved = changed.parent.parent / "moved.py"
+        moved.write_text("from speechbrain_wap.teacher import EMATeacher\n")
         teacher = read(changed, *SMALL).build()["teacher"]
         assert type(teacher).__module__ == "speechbrain_wap.teacher"
         return

@@ -423,7 +423,6 @@ KNOWN = "is unknown: choose one of"
     [
         # what the loop reads itself
         ("adapter", "seed=x", f"{WHOLE} 0."),
-        ("adapter", "fold=0", f"{WHOLE} 1."),
         ("adapter", "batch_size=1.5", f"{WHOLE} 1."),
         ("adapter", "number_of_epochs=0", f"{WHOLE} 1."),
         ("adapter", "probe_every=-1", f"{WHOLE} 0, or null: never."),
@@ -486,19 +485,19 @@ def test_what_cannot_be_built_is_named(stage, option, sentence):
 @pytest.mark.parametrize(
     "path, sentence",
     [
-        ("toy.Broken", r"yaml: encoder \(Broken\): no such grip\.$"),
-        ("toy.Wrong", r"^encoder_source=fbank is not for me\.$"),
+        ("own_encoder.Broken", r"yaml: encoder \(Broken\): no such grip\.$"),
+        ("own_encoder.Wrong", r"^encoder_source=fbank is not for me\.$"),
         (
-            "toy.Missing",
-            r"encoder \(Missing\): .* no such class as toy\.Missing",
+            "own_encoder.Missing",
+            r"encoder \(Missing\): .* no such class as own_encoder\.Missing",
         ),
-        ("toys.Fine", r"encoder \(Fine\): .*toys"),
+        ("nowhere.Fine", r"encoder \(Fine\): .*nowhere"),
     ],
 )
 def test_what_an_own_class_raises_is_said_with_its_key(
     workplace, path, sentence
 ):
-    (workplace / "toy.py").write_text(
+    (workplace / "own_encoder.py").write_text(
         "from speechbrain_wap.errors import RecipeError\n\n\n"
         "class Broken:\n"
         "    def __init__(self, source, layer, context):\n"
