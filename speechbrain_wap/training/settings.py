@@ -16,7 +16,7 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from hyperpyyaml.core import recursive_update
 from ruamel.yaml import YAML, Tag
-from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+from ruamel.yaml.comments import CommentedMap, TaggedScalar
 from ruamel.yaml.error import YAMLError
 
 from speechbrain_wap.data.further_corpora import describe_corpora, parse_corpora
@@ -263,27 +263,22 @@ def flatten(file, resolved):
     settings : dict
         Plain value of each key, resolved. Of what is wired, the class's name
         without its module; a plain value that is written inside has the key
-        and the argument with a dot between them. References inside are left
-        out: what they refer to is there by its own key.
+        and the argument with a dot between them, as has a number that is
+        computed there. Other references inside are left out: what they refer
+        to is there by its own key.
     """
     settings = {}
 
     def add(key, node, value):
         tag = _tag(node)
-        if tag == "!ref" and _tag(value):
-            return  # to something wired
         if tag.startswith(WIRED):
             settings[key] = tag.rpartition(".")[2]
-            items = enumerate(node) if isinstance(node, list) else ()
-            items = node.items() if isinstance(node, dict) else items
-            for argument, inner in items:
-                if _tag(inner) != "!ref":
-                    add(f"{key}.{argument}", inner, inner)
-        elif isinstance(node, dict) and _has_tags(node):
-            for part, inner in node.items():
-                if _tag(inner) != "!ref":
-                    add(f"{key}.{part}", inner, inner)
-        else:
+        if tag.startswith(WIRED) or _has_tags(node):
+            for part, inner in _list_items(node):
+                its_value = value[part] if _list_items(value) else inner
+                if _tag(inner) != "!ref" or _is_computed(inner, its_value):
+                    add(f"{key}.{part}", inner, its_value)
+        elif tag != "!ref" or not _tag(value):  # what is wired has its key
             settings[key] = _plain(value)
 
     for key, node in file.tree.items():
@@ -293,7 +288,7 @@ def flatten(file, resolved):
             settings[key] = Path(_tag(node).partition(":")[2]).stem
             for inner, inner_node in file.included[key].items():
                 if _tag(inner_node).startswith(WIRED):
-                    add(f"{key}.{inner}", inner_node, None)
+                    add(f"{key}.{inner}", inner_node, resolved[key][inner])
                 elif inner not in file.tree:
                     add(inner, inner_node, resolved[key][inner])
         else:
@@ -301,15 +296,22 @@ def flatten(file, resolved):
     return settings
 
 
+def _list_items(node):
+    """Lists a mapping's or list's parts, none of anything else."""
+    if isinstance(node, dict):
+        return list(node.items())
+    return list(enumerate(node)) if isinstance(node, list) else []
+
+
 def _has_tags(node):
     """Tells whether a mapping or list wires something."""
-    values = node.values() if isinstance(node, dict) else node
-    return any(
-        _tag(value)
-        or isinstance(value, (CommentedMap, CommentedSeq))
-        and _has_tags(value)
-        for value in values
-    )
+    return any(_tag(part) or _has_tags(part) for _, part in _list_items(node))
+
+
+def _is_computed(node, value):
+    """Tells whether a reference makes a number of its own, as <lr> * 0.1."""
+    is_number = isinstance(value, (int, float))
+    return is_number and not re.fullmatch(r"<[^<>]*>", node.value)
 
 
 class Hparams(dict):

@@ -79,6 +79,10 @@ def test_another_value_is_refused_by_the_keys_name(workplace, stage, option):
 
 MY_KEY = "\nseed: 1993"
 WIRED = "!new:speechbrain_wap.teacher.EMATeacher"
+RATE = "\n    lr: !ref <lr>"
+PLACE = "checkpoints_dir: !ref <save_folder>"
+TUPLE = f"{MY_KEY}\nmy_key: !tuple"
+MY_LIST = f"{MY_KEY}\nmy_list:\n  - !new:torch.nn."
 
 
 @pytest.mark.parametrize(
@@ -87,14 +91,18 @@ WIRED = "!new:speechbrain_wap.teacher.EMATeacher"
         (MY_KEY, f"{MY_KEY}\nmy_key: 1", "my_key=null (now 1)"),
         (f"{MY_KEY}\nmy_key: 1", f"{MY_KEY}\nmy_key: 2", "my_key=1 (now 2)"),
         (f"{MY_KEY}\nmy_key: 1", MY_KEY, "my_key=1 (now null)"),
+        (f"{TUPLE} (1, 2)", f"{TUPLE} (1, 3)", '="(1, 2)" (now "(1, 3)")'),
         (WIRED, "!new:moved.Other", 'teacher="EMATeacher" (now "Other")'),
         (WIRED, "!new:moved.EMATeacher", None),  # it has only moved
+        (f"{MY_LIST}ReLU", f"{MY_LIST}GELU", '0="ReLU" (now "GELU")'),
+        (f"{RATE} * 2", f"{RATE} * 4", "opt_class.lr=0.0002 (now 0.0004)"),
+        (PLACE, f"{PLACE}/there", None),
     ],
 )
 def test_a_yaml_of_ones_own_is_compared_by_keys_and_classes(
     workplace, before, after, mistake
 ):
-    old = WIRED if before == WIRED else MY_KEY
+    old = next(x for x in (WIRED, RATE, PLACE, MY_KEY) if before.startswith(x))
     record(copy_yaml(workplace / "a", "adapter", (old, before)))
     changed = copy_yaml(workplace / "b", "adapter", (old, after))
     if mistake is None:
@@ -104,7 +112,7 @@ def test_a_yaml_of_ones_own_is_compared_by_keys_and_classes(
         teacher = read(changed, *SMALL).build()["teacher"]
         assert type(teacher).__module__ == "speechbrain_wap.teacher"
         return
-    with pytest.raises(RecipeError, match=re.escape(f"a run with {mistake}: ")):
+    with pytest.raises(RecipeError, match=re.escape(f"{mistake}: ")):
         record(changed)
 
 

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from readings import (
     CORPORA,
     EACH_YAML,
@@ -24,11 +23,6 @@ from speechbrain_wap.training.settings import HparamsFile
 
 pytestmark = pytest.mark.usefixtures("workplace")
 SCRIPTS = "recipes/IEMOCAP/wap_adapter"
-
-
-def read_overrides(*options, stage="adapter"):
-    """Reads options as the values that a YAML's keys get."""
-    return read_command([find_yaml(stage), *options]).overrides
 
 
 # The command line ------------------------------------------------------------
@@ -66,12 +60,6 @@ def test_folders_files_and_the_encoder_are_the_text_that_was_typed():
         assert reading.settings["encoder_source"] == reading.data == text
 
 
-@pytest.mark.parametrize("text", ["", "null", "None"])
-def test_nothing_can_be_said_for_a_folder(text):
-    overrides = read_overrides(f"--adapter_folder={text}", stage="classifier")
-    assert overrides == {"adapter_folder": None}
-
-
 @pytest.mark.parametrize(
     "key, text, value",
     [
@@ -99,15 +87,16 @@ def test_nothing_can_be_said_for_a_folder(text):
         ),
         ("corpora", "null", None),
         ("corpora", "", None),
+        *(("corpus_csv", text, None) for text in ("", "null", "None")),
     ],
 )
 def test_other_values_are_what_the_yaml_would_read(key, text, value):
     for arguments in ([f"--{key}={text}"], [f"--{key}", text]):
-        overrides = read_overrides(*arguments)
+        overrides = read_command([find_yaml(), *arguments]).overrides
         assert overrides == {key: value}
         assert type(overrides[key]) is type(value)
     settings = read("adapter", f"--{key}={text}").settings
-    if key != "corpora":
+    if key not in ("corpora", "corpus_csv"):
         assert settings[key] == value and type(settings[key]) is type(value)
         assert YAML(typ="safe").load(f"a: {text}")["a"] == value
 
@@ -542,11 +531,3 @@ def test_a_place_that_cannot_be_written_is_the_users_mistake(workplace):
     (workplace / "file").write_text("a file in a folder's place")
     with pytest.raises(RecipeError, match="file.* cannot be used: .*irectory"):
         read("adapter", *SMALL, "--output_folder=file").build()
-
-
-def test_building_asks_nothing_of_a_network_that_is_not_there(monkeypatch):
-    monkeypatch.setattr(torch.nn.init, "trunc_normal_", None)
-    with pytest.raises(
-        RecipeError, match=r"student \(WAPTransformer\): .*None"
-    ):
-        read("adapter", *SMALL).build()
