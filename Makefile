@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(CURDIR)/$(VENV)/bin
-DEMO ?= demo
+DEMO ?= demo_output
 RECIPE := recipes/IEMOCAP/wap_adapter
 
 .PHONY: demo test faults bench lint install clean
@@ -22,7 +22,7 @@ $(VENV)/.installed: setup.py
 
 # One thread: the demo's tensors are too small to share.
 demo: install
-	"$(BIN)/python" -m speechbrain_wap.demo_corpus $(DEMO)/corpus
+	"$(BIN)/python" demo/make_corpus.py $(DEMO)/corpus
 	cd $(RECIPE) && OMP_NUM_THREADS=1 "$(BIN)/python" cross_validate.py \
 		hparams/adapter.yaml hparams/classifier.yaml \
 		--data_folder="$(CURDIR)/$(DEMO)/corpus" \
@@ -53,7 +53,7 @@ lint:
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/yamllint" recipes
-	"$(BIN)/codespell" recipes speechbrain_wap tests README.md
+	"$(BIN)/codespell" demo recipes speechbrain_wap tests README.md
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fault_table import hide_places, write_fault_table
+from make_corpus import make_demo_corpus
 from recipe_runs import TINY
 
 # The names that transformers gives the families of encoders
@@ -127,9 +128,6 @@ def make_checkpoint():
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A demo corpus in IEMOCAP's layout, under a name with a space."""
-    # here, since it imports scipy, which few of the tests need
-    from speechbrain_wap.demo_corpus import make_demo_corpus
-
     folder = tmp_path_factory.mktemp("data") / "IEMOCAP räkning"
     make_demo_corpus(folder, seed=1, utterances_per_speaker=16)
     return folder

@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 from fork_server import ForkServer
+from make_corpus import make_demo_corpus
 from recipe_runs import TINY
-
-from speechbrain_wap.demo_corpus import make_demo_corpus
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="needs fork and /proc"
