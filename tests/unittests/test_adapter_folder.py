@@ -323,8 +323,9 @@ def test_the_model_keys_are_those_of_both_stages_networks(repository):
     from ruamel.yaml import YAML
 
     folder = repository / "recipes" / "IEMOCAP" / "wap_adapter" / "hparams"
-    for file, name in (("adapter", "student"), ("classifier", "adapter")):
-        network = YAML().load(folder / f"{file}.yaml")[name]
+    system = YAML().load(folder / "models" / "wap_sap.yaml")
+    student = YAML().load(folder / "adapter.yaml")["student"]
+    for network in (student, system["model"]["backbone"]):
         # the encoder gives the first two; of the start, nothing is left
         not_keys = {"input_size", "num_encoder_layers", "dropout"}
         not_keys |= {"projection_init", "residual_init"}

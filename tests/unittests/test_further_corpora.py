@@ -5,11 +5,17 @@ import shutil
 import pandas as pd
 import pytest
 import soundfile
+from recipe_runs import load_script
 
 from speechbrain_wap.data.folds import FoldPlan, describe_data
 from speechbrain_wap.data.further_corpora import parse_corpora, plan_epochs
 from speechbrain_wap.data.preparation import prepare_adapter_data, prepare_table
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.training.cross_validation import (
+    STAGES,
+    CrossValidation,
+    prepare as prepare_folds,
+)
 
 # The key ---------------------------------------------------------------------
 
@@ -370,13 +376,13 @@ def test_manifests_of_other_tables_are_refused(prepare, write_table):
 
 
 def test_a_cross_validation_notices_another_table(
-    import_script, repository, write_table, own_csv, tmp_path
+    repository, write_table, own_csv, tmp_path
 ):
-    script = import_script("recipes/IEMOCAP/wap_adapter/cross_validate.py")
+    load_script("cross_validate.py")  # and the train scripts, which it starts
     hparams = repository / "recipes" / "IEMOCAP" / "wap_adapter" / "hparams"
     b = write_table("b", ("u1", "anna"), ("u2", "ben"))
     arguments = [
-        *(str(hparams / f"{stage}.yaml") for stage in script.STAGES),
+        *(str(hparams / f"{stage}.yaml") for stage in STAGES),
         *("--encoder_source=fbank", "--d_model=8", "--nhead=2"),
         *(f"--corpus_csv={own_csv}", "--folds=1", "--classes=all"),
         f"--cache_folder={tmp_path / 'cache'}",
@@ -384,7 +390,7 @@ def test_a_cross_validation_notices_another_table(
     ]
 
     def prepare(*options):
-        return script.prepare(script.parse_command([*arguments, *options]))
+        return prepare_folds(CrossValidation([*arguments, *options]))
 
     prepare(f"--corpora={b}")
     prepare(f"--corpora={b}")
