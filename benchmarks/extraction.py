@@ -27,7 +27,7 @@ from speechbrain.integrations.huggingface.whisper import Whisper
 from speechbrain.utils.data_pipeline import provides, takes
 from timing import alternate, divide, measure_seconds, show_ratio, sum_up
 from train_adapter import AdapterBrain
-from workloads import Training, encode_emodb, fill_cache
+from workloads import Training, encode_emodb, fill_cache, list_wired
 
 from speechbrain_wap.data.audio import inspect_audio, read_audio
 from speechbrain_wap.encoders import SpeechEncoder
@@ -142,7 +142,7 @@ def compare_epochs(options, repeats, folder):
     def read_signal(wav):
         return read_audio(wav, 16000)
 
-    in_loop.brain = InLoopBrain
+    in_loop.brain = lambda run: InLoopBrain(run, **list_wired(run))
     in_loop.dataset = DynamicItemDataset(
         cached.corpus["entries"], [read_signal], ["id", "sig"]
     )

@@ -111,12 +111,19 @@ def encode_emodb(options, folder):
     options = [*options, f"--cache_folder={folder}/cache"]
     experiment = build_experiment("emodb", "adapter", folder, options)
     manifests = experiment.manifests
-    plan = experiment.fold_plan
-    prepare_adapter_data(experiment.corpus, plan, "train", manifests)
+    hparams = experiment.hparams
+    corpus = {**hparams["corpus"], "corpus_table": experiment.corpus_table}
+    prepare_adapter_data(corpus, hparams["fold_plan"], "train", manifests)
     entries = experiment.read_splits(("wav", "speaker"))["train"]
     cache = experiment.hparams["feature_cache"]
     seconds = measure_seconds(lambda: fill_cache(cache, entries.values()))
     return record_corpus(folder, "emodb", options, entries, seconds)
+
+
+def list_wired(experiment):
+    """Lists what the scripts give a Brain of what the YAML wires."""
+    keys = ("modules", "opt_class", "checkpointer")
+    return {key: experiment.hparams[key] for key in keys}
 
 
 def fill_cache(cache, entries):
@@ -173,11 +180,13 @@ class Training:
         given = self.corpus["entries"], self.experiment.caches
         limits = {k: self.hparams[k] for k in ("max_frames", "long_utterances")}
         if self.is_adapter:
-            self.brain = AdapterBrain
+            self.brain = lambda run: AdapterBrain(run, **list_wired(run))
             self.dataset = make_dataset(*given, **limits)
         else:
             splits, weights = {}, torch.ones(len(CLASSES))
-            self.brain = lambda run: EmotionBrain(run, splits, CLASSES, weights)
+            self.brain = lambda run: EmotionBrain(
+                run, splits, CLASSES, weights, **list_wired(run)
+            )
             keys = ["mask_probability"]
             self.dataset = make_labelled_dataset(
                 *given, CLASSES, [], keys=keys, **limits

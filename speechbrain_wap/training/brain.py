@@ -37,18 +37,14 @@ class RecipeBrain(sb.Brain):
     Arguments
     ---------
     experiment : speechbrain_wap.training.experiment.Experiment
-        The run, of whose hparams it takes ``modules``, ``opt_class`` and
-        ``checkpointer``.
+        The run.
+    **wired : dict
+        ``modules``, ``opt_class`` and ``checkpointer``, as SpeechBrain's.
     """
 
-    def __init__(self, experiment):
-        hparams = experiment.hparams
+    def __init__(self, experiment, **wired):
         super().__init__(
-            modules=hparams["modules"],
-            opt_class=hparams["opt_class"],
-            hparams=hparams,
-            run_opts=experiment.run_opts,
-            checkpointer=hparams["checkpointer"],
+            hparams=experiment.hparams, run_opts=experiment.run_opts, **wired
         )
         self.statistics = EpochStatistics(experiment.history)
         self.checkpointer.add_recoverables(

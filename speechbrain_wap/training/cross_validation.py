@@ -446,7 +446,9 @@ def prepare(plan):
         reading.build()
         with suppress(OSError):
             os.rmdir(experiment.save_folder)
-    table = prepare_table(**experiment.corpus)
+    table = prepare_table(
+        **hparams["corpus"], corpus_table=experiment.corpus_table
+    )
     classes = choose_classes(
         table,
         hparams["classes"],

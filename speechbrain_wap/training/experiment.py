@@ -13,7 +13,7 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.run_opts import RunOptions
 
-from speechbrain_wap.data.folds import SPLITS, FoldPlan, read_manifests
+from speechbrain_wap.data.folds import SPLITS, read_manifests
 from speechbrain_wap.errors import report_errors
 from speechbrain_wap.files import only_process, write_text
 from speechbrain_wap.training.ranks import is_lost_rank, own_rank
@@ -54,8 +54,6 @@ class Experiment:
         Further tables of stage 1.
     folder : pathlib.Path
         The output folder.
-    fold_plan : speechbrain_wap.data.folds.FoldPlan
-        Which sessions are trained and tested on.
 
     Raises
     ------
@@ -84,9 +82,6 @@ class Experiment:
         refuse_changes(Path(reading.output_folder, "save"), self.settings)
         self.hparams = reading.build()
         self.folder = Path(self.hparams["output_folder"])
-        self.fold_plan = FoldPlan(
-            self.hparams["fold"], self.hparams["protocol"]
-        )
 
     @property
     def save_folder(self):
@@ -97,13 +92,6 @@ class Experiment:
     def corpus_table(self):
         """The table of the corpus under test."""
         return str(self.folder / "corpus.csv")
-
-    @property
-    def corpus(self):
-        """What the corpus's table is made of and with."""
-        keys = ("prepare_corpus", "data_folder", "corpus_csv", "max_skipped")
-        given = {key: self.hparams[key] for key in (*keys, "cache_folder")}
-        return {**given, "corpus_table": self.corpus_table}
 
     @property
     def manifests(self):

@@ -352,7 +352,7 @@ def test_every_yaml_is_built_with_the_users_values(corpus, stage):
     assert network.projection.out_features == 8
     optimizer = hparams["opt_class"](network.parameters())
     assert optimizer.param_groups[0]["lr"] == 0.25
-    prepare = hparams["prepare_corpus"].__name__
+    prepare = hparams["corpus"]["prepare_corpus"].__name__
     assert prepare == f"prepare_{corpus.lower()}"
 
 

@@ -21,7 +21,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.datasets import extract_features, make_dataset
 from speechbrain_wap.data.folds import describe_data
-from speechbrain_wap.data.further_corpora import plan_epochs
+from speechbrain_wap.data.further_corpora import parse_corpora, plan_epochs
 from speechbrain_wap.data.preparation import prepare_adapter_data
 from speechbrain_wap.evaluation.diagnostics import (
     CURES,
@@ -60,8 +60,9 @@ NEEDED = (
     "train_logger",
     "checkpointer",
     "corpora",
+    "corpus",
     "fold",
-    "protocol",
+    "fold_plan",
     "adapter_data",
     "seed",
     "encoder_source",
@@ -342,15 +343,23 @@ def train(experiment):
         The run.
     """
     hparams, settings = experiment.hparams, experiment.settings
+    corpora = parse_corpora(hparams["corpora"])
     if not hparams["skip_prep"]:
         run_on_main(
             prepare_adapter_data,
             kwargs={
-                "corpus": experiment.corpus,
-                "plan": experiment.fold_plan,
+                "corpus": {
+                    **hparams["corpus"],
+                    "corpus_table": experiment.corpus_table,
+                },
+                "plan": hparams["fold_plan"],
                 "adapter_data": hparams["adapter_data"],
-                "manifests": experiment.manifests,
-                "corpora": experiment.corpora,
+                "manifests": {
+                    "train": hparams["train_annotation"],
+                    "valid": hparams["valid_annotation"],
+                    "test": hparams["test_annotation"],
+                },
+                "corpora": corpora,
                 "left_out_csv": experiment.left_out_csv,
             },
         )
@@ -376,7 +385,7 @@ def train(experiment):
     )
     plan = plan_epochs(
         splits["train"],
-        experiment.corpora,
+        corpora,
         hparams["corpus_weight"],
         hparams["seed"],
     )
@@ -391,7 +400,12 @@ def train(experiment):
 
     # Loading an encoder draws random numbers, reading the cache does not.
     sb.utils.seed.seed_everything(hparams["seed"])
-    brain = AdapterBrain(experiment)
+    brain = AdapterBrain(
+        experiment,
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        checkpointer=hparams["checkpointer"],
+    )
     brain.has_validation = datasets["valid"] is not None
     if hparams["probe_every"]:
         brain.diagnostics = Diagnostics(

@@ -63,8 +63,9 @@ NEEDED = (
     "train_logger",
     "checkpointer",
     "classes",
+    "corpus",
     "fold",
-    "protocol",
+    "fold_plan",
     "model_selection",
     "label_fraction",
     "adapter_folder",
@@ -89,10 +90,12 @@ class EmotionBrain(RecipeBrain):
         The classes in their order.
     class_weights : torch.Tensor
         Weight of each class in the cross entropy, shape [C] (D19).
+    **wired : dict
+        ``modules``, ``opt_class`` and ``checkpointer``, as SpeechBrain's.
     """
 
-    def __init__(self, experiment, splits, classes, class_weights):
-        super().__init__(experiment)
+    def __init__(self, experiment, splits, classes, class_weights, **wired):
+        super().__init__(experiment, **wired)
         self.experiment = experiment
         self.splits, self.classes = splits, classes
         self.class_weights = class_weights
@@ -468,18 +471,26 @@ def train(experiment):
         run_on_main(
             prepare_classifier_data,
             kwargs={
-                "corpus": experiment.corpus,
-                "plan": experiment.fold_plan,
+                "corpus": {
+                    **hparams["corpus"],
+                    "corpus_table": experiment.corpus_table,
+                },
+                "plan": hparams["fold_plan"],
                 "classes": hparams["classes"],
                 # an own corpus given to a recipe for another one
                 "explicit_classes": "corpus_csv" not in experiment.overrides
                 or "classes" in experiment.overrides,
                 "dialogue_style": hparams["dialogue_style"],
-                "manifests": experiment.manifests,
+                "manifests": {
+                    "train": hparams["train_annotation"],
+                    "valid": hparams["valid_annotation"],
+                    "test": hparams["test_annotation"],
+                },
             },
         )
     splits = experiment.read_splits(("wav", "speaker", "session", "label"))
     classes = list_classes(splits, hparams["classes"])
+    # hparams["feature_cache"], or several
     for cache in experiment.caches.values():
         cache.device = experiment.run_opts.get("device") or infer_device()
         splits = extract_features(
@@ -533,6 +544,9 @@ def train(experiment):
         splits,
         classes,
         weigh_classes(plan, classes, hparams["class_weights"]),
+        modules=hparams["modules"],
+        opt_class=hparams["opt_class"],
+        checkpointer=hparams["checkpointer"],
     )
     brain.measured = datasets["measured"]
     train_loader = brain.make_train_loader(
