@@ -177,15 +177,14 @@ def probe_folds(hparams, folder, finished, fraction, pooled):
     return sum_up(runs, {})
 
 
-def plan_systems(root, adapter_folder, fractions, lengths):
+def plan_systems(plan, fractions, lengths):
     """Lists the cross-validations to run.
 
     Arguments
     ---------
-    root : pathlib.Path
-        Where to: a comparison of all labels lies in it, the others below.
-    adapter_folder : str or None
-        An earlier adapter, which is then used in place of stage 1.
+    plan : speechbrain_wap.training.cross_validation.CrossValidation
+        What is compared; an earlier adapter of it is used in place of stage 1.
+        A comparison of all labels lies in its folder, the others below.
     fractions : list of float
         Shares of the labels.
     lengths : list of int, or None
@@ -193,47 +192,40 @@ def plan_systems(root, adapter_folder, fractions, lengths):
 
     Returns
     -------
-    plan : list of tuple
-        System, share, options, and the folder in which the system's stage 1
-        lies or is to lie (None: it has none).
+    systems : list of tuple
+        System, share, cross-validation, and the folder in which the system's
+        stage 1 lies or is to lie (None: it has none).
     """
+    root = Path(plan.output_folder)
     trained = root / FOLDERS[WITH]  # of all shares: no labels go into it
-    with_options = {trained: [f"--adapters_folder={trained}"]}
-    if adapter_folder:
-        with_options = {None: [f"--adapter_folder={adapter_folder}"]}
-    elif lengths:
-        with_options = {
-            folder: [
-                f"--adapters_folder={folder}",
-                f"--adapter.number_of_epochs={epochs}",
-            ]
+    adapters = {trained: {}}
+    if lengths and not plan.adapter_folder:
+        adapters = {
+            root / f"{trained.name}_{epochs}_epochs": {
+                "number_of_epochs": epochs
+            }
             for epochs in lengths
-            for folder in [root / f"{FOLDERS[WITH]}_{epochs}_epochs"]
         }
-    plan = []
+    systems = []
     for fraction in fractions:
-        here = place(root, fraction)
-        versions = [
-            (WITHOUT, FOLDERS[WITHOUT], None, ["--adapter_training=False"])
-        ]
-        versions += [
-            (WITH, (folder or trained).name, folder, options)
-            for folder, options in with_options.items()
-        ]
-        plan += [
-            (
-                name,
-                fraction,
-                [
-                    *options,
-                    f"--label_fraction={fraction}",
-                    f"--output_folder={here / output}",
-                ],
-                adapters,
+        here, labels = place(root, fraction), {"label_fraction": fraction}
+        without = plan.change(
+            classifier=labels,
+            adapter_training=False,
+            adapter_folder=None,
+            output_folder=str(here / FOLDERS[WITHOUT]),
+        )
+        systems.append((WITHOUT, fraction, without, None))
+        for folder, values in adapters.items():
+            with_adapter = plan.change(
+                adapter=values,
+                classifier=labels,
+                adapters_folder=str(folder),
+                output_folder=str(here / folder.name),
             )
-            for name, output, adapters, options in versions
-        ]
-    return plan
+            folder = None if plan.adapter_folder else folder
+            systems.append((WITH, fraction, with_adapter, folder))
+    return systems
 
 
 def measure_length(adapters, results):
@@ -313,27 +305,22 @@ def main(arguments):
     kept = positional + [
         f"--{key}" if text is None else f"--{key}={text}"
         for key, text in options
-        if key not in ("label_fractions", "adapter_epochs", "adapter_folder")
+        if key not in ("label_fractions", "adapter_epochs")
     ]
-    adapter_folder = given.get("adapter_folder")
-    earlier = []
-    if "adapter_folder" in given:
-        earlier = [f"--adapter_folder={adapter_folder or ''}"]
-    command = CrossValidation(kept + earlier)
-    root = Path(command.output_folder)
+    command = CrossValidation(kept)
     if fractions is None:
         fraction = command.settings["classifier"]["label_fraction"]
         fractions = [float(fraction)]
     systems = []
-    plan = plan_systems(root, command.adapter_folder, fractions, lengths)
+    plan = plan_systems(command, fractions, lengths)
     # an earlier adapter that will not do is refused before anything is trained
     order = sorted(
         range(len(plan)),
-        key=lambda number: bool(earlier) and plan[number][0] != WITH,
+        key=lambda n: bool(command.adapter_folder) and plan[n][0] != WITH,
     )
     for number in order:
-        name, fraction, options, adapters = plan[number]
-        results = cross_validate([*kept, *options])
+        name, fraction, version, adapters = plan[number]
+        results = cross_validate(version)
         entry = {"system": name, "label_fraction": fraction, **results}
         if name == WITH and if_main_process():
             entry.update(measure_length(adapters, results))
@@ -341,6 +328,7 @@ def main(arguments):
     if not if_main_process():
         return
     systems = [entry for _, entry in sorted(systems, key=lambda pair: pair[0])]
+    root = Path(command.output_folder)
     hparams, pooled, compared = None, {}, []
     for entry in systems:
         if entry["system"] == WITHOUT:

@@ -10,31 +10,26 @@ from speechbrain_wap.training.adapter_folder import (
     describe_adapter,
     read_adapter_record,
 )
-from speechbrain_wap.training.cross_validation import (
-    CrossValidation,
-    find_run,
-    run_all,
-)
+from speechbrain_wap.training.cross_validation import find_run, run_all
 from speechbrain_wap.training.settings import PLACE_SUFFIXES
 
 # What a reader of the scores need not know, or is told otherwise
 UNTOLD_KEYS = ("fold", "seed", "skip_prep")
 
 
-def cross_validate(arguments):
+def cross_validate(plan):
     """Runs both stages for every fold and seed, and writes the report.
 
     Arguments
     ---------
-    arguments : list of str
-        Two YAML files and options, see ``cross_validate.py`` of the recipes.
+    plan : speechbrain_wap.training.cross_validation.CrossValidation
+        What to run.
 
     Returns
     -------
     results : dict
         Content of results.json.
     """
-    plan = CrossValidation(arguments)
 
     def report(folds, runs):
         """Sums up the runs, and writes what the main process writes."""

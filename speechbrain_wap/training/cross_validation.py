@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 
 import yaml
@@ -214,8 +215,6 @@ class CrossValidation:
         What each stage is told, by its name.
     settings : dict
         Plain settings of each stage.
-    corpora : list of dict
-        Further tables of stage 1.
     folds : list of int, or None
         None: all.
     seeds : list of int
@@ -262,20 +261,56 @@ class CrossValidation:
             name: read_options(file, routed[name])
             for name, file in files.items()
         }
-        readings = {name: Reading(c) for name, c in self.commands.items()}
-        self.settings = {name: r.settings for name, r in readings.items()}
-        # none where stage 1 is not run
-        self.corpora = readings["adapter"].corpora
-        self.corpora = self.corpora if self.adapter_training else []
+        self._read()
         self.output_folder = own.get("output_folder")
         if self.output_folder is None:
-            self.output_folder = self._default_folder(readings)
+            self.output_folder = self._default_folder()
         self.adapters_folder = own.get("adapters_folder", self.output_folder)
         folds, seeds = own.get("folds"), own.get("seeds")
         self.folds = None if folds is None else parse_list(folds, "folds")
         self.seeds = [self.settings["classifier"]["seed"]]
         if seeds is not None:
             self.seeds = parse_list(seeds, "seeds")
+
+    def _read(self):
+        """Reads the settings of what the stages are told."""
+        readings = {name: Reading(c) for name, c in self.commands.items()}
+        self.settings = {name: r.settings for name, r in readings.items()}
+        self._further = readings["adapter"].corpora
+        self._data = readings["classifier"].data
+
+    @property
+    def corpora(self):
+        """Further tables of stage 1; none where it is not run."""
+        return self._further if self.adapter_training else []
+
+    def change(self, adapter=None, classifier=None, **attributes):
+        """Makes another cross-validation of the same folds and seeds.
+
+        Arguments
+        ---------
+        adapter : dict, optional
+            Further values of stage 1's keys.
+        classifier : dict, optional
+            Of stage 2's.
+        **attributes : dict
+            Other attributes.
+
+        Returns
+        -------
+        changed : CrossValidation
+        """
+        changed = copy(self)
+        for name, value in attributes.items():
+            setattr(changed, name, value)
+        changed.commands = {
+            "adapter": self.commands["adapter"].change(**(adapter or {})),
+            "classifier": self.commands["classifier"].change(
+                **(classifier or {})
+            ),
+        }
+        changed._read()
+        return changed
 
     def _set_adapter(self, own, options, keys):
         """Settles where the adapters come from."""
@@ -294,14 +329,13 @@ class CrossValidation:
                 "--adapters_folder is of no use with --adapter_training=False."
             )
 
-    def _default_folder(self, readings):
+    def _default_folder(self):
         """Names a folder that no other settings share."""
         named = {s: select_named(x) for s, x in self.settings.items()}
         folder = default_output_folder(
             {**self.settings["classifier"], "fold": "s", **named},
             "results/cross_validation",
-            name_data(readings["classifier"].data, self.corpora)
-            + (self.adapter_folder or ""),
+            name_data(self._data, self.corpora) + (self.adapter_folder or ""),
         )
         if self.adapter_folder:
             return f"{folder}-earlier_adapter"

@@ -15,6 +15,7 @@ one stage. The same command again takes up what was interrupted.
 """
 
 from speechbrain_wap.evaluation.cross_validate import cross_validate
+from speechbrain_wap.training.cross_validation import CrossValidation
 from speechbrain_wap.training.experiment import run_script
 
 
@@ -26,7 +27,7 @@ def main(arguments):
     arguments : list of str
         The command line.
     """
-    cross_validate(arguments)
+    cross_validate(CrossValidation(arguments))
 
 
 if __name__ == "__main__":
