@@ -458,7 +458,7 @@ DIRECTED = {
         ("stage 1", "before stage 2", r"mkdir .*classifier$", 1, False),
     ],
     "stage 2": [
-        ("written", "a file is half written", r"write .*2/cl.*/adap", 2, True),
+        ("written", "a file is half written", r"write .*2/cl.*/model", 2, True),
         (
             "written",
             "the second optimiser",
