@@ -19,9 +19,10 @@ A system may also have
     shape [B]. Of several ranks, some may have one utterance less here than
     ``forward`` had: the last one of an epoch is then another rank's.
 ``before_fit(batches)``, ``after_fit(batches)``
-    See the training utterances, one in each batch, before the training begins
-    and after it has ended: statistics, a codebook's start, prototypes. What
-    they find belongs into buffers.
+    See the training utterances, one in each batch: before the training begins,
+    for statistics or a codebook's start, which belong into buffers; and before
+    each test, of the weights that are tested, for prototypes, which are not in
+    the checkpoint.
 ``backbone``
     A module that may start from an adapter (``adapter_folder``); it has an
     optimiser of its own (``opt_class``), all else has ``classifier_opt_class``.
@@ -31,7 +32,7 @@ import torch
 from speechbrain.nnet.linear import Linear
 from torch import nn
 
-from speechbrain_wap.errors import check_flag, check_whole
+from speechbrain_wap.errors import RecipeError, check_flag, check_whole
 from speechbrain_wap.wap_transformer import measure_frames
 
 
@@ -114,6 +115,15 @@ class EmotionModel(nn.Module):
             input_size=input_size, num_encoder_layers=num_encoder_layers
         )
         self.pooling = pooling(input_size=self.backbone.d_model)
+        for key, wanted, part, method in (
+            ("input_norm", input_norm, self.backbone, "set_input_statistics"),
+            ("pooled_norm", pooled_norm, self.pooling, "set_output_statistics"),
+        ):
+            if wanted and not hasattr(part, method):
+                raise RecipeError(
+                    f"{key}=True needs {method}, which "
+                    f"{type(part).__name__} does not have: set {key}=False."
+                )
 
     def set_classes(self, num_classes):
         """Adds the classifier, once the corpus has told the classes.

@@ -131,9 +131,9 @@ class AdapterObjective:
         check_choice("reduction", reduction, REDUCTIONS)
         self.reduction = reduction
         self.rec_weight = rec_weight or Schedule(1.0, 0.5)
-        for progress in (0.0, 1.0):
+        for end, progress in (("start", 0.0), ("end", 1.0)):
             weight = self.rec_weight(progress)
-            check_number("rec_weight", weight, least=0.0, most=1.0)
+            check_number(f"rec_weight_{end}", weight, least=0.0, most=1.0)
 
     def __call__(self, z_student, targets, logits, codes, progress):
         """Computes the losses of the masked frames.

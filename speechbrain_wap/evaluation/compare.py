@@ -1,4 +1,4 @@
-"""One table: linear probe, no adapter training, adapter training.
+r"""One table: linear probe, no adapter training, adapter training.
 
 > python -m speechbrain_wap compare hparams/adapter.yaml \
     hparams/classifier.yaml --data_folder=/path/to/corpus \
@@ -308,6 +308,13 @@ def main(arguments):
         if key not in ("label_fractions", "adapter_epochs")
     ]
     command = CrossValidation(kept)
+    model = read_hparams(command, command.output_folder)["model"]
+    if not hasattr(model, "backbone"):
+        raise RecipeError(
+            f"the system {type(model).__name__} has no backbone that an "
+            "adapter could train, hence nothing to compare: run "
+            "cross_validate.py --adapter_training=False."
+        )
     if fractions is None:
         fraction = command.settings["classifier"]["label_fraction"]
         fractions = [float(fraction)]

@@ -231,7 +231,9 @@ def check_model(adapter_folder, record, settings):
         If a key differs; names it and both values.
     """
     model, encoder = record["model"], record.get("encoder") or {}
-    different = [key for key in MODEL_KEYS if settings[key] != model.get(key)]
+    # a system of one's own need not have all of them as keys
+    both = [key for key in MODEL_KEYS if key in settings and key in model]
+    different = [key for key in both if settings[key] != model[key]]
     if not different:
         return
     names = {key: MODEL_KEYS[key] for key in different}

@@ -17,13 +17,25 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import read_json, write_atomically, write_text
 from speechbrain_wap.training.ranks import count_ranks
-from speechbrain_wap.training.settings import PLACE_SUFFIXES
 
 logger = get_logger(__name__)
 
 RECORD = "settings.json"
 # Which content settings.json has; an earlier one cannot be compared
 LAYOUT = 2
+# Where things lie
+PLACES = {
+    "data_folder",
+    "corpus_csv",
+    "adapter_folder",
+    "output_folder",
+    "save_folder",
+    "cache_folder",
+    "train_log",
+    "train_annotation",
+    "valid_annotation",
+    "test_annotation",
+}
 # How data are loaded, what is logged, how far a run has come
 UNGUARDED_KEYS = {
     "skip_prep",
@@ -33,6 +45,7 @@ UNGUARDED_KEYS = {
     "dataloader_options",
     "valid_dataloader_options",
     "train_logger",
+    "checkpointer",
     "ckpt_interval_minutes",
     "probe_every",
     "probe_utterances",
@@ -67,8 +80,9 @@ def is_guarded(key):
     (True, True, False)
     """
     first = key.partition(".")[0]
-    is_place = key.endswith(PLACE_SUFFIXES)
-    return not is_place and first not in UNGUARDED_KEYS | NAMED_ONLY
+    if key.endswith(".batch_size"):
+        return True
+    return first not in PLACES | UNGUARDED_KEYS | NAMED_ONLY
 
 
 def guard(settings):
@@ -194,8 +208,8 @@ def refuse_changes(save_folder, settings, is_complete=False):
         # another share of the same batch is the same training
         changed = [key for key in changed if not key.endswith("batch_size")]
         for key in (k for k in guarded if k.endswith("batch_size")):
-            if key not in before:
-                continue
+            if key not in before or isinstance(guarded[key], str):
+                continue  # a reference to another
             whole, now_whole = ranks * before[key], now * guarded[key]
             if whole != now_whole and if_main_process():
                 logger.warning(

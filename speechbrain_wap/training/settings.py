@@ -54,13 +54,14 @@ LOOP_KEYS = {
     "label_fraction": (check_number, {"above": 0.0, "most": 1.0}),
     "corpus_weight": (check_number, {"least": 0.001, "most": 1000.0}),
     "skip_prep": (check_flag, {}),
-    "input_norm": (check_flag, {}),
     "adapter_data": (check_choice, {"choices": ("train", "all")}),
     "adapter_branch": (check_choice, {"choices": ("teacher", "student")}),
     "long_utterances": (check_choice, {"choices": ("error", "cut")}),
     "model_selection": (check_choice, {"choices": ("last", "best")}),
     "class_weights": (check_choice, {"choices": ("none", "balanced")}),
 }
+# Mappings that the user's replace, where others are merged
+REPLACED = ("classes", "corpora")
 # Of what a YAML wires
 WIRED = ("!new:", "!name:", "!apply:", "!applyref:", "!module:")
 
@@ -97,21 +98,53 @@ class HparamsFile:
             if not tag.startswith("!include:"):
                 continue
             name = tag.removeprefix("!include:")
-            chosen = (overrides or {}).get(key)
-            if chosen:
-                beside = os.path.join(os.path.dirname(name), f"{chosen}.yaml")
-                name = chosen if chosen.endswith(".yaml") else beside
             given = dict(node) if isinstance(node, dict) else {}
-            self.tree[key] = CommentedMap(given)
-            self.tree[key].yaml_set_ctag(Tag(suffix=f"!include:{name}"))
-            folder = os.path.dirname(os.path.realpath(path))
+            if key in (overrides or {}):
+                # what is given to the usual file is not for another one
+                name, given = self._choose(key, name, overrides[key]), {}
+            name = self._find(name)
             try:
-                self.included[key] = _read_tree(os.path.join(folder, name))
+                folder = os.path.dirname(os.path.realpath(path))
+                included = _read_tree(os.path.join(folder, name))
             except RecipeError as error:
                 raise RecipeError(
                     f"{path} includes {name} as {key}, from its own folder on: "
                     f"{error}"
                 )
+            for same in included.keys() & self.tree.keys() - {key, "model"}:
+                given.setdefault(same, YAML().load(f"a: !ref <{same}>")["a"])
+            self.tree[key] = CommentedMap(given)
+            self.tree[key].yaml_set_ctag(Tag(suffix=f"!include:{name}"))
+            self.included[key] = included
+
+    def _choose(self, key, usual, chosen):
+        """Names the file that takes the place of the one that is included."""
+        if chosen in (None, "", "null", "None"):
+            raise RecipeError(
+                f"--{key}= is empty: give the name of a file beside {usual}, "
+                "or its path."
+            )
+        if " " in chosen:
+            raise RecipeError(
+                f"--{key}={chosen} has a space, which an include in YAML must "
+                "not have: give another path."
+            )
+        if chosen.endswith(".yaml"):
+            return chosen
+        return os.path.join(os.path.dirname(usual), f"{chosen}.yaml")
+
+    def _find(self, name):
+        """Finds an included file from the YAML's folder on.
+
+        A copy of a recipe's YAML may lie elsewhere: what is not beside it is
+        looked for from where the user stands.
+        """
+        folder = os.path.dirname(os.path.realpath(self.path))
+        for place in (folder, "hparams", "."):
+            found = os.path.relpath(os.path.join(place, name), folder)
+            if os.path.isfile(os.path.join(place, name)) and " " not in found:
+                return found if place != folder else name
+        return name
 
     def keys(self):
         """Lists the keys that a user may set.
@@ -142,10 +175,26 @@ class HparamsFile:
                 for place, tree in self.included.items():
                     if key in tree:
                         self.tree[place][key] = value
-            elif isinstance(value, dict) and _tag(self.tree[key]):
-                recursive_update(self.tree[key], value)  # arguments
+            elif isinstance(value, dict) and key not in REPLACED:
+                self.tree[key] = self._merge(key, value)
             else:
                 self.tree[key] = value
+
+    def _merge(self, key, value):
+        """Puts a mapping's values into a key's, arguments of what it wires."""
+        node = self.tree[key]
+        if _tag(node).startswith(WIRED) and not isinstance(node, (dict, list)):
+            tag, node = _tag(node), CommentedMap()
+            node.yaml_set_ctag(Tag(suffix=tag))
+        if node is not None and not isinstance(node, dict):
+            raise RecipeError(
+                f"--{key}={value} gives a mapping to a key that has none: give "
+                "a plain value."
+            )
+        if node is None:
+            return value
+        recursive_update(node, value)
+        return node
 
     def resolve(self):
         """Resolves references and includes.
@@ -169,39 +218,30 @@ class HparamsFile:
         except (ValueError, TypeError, KeyError) as error:
             raise RecipeError(f"{self.path}: {_one_line(error)}")
 
-    def name_places(self):
-        """Tells which key sets an argument, and which one wires a class.
+    def name_keys(self):
+        """Tells which keys set an argument.
 
         Returns
         -------
         keys : dict
             Lists by class and argument, where the argument is a reference to
             a key.
-        wirings : dict
-            Top-level key by class or function.
         """
-        keys, wirings = {}, {}
+        keys = {}
 
-        def walk(key, node):
-            if not isinstance(node, (dict, list)):
-                return
-            path = _tag(node).partition(":")[2]
-            name = path.rpartition(".")[2]
-            if _tag(node).startswith(WIRED):
-                wirings.setdefault(name, key)
-            items = node.items() if isinstance(node, dict) else enumerate(node)
-            for argument, value in items:
-                if _tag(value) == "!ref":
-                    match = re.fullmatch(r"<(\w+)>", value.value)
-                    if match:
-                        places = keys.setdefault((name, argument), [])
-                        places.append(match[1])
-                walk(key, value)
+        def walk(node):
+            name = _tag(node).rpartition(".")[2]
+            for argument, value in _list_items(node):
+                match = _tag(value) == "!ref" and re.fullmatch(
+                    r"<(\w+)>", value.value
+                )
+                if match:
+                    keys.setdefault((name, argument), []).append(match[1])
+                walk(value)
 
         for tree in self._trees():
-            for key, node in tree.items():
-                walk(key, node)
-        return keys, wirings
+            walk(tree)
+        return keys
 
 
 def _read_tree(path):
@@ -263,9 +303,8 @@ def flatten(file, resolved):
     settings : dict
         Plain value of each key, resolved. Of what is wired, the class's name
         without its module; a plain value that is written inside has the key
-        and the argument with a dot between them, as has a number that is
-        computed there. Other references inside are left out: what they refer
-        to is there by its own key.
+        and the argument with a dot between them. A reference there is kept as
+        it is written: what it refers to is there by its own key.
     """
     settings = {}
 
@@ -275,9 +314,9 @@ def flatten(file, resolved):
             settings[key] = tag.rpartition(".")[2]
         if tag.startswith(WIRED) or _has_tags(node):
             for part, inner in _list_items(node):
-                its_value = value[part] if _list_items(value) else inner
-                if _tag(inner) != "!ref" or _is_computed(inner, its_value):
-                    add(f"{key}.{part}", inner, its_value)
+                is_reference = _tag(inner) == "!ref"
+                value = inner.value if is_reference else inner
+                add(f"{key}.{part}", None if is_reference else inner, value)
         elif tag != "!ref" or not _tag(value):  # what is wired has its key
             settings[key] = _plain(value)
 
@@ -288,7 +327,7 @@ def flatten(file, resolved):
             settings[key] = Path(_tag(node).partition(":")[2]).stem
             for inner, inner_node in file.included[key].items():
                 if _tag(inner_node).startswith(WIRED):
-                    add(f"{key}.{inner}", inner_node, resolved[key][inner])
+                    add(f"{key}.{inner}", inner_node, None)
                 elif inner not in file.tree:
                     add(inner, inner_node, resolved[key][inner])
         else:
@@ -306,12 +345,6 @@ def _list_items(node):
 def _has_tags(node):
     """Tells whether a mapping or list wires something."""
     return any(_tag(part) or _has_tags(part) for _, part in _list_items(node))
-
-
-def _is_computed(node, value):
-    """Tells whether a reference makes a number of its own, as <lr> * 0.1."""
-    is_number = isinstance(value, (int, float))
-    return is_number and not re.fullmatch(r"<[^<>]*>", node.value)
 
 
 class Hparams(dict):
@@ -391,7 +424,12 @@ class Reading:
         """Resolves the file; returns its settings."""
         self.text = self.file.resolve()
         settings = flatten(self.file, YAML().load(self.text))
-        self.output_folder = settings["output_folder"]
+        self.output_folder = settings.get("output_folder")
+        if not self.output_folder:
+            raise RecipeError(
+                f"{self.command.hparams_file} has no output_folder: give one "
+                "with --output_folder=..."
+            )
         return settings
 
     def set_output_folder(self, output_folder):
@@ -475,30 +513,34 @@ class Reading:
 
     def _explain(self, error):
         """Says what cannot be built, in the user's words."""
-        keys, wirings = self.file.name_places()
-        names = []  # of what was being built, the innermost first
+        names, place = [], ""  # of what was being built, the innermost first
         for frame, _ in traceback.walk_tb(error.__traceback__):
             local = frame.f_locals
             if "callable_string" in local:
                 names.insert(0, local["callable_string"].rpartition(".")[2])
+                place = f"{self._find_key(local['node'])} ({names[0]}): "
             elif "make" in local and "built" in local:  # it was tried out
                 make = getattr(local["make"], "func", type(local["make"]))
                 names.insert(0, make.__name__)
-                wirings[make.__name__] = local["key"]
+                place = f"{local['key']} ({names[0]}): "
             elif frame.f_code.co_name == "__init__" and "self" in local:
                 names.insert(0, type(local["self"]).__name__)
         text = _one_line(error)
-        if isinstance(error, RecipeError):
-            argument, _, rest = text.partition("=")
-            places = [k for n in names for k in keys.get((n, argument), ())]
-            # the one with this value, where several of a class are wired
-            places.sort(
-                key=lambda k: not rest.startswith(f"{self.settings.get(k)} ")
-            )
-            return RecipeError(f"{places[0]}={rest}") if places else error
-        name = next((n for n in names if n in wirings), None)
-        place = f"{wirings[name]} ({name}): " if name else ""
-        return RecipeError(f"{self.command.hparams_file}: {place}{text}")
+        if not isinstance(error, RecipeError):
+            return RecipeError(f"{self.command.hparams_file}: {place}{text}")
+        argument, _, rest = text.partition("=")
+        keys = self.file.name_keys()
+        for key in (k for n in names for k in keys.get((n, argument), ())):
+            # several of a class may be wired: it is the one with this value
+            if rest.startswith(f"{self.settings.get(key)} "):
+                return RecipeError(f"{key}={rest}")
+        return error
+
+    def _find_key(self, node):
+        """Names the top-level key in whose lines a node of the text lies."""
+        lines = self.text.splitlines()[: node.start_mark.line + 1]
+        keys = (re.match(r"(\w+):", line) for line in reversed(lines))
+        return next(match[1] for match in keys if match)
 
 
 def refuse_folds(settings):

@@ -83,5 +83,5 @@ def test_a_train_script_knows_no_corpus_and_no_system(repository, stage):
     folder = repository / "recipes" / "IEMOCAP" / "wap_adapter"
     text = Path(folder, f"train_{stage}.py").read_text("utf-8")
     named = ["iemocap", "emodb", "ravdess", "sap_heads", "pooled_norm"]
-    named += ["StatisticalAttentivePooling", "whisper", "hubert"]
+    named += ["statisticalattentivepooling", "whisper", "hubert"]
     assert [name for name in named if name in text.lower()] == []

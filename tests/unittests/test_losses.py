@@ -162,5 +162,5 @@ def test_lambda_falls_from_one_to_a_half_unless_told():
 
 @pytest.mark.parametrize("ends", [(1.5, 0.5), (1.0, -0.5)])
 def test_lambda_outside_of_0_to_1_raises(ends):
-    with pytest.raises(RecipeError, match="rec_weight=.* within 0 and 1"):
+    with pytest.raises(RecipeError, match="rec_weight_(start|end)=.* within 0"):
         AdapterObjective(rec_weight=Schedule(*ends))

@@ -95,7 +95,11 @@ MY_LIST = f"{MY_KEY}\nmy_list:\n  - !new:torch.nn."
         (WIRED, "!new:moved.Other", 'teacher="EMATeacher" (now "Other")'),
         (WIRED, "!new:moved.EMATeacher", None),  # it has only moved
         (f"{MY_LIST}ReLU", f"{MY_LIST}GELU", '0="ReLU" (now "GELU")'),
-        (f"{RATE} * 2", f"{RATE} * 4", "opt_class.lr=0.0002 (now 0.0004)"),
+        (
+            f"{RATE} * 2",
+            f"{RATE} * 4",
+            'opt_class.lr="<lr> * 2" (now "<lr> * 4")',
+        ),
         (PLACE, f"{PLACE}/there", None),
     ],
 )

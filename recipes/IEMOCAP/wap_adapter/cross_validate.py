@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Both stages for every fold and seed, then the report.
+r"""Both stages for every fold and seed, then the report.
 
 > python cross_validate.py hparams/adapter.yaml hparams/classifier.yaml \
     --data_folder=/path/to/corpus --output_folder=results/my_run

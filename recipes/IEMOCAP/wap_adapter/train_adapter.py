@@ -23,6 +23,7 @@ from speechbrain_wap.data.datasets import extract_features, make_dataset
 from speechbrain_wap.data.folds import describe_data
 from speechbrain_wap.data.further_corpora import parse_corpora, plan_epochs
 from speechbrain_wap.data.preparation import prepare_adapter_data
+from speechbrain_wap.errors import check_flag
 from speechbrain_wap.evaluation.diagnostics import (
     CURES,
     DIAGNOSTICS,
@@ -329,6 +330,7 @@ def run(command):
     """
     start_ranks(command.run_opts)
     experiment = Experiment(command, NEEDED)
+    check_flag("input_norm", experiment.hparams["input_norm"])
     with experiment.open():
         sb.create_experiment_directory(experiment.folder)
         train(experiment)

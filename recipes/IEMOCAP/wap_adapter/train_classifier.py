@@ -164,6 +164,11 @@ class EmotionBrain(RecipeBrain):
         model = self.hparams.model
         if hasattr(model, "losses"):
             losses.update(model.losses(predictions, batch))
+        if "loss" in losses:
+            raise RecipeError(
+                f"{type(model).__name__}.losses gives one that is called loss, "
+                "which their sum is called: give it another name."
+            )
         if list(losses) == ["cross_entropy"]:
             return {"loss": losses["cross_entropy"]}
         return {"loss": sum(losses.values()), **losses}
@@ -523,6 +528,12 @@ def train(experiment):
                 f"adapter_folder={adapter_folder} is of no use to the system "
                 f"{type(model).__name__}, which has no backbone to start from "
                 "it: leave it out."
+            )
+        if len(experiment.caches) > 1:
+            raise RecipeError(
+                f"adapter_folder={adapter_folder} was trained on one stream of "
+                "features, but the YAML wires several feature_caches: leave "
+                "one of them out."
             )
         settings["adapter_identity"] = run_on_main(
             check_adapter,
