@@ -50,8 +50,6 @@ class Experiment:
         The user's values.
     run_opts : speechbrain.utils.run_opts.RunOptions
         SpeechBrain's own options.
-    corpora : list of dict
-        Further tables of stage 1.
     folder : pathlib.Path
         The output folder.
 
@@ -68,13 +66,13 @@ class Experiment:
         reading.check_stage(needed)
         reading.check_corpus()
         self.overrides, self.run_opts = command.overrides, command.run_opts
-        self.settings, self.corpora = reading.settings, reading.corpora
+        self.settings = reading.settings
         self.hparams_file = command.hparams_file
         if "output_folder" not in self.overrides:
             folder = default_output_folder(
                 self.settings,
                 self.settings["output_folder"],
-                name_data(reading.data, self.corpora),
+                name_data(reading.data, reading.corpora),
             )
             reading.set_output_folder(folder)
         self.text = reading.text
