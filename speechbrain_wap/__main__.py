@@ -1,7 +1,7 @@
 """All that is no training: python -m speechbrain_wap COMMAND ...
 
-"python -m speechbrain_wap --help" lists the commands, "COMMAND --help" says what
-one takes. Typed in a recipe's folder, a command finds its train scripts.
+"python -m speechbrain_wap --help" lists the commands, "COMMAND --help" says
+what one takes. Typed in a recipe's folder, a command finds its train scripts.
 """
 
 import importlib
