@@ -181,10 +181,7 @@ class Checkpointer(sb_checkpoints.Checkpointer):
         The main process alone decides: ranks that list the folder at other
         moments would wait for different numbers of deletions.
 
-        Arguments
-        ---------
-        **kwargs : dict
-            As SpeechBrain's.
+        The arguments are SpeechBrain's.
         """
         run_on_main(super().delete_checkpoints, kwargs=kwargs)
 
@@ -214,16 +211,7 @@ class Checkpointer(sb_checkpoints.Checkpointer):
     ):
         """Picks the newest or best checkpoint, if it is as it was written.
 
-        Arguments
-        ---------
-        importance_key : callable, optional
-            As SpeechBrain's.
-        max_key : str, optional
-            As SpeechBrain's.
-        min_key : str, optional
-            As SpeechBrain's.
-        ckpt_predicate : callable, optional
-            As SpeechBrain's.
+        The arguments are SpeechBrain's.
 
         Returns
         -------
@@ -264,16 +252,7 @@ class Checkpointer(sb_checkpoints.Checkpointer):
     ):
         """Loads the main process's choice of checkpoint on all ranks.
 
-        Arguments
-        ---------
-        importance_key : callable, optional
-            As SpeechBrain's.
-        max_key : str, optional
-            As SpeechBrain's.
-        min_key : str, optional
-            As SpeechBrain's.
-        ckpt_predicate : callable, optional
-            As SpeechBrain's.
+        The arguments are SpeechBrain's.
 
         Returns
         -------
