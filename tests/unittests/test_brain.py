@@ -74,10 +74,12 @@ def fit(tmp_path):
     ):
         torch.manual_seed(0)
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        hparams = {
+        wired = {
             "modules": {"model": nn.Linear(3, 1)},
             "opt_class": lambda parameters: optimizer(parameters, lr=lr),
             "checkpointer": Checkpointer(folder),
+        }
+        hparams = {
             "epoch_counter": EpochCounter(epochs),
             "number_of_epochs": epochs,
             "seed": 1,
@@ -87,7 +89,8 @@ def fit(tmp_path):
                 hparams=hparams,
                 run_opts={"noprogressbar": True, "device": "cpu", **opts},
                 history=folder / "history.json",
-            )
+            ),
+            **wired,
         )
         brain.seen, brain.rates = [], []
         dataset, plan = make_dataset(), None
