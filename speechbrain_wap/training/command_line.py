@@ -180,7 +180,7 @@ def parse_value(key, text):
     >>> parse_value("fold", "2"), parse_value("output_folder", "2")
     (2, '2')
     """
-    is_text = key in ("encoder_source", "system")
+    is_text = key in ("encoder_source", "system", "train_log")
     is_text |= key.endswith(PLACE_SUFFIXES)
     is_list = key == "corpora" and not text.lstrip().startswith(("[", "{"))
     if is_text or is_list:

@@ -37,7 +37,7 @@ NUMERIC_OPTIONS = (
     "max_grad_norm",
 )
 # Keys whose values are folders or files, hence text
-PLACE_SUFFIXES = ("_folder", "_csv", "_annotation", "_log", "_file")
+PLACE_SUFFIXES = ("_folder", "_csv", "_annotation")
 # Keys that the training loop and the scripts read as they are, some of them
 # late; what is built of the others checks them itself.
 LOOP_KEYS = {
