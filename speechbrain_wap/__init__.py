@@ -5,4 +5,8 @@ with Local Attributes for Speech Emotion Recognition": one concept per file,
 named by the paper's nouns.
 """
 
+from speechbrain_wap.requirements import check_requirements
+
 __version__ = "0.1.0"
+
+check_requirements()

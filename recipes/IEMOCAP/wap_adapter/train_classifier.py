@@ -13,6 +13,7 @@ Without --adapter_folder the WAP-Transformer is trained from scratch.
 --system=linear trains another model of hparams/models.
 """
 
+import speechbrain_wap  # isort: skip  # noqa: F401  says what is missing
 import json
 
 import pandas as pd

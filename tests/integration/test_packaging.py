@@ -1,0 +1,48 @@
+"""The wheel and the source archive hold the package, and work by themselves."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run(*command, cwd):
+    """Runs a Python command outside the checkout; returns what it printed."""
+    result = subprocess.run(
+        [sys.executable, *command], cwd=cwd, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("kind", ["bdist_wheel", "sdist"])
+def test_the_package_works_without_the_checkout(tmp_path, kind, monkeypatch):
+    """Installed into an empty folder, it is found there and does something."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    source, site = tmp_path / "source", tmp_path / "site"
+    source.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copy(REPOSITORY / name, source)
+    shutil.copytree(REPOSITORY / "speechbrain_wap", source / "speechbrain_wap")
+    run("setup.py", "-q", kind, cwd=source)
+    (archive,) = (source / "dist").iterdir()
+    pip = ("-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation")
+    run(*pip, "--no-index", "--target", site, archive, cwd=tmp_path)
+    installed = {path.name.split("-")[0] for path in site.iterdir()}
+    assert installed == {"speechbrain_wap"}  # no tests, demo or recipes
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    code = (
+        "import speechbrain_wap, torch\n"
+        "from speechbrain_wap.pooling import StatisticalAttentivePooling\n"
+        "z = StatisticalAttentivePooling(4)(torch.ones(2, 3, 4), torch.ones(2))\n"
+        "print(speechbrain_wap.__file__, z.shape[1])"
+    )
+    assert run("-c", code, cwd=tmp_path).split() == [
+        str(site / "speechbrain_wap" / "__init__.py"),
+        "32",
+    ]
+    assert "compare" in run("-m", "speechbrain_wap", "--help", cwd=tmp_path)
