@@ -31,11 +31,6 @@ def masked_reconstruction_loss(student, teacher, mask=None, reduction="sum"):
         A scalar, averaged over the masked frames, 0 where there are none; in
         float32.
 
-    Raises
-    ------
-    RecipeError
-        If ``reduction`` is unknown.
-
     Example
     -------
     >>> import torch
@@ -47,11 +42,11 @@ def masked_reconstruction_loss(student, teacher, mask=None, reduction="sum"):
     check_choice("reduction", reduction, REDUCTIONS)
     if mask is not None:
         student, teacher = student[mask], teacher[mask]
-    difference = student.float() - teacher.detach().float()
+    difference = teacher.detach().float() - student.float()  # (N, D)
     per_frame = difference.square().sum(dim=-1)  # (N,)
     if reduction == "mean":
         per_frame = per_frame / student.shape[-1]
-    return per_frame.mean() if len(per_frame) else per_frame.sum()
+    return per_frame.mean() if len(per_frame) else per_frame.sum()  # Eq. 1
 
 
 def pseudo_label_loss(logits, codes):
@@ -97,14 +92,14 @@ def adapter_loss(rec_loss, pce_loss, rec_weight):
     Returns
     -------
     loss : torch.Tensor
-        lambda * rec_loss + (1 - lambda) * pce_loss
+        A scalar.
 
     Example
     -------
     >>> adapter_loss(2.0, 4.0, 0.75)
     2.5
     """
-    return rec_weight * rec_loss + (1.0 - rec_weight) * pce_loss
+    return rec_weight * rec_loss + (1.0 - rec_weight) * pce_loss  # Eq. 6
 
 
 class AdapterObjective:
@@ -147,7 +142,7 @@ class AdapterObjective:
         logits : torch.Tensor
             The student's logits of the local attributes, shape [M, K].
         codes : torch.Tensor
-            The teacher's local attributes, shape [M].
+            The teacher's local attributes (Eq. 4), shape [M].
         progress : float
             Share of the training that is done, 0 to 1.
 
