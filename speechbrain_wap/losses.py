@@ -82,10 +82,8 @@ def adapter_loss(rec_loss, pce_loss, rec_weight):
 
     Arguments
     ---------
-    rec_loss : torch.Tensor
-        Eq. 1.
-    pce_loss : torch.Tensor
-        Pseudo-label cross entropy.
+    rec_loss, pce_loss : torch.Tensor
+        The reconstruction loss (Eq. 1) and the pseudo-label cross entropy.
     rec_weight : float
         lambda, 0 to 1.
 
@@ -131,14 +129,12 @@ class AdapterObjective:
             check_number(f"rec_weight_{end}", weight, least=0.0, most=1.0)
 
     def __call__(self, z_student, targets, logits, codes, progress):
-        """Computes the losses of the masked frames.
+        """Computes the losses of the M masked frames.
 
         Arguments
         ---------
-        z_student : torch.Tensor
-            The student's frames, shape [M, D].
-        targets : torch.Tensor
-            The teacher's, shape [M, D].
+        z_student, targets : torch.Tensor
+            The student's frames and the teacher's, shape [M, D].
         logits : torch.Tensor
             The student's logits of the local attributes, shape [M, K].
         codes : torch.Tensor

@@ -20,8 +20,8 @@ class WAPTransformer(nn.Module):
 
     Projects the frozen encoder's frames to ``d_model``, adds a learnable
     position embedding, runs ``num_layers`` Transformer layers, averages the
-    layers' outputs with learnable weights, Z = sum_l w_l X^l, and aggregates
-    with an MLP. Padding never changes a valid frame's output.
+    layers' outputs with learnable softmax weights, Z = sum_l w_l X^l, and
+    aggregates with an MLP. Padding never changes a valid frame's output.
 
     Frames are standardised first by fixed statistics, per dimension, which are
     those of the training data once ``set_input_statistics`` has been called
@@ -48,9 +48,6 @@ class WAPTransformer(nn.Module):
         Dropout probability, 0 to 1.
     max_frames : int
         Length of the position embedding, hence of the longest utterance (D12).
-    layer_weights : str
-        "softmax": the weights w_l are positive and sum to one; "raw": free
-        numbers that start at 1 / L.
     mlp_layers : int
         Number of linear layers of the aggregation MLP (the paper: 3).
     mlp_residual : bool
@@ -88,7 +85,6 @@ class WAPTransformer(nn.Module):
         d_ffn=1536,
         dropout=0.1,
         max_frames=1500,
-        layer_weights="softmax",
         mlp_layers=3,
         mlp_residual=False,
         normalize_before=True,
@@ -112,7 +108,6 @@ class WAPTransformer(nn.Module):
         check_number("residual_init", residual_init, least=0.0)
         check_flag("mlp_residual", mlp_residual)
         check_flag("normalize_before", normalize_before)
-        check_choice("layer_weights", layer_weights, ("softmax", "raw"))
         check_choice(
             "projection_init", projection_init, ("random", "orthogonal")
         )
@@ -123,7 +118,6 @@ class WAPTransformer(nn.Module):
         self.d_model = d_model
         self.max_frames = max_frames
         self.mlp_residual = mlp_residual
-        self.softmax_weights = layer_weights == "softmax"
 
         shape, self.encoder_layer_weights = (input_size,), None
         if num_encoder_layers > 1:
@@ -142,9 +136,8 @@ class WAPTransformer(nn.Module):
             TransformerLayer(d_model, nhead, d_ffn, dropout, normalize_before)
             for _ in range(num_layers)
         )
-        # softmax of zeros and raw 1 / L both start as the plain average
-        start = 0.0 if self.softmax_weights else 1.0 / num_layers
-        self.layer_weights = nn.Parameter(torch.full((num_layers,), start))
+        # w_l before their softmax; they start as the plain average
+        self.layer_weights = nn.Parameter(torch.zeros(num_layers))
         self.norm = nn.LayerNorm(d_model)
         self.mlp = MLP(d_model, mlp_layers)
         if projection_init == "orthogonal":
@@ -202,12 +195,6 @@ class WAPTransformer(nn.Module):
         feats = (feats - self.input_mean).div_(self.input_std)
         return feats.to(self.input_mean.dtype)
 
-    def average_weights(self):
-        """Returns the weights w_l of the layers' average, [L]."""
-        if self.softmax_weights:
-            return self.layer_weights.float().softmax(dim=0)
-        return self.layer_weights
-
     def forward(self, feats, lens, mask=None, only_masked=False):
         """Enriches frames (Sec. II-A.2).
 
@@ -257,8 +244,8 @@ class WAPTransformer(nn.Module):
         # X = X_emb + E_pos
         x = self.dropout(x + self.position_embedding[packing.steps])
 
-        z = 0.0
-        for layer, weight in zip(self.layers, self.average_weights()):
+        z, weights = 0.0, self.layer_weights.float().softmax(dim=0)
+        for layer, weight in zip(self.layers, weights):
             # beyond the last layer's attention, no frame needs another one
             is_last = layer is self.layers[-1]
             x = layer(x, packing, wanted if is_last else None)  # X^l
@@ -275,20 +262,7 @@ class TransformerLayer(nn.TransformerEncoderLayer):
     torch's own layer computes padding, too; SpeechBrain's asks for the weights
     of attention, which rules out the fused kernels. There is no dropout within
     attention: on CPUs torch has no fused kernel with it, and the whole map of
-    weights would be stored.
-
-    Arguments
-    ---------
-    d_model : int
-        Dimension D of the frames.
-    nhead : int
-        Number of attention heads.
-    d_ffn : int
-        Inner dimension of the feed-forward block.
-    dropout : float
-        Dropout probability, 0 to 1.
-    normalize_before : bool
-        Whether it normalises its input (pre-norm) or its output.
+    weights would be stored. For its arguments see :class:`WAPTransformer`.
 
     Example
     -------
@@ -315,22 +289,9 @@ class TransformerLayer(nn.TransformerEncoderLayer):
         self.self_attn.in_proj_bias.register_hook(_zero_keys_gradient)
 
     def forward(self, x, packing, wanted=None):
-        """Lets the frames of each utterance look at each other.
+        """Lets the packed frames [N, D] of each utterance look at each other.
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            Packed frames, shape [N, D].
-        packing : Packing
-            Where utterances begin and end.
-        wanted : torch.Tensor, optional
-            Numbers of the packed frames whose output is wanted; all if not
-            given.
-
-        Returns
-        -------
-        x : torch.Tensor
-            Shape [N, D], or of the wanted frames only.
+        With ``wanted``, returns the output of the frames of these numbers only.
         """
         normed = self.norm1(x) if self.norm_first else x
         x = _take(x + self._attend(normed, packing), wanted)
@@ -355,20 +316,7 @@ class TransformerLayer(nn.TransformerEncoderLayer):
 
 
 class MLP(nn.Sequential):
-    """Linear layers of one size with GELU between them.
-
-    Arguments
-    ---------
-    d_model : int
-        Dimension D of the frames.
-    num_layers : int
-        Number of linear layers; with 0, frames pass unchanged.
-
-    Example
-    -------
-    >>> MLP(8, num_layers=2)(torch.rand(5, 8)).shape
-    torch.Size([5, 8])
-    """
+    """Linear layers of one size with GELU between them; 0 change nothing."""
 
     def __init__(self, d_model, num_layers):
         check_whole("num_layers", num_layers)
