@@ -9,6 +9,8 @@ from speechbrain_wap.errors import check_choice, check_number, check_whole
 
 # Rows of the distance matrix that are in memory at a time.
 CHUNK_FRAMES = 8192
+# What a checkpoint holds beside the buffers.
+COUNTERS = ("initialised", "num_updates", "num_revived")
 
 
 class LocalAttributes(nn.Module):
@@ -102,17 +104,12 @@ class LocalAttributes(nn.Module):
 
     def get_extra_state(self):
         """Returns the counters that are no tensors, for the checkpoint."""
-        return {
-            "initialised": self.initialised,
-            "num_updates": self.num_updates,
-            "num_revived": self.num_revived,
-        }
+        return {name: getattr(self, name) for name in COUNTERS}
 
     def set_extra_state(self, state):
         """Takes the counters of a checkpoint."""
-        self.initialised = state["initialised"]
-        self.num_updates = state["num_updates"]
-        self.num_revived = state["num_revived"]
+        for name in COUNTERS:
+            setattr(self, name, state[name])
 
     @torch.no_grad()
     def initialise_(self, z):
