@@ -289,7 +289,7 @@ def naive_logit(similarity, frame, attribute):
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "distance"])
-@pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("temperature", [0.1, 4.0])
 def test_logits_equal_the_formula(similarity, temperature):
     attributes = make_attributes(similarity=similarity, temperature=temperature)
     z = make_frames(11)
@@ -301,6 +301,10 @@ def test_logits_equal_the_formula(similarity, temperature):
             for attribute in attributes.codebook.double()
         ]
         assert_near(row, expected, atol=2e-5 / temperature)
+    # float32, whatever the precision around them
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attributes.logits(z), logits)
+    assert attributes.logits(z.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "distance"])
@@ -318,16 +322,6 @@ def test_the_codebook_may_be_updated_before_the_backward_pass(similarity):
         assert not attributes.codebook.requires_grad
     assert torch.equal(*gradients)
     assert (gradients[0].abs().sum(dim=-1) > 0).all()
-
-
-@pytest.mark.parametrize("similarity", ["cosine", "distance"])
-def test_logits_are_float32_whatever_the_precision_around_them(similarity):
-    attributes = make_attributes(similarity=similarity)
-    z = make_frames(10)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = attributes.logits(z)
-    assert torch.equal(logits, attributes.logits(z))
-    assert attributes.logits(z.bfloat16()).dtype == torch.float32
 
 
 # The log
