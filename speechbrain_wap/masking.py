@@ -77,8 +77,9 @@ def sample_frame_mask(num_frames, mask_ratio, generator=None, span=1):
         shape = len(num_places), int(num_places.max())
         scores = torch.rand(shape, generator=generator)
     padding = torch.arange(scores.shape[1]) >= num_places[:, None]
-    # a random order of 0 to n - 1 for each utterance, padding behind it
-    order = scores.masked_fill(padding, 2.0).argsort(dim=1)
+    # each utterance has a random order of 0 to n - 1, then padding; stable,
+    # or padding would decide where two random numbers are equal
+    order = scores.masked_fill(padding, 2.0).argsort(dim=1, stable=True)
     is_run = order < num_runs[:, None]
     if span == 1:
         return is_run  # (B, T)

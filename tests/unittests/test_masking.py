@@ -115,6 +115,14 @@ def test_an_utterances_mask_is_its_own_in_any_batch(others, span):
     assert max(find_runs(alone)) >= 8 if span == 8 else alone.any()
 
 
+def test_equal_random_numbers_do_not_let_the_batch_decide():
+    # as some two of 1500 are in one draw of fifteen, which not all sorts mind
+    for epoch in (21, 169):  # among them
+        alone = UtteranceMasks()(["u"], [1500], epoch)[0]
+        batch = UtteranceMasks()(["v", "u"], [1999, 1500], epoch)
+        assert torch.equal(batch[1, :1500], alone)
+
+
 @pytest.mark.parametrize(
     "change", [{"seed": 1}, {"epoch": 2}, {"purpose": "other"}], ids=str
 )
