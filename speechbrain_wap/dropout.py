@@ -33,7 +33,7 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0.0:
             return x
         kept = LEVELS - round(self.p * LEVELS)
-        # at the ends, 16 bits cannot tell
+        # near 0 and 1, 16 bits are too few
         if x.device.type != "cpu" or kept in (0, LEVELS):
             return F.dropout(x, self.p)
         draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64)

@@ -1,6 +1,6 @@
 """Frames to emotions: backbone, pooling and a linear classifier (Sec. II-C).
 
-What every system is that ``train_classifier.py`` trains::
+Every system that ``train_classifier.py`` trains has::
 
     set_classes(num_classes)          once, when the classes are known
     forward(feats, lens, mask=None)   logits [B, C]

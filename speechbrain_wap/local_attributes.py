@@ -97,7 +97,7 @@ class LocalAttributes(nn.Module):
         self.register_buffer("counts", torch.zeros(num_attributes))
         # updates since a frame last chose it
         self.register_buffer("idle", torch.zeros(num_attributes).long())
-        # of another attribute: it would win or lose ties by rounding alone
+        # equals another attribute: rounding alone would choose between them
         self.register_buffer("is_copy", torch.zeros(num_attributes).bool())
         # frames since reset_usage, for the log
         self.register_buffer("usage", torch.zeros(num_attributes))

@@ -24,8 +24,8 @@ class Packing:
     Arguments
     ---------
     lens : torch.Tensor
-        Relative lengths, shape [B], each in 0 to 1. On a GPU, they are waited
-        for: keep them on the CPU where you can.
+        Relative lengths, shape [B], each in 0 to 1; best kept on the CPU: the
+        host would wait for a GPU's.
     num_steps : int
         Length T of the padded batch.
     device : torch.device
@@ -44,7 +44,7 @@ class Packing:
     [0.0, 1.0, 0.0, 0.0]
     """
 
-    # loops over lengths are not for torch.compile
+    # torch.compile would unroll the loops over lengths
     @torch.compiler.disable
     def __init__(self, lens, num_steps, device, like_length=None):
         if like_length is None:
@@ -77,7 +77,7 @@ class Packing:
     def find(self, mask):
         """Finds which of the packed frames a mask [B, T] chooses.
 
-        A mask on a GPU is waited for: keep it on the CPU where you can.
+        Best kept on the CPU: the host would wait for a GPU's mask.
 
         Returns
         -------

@@ -118,8 +118,8 @@ class StatisticalAttentivePooling(nn.Module):
         z = z.masked_fill(padding, 0.0)
         mean = weights @ z  # (B, H, D), mu of Eq. 7
         if self.variance == "weighted":  # (Z*Z)^T A - mu*mu, D3
-            # The variance does not see a shift, float32 does: without the
-            # plain mean, frames far from zero keep their digits.
+            # A shift does not change the variance; with the plain mean
+            # subtracted, frames far from zero keep float32's digits.
             count = valid.sum(dim=1)[:, None, None]
             centre = z.sum(dim=1, keepdim=True) / count  # (B, 1, D)
             centred = (z - centre).masked_fill(padding, 0.0)

@@ -130,8 +130,8 @@ class Predictor(MLP):
     """Predicts the teacher's frames from the student's (D18).
 
     The paper compares them directly. With a head of its own, which is thrown
-    away after adapter training, the student need not make its frames equal to
-    the targets, but only tell them.
+    away after adapter training, the student's frames need not equal the
+    targets, they need only predict them.
 
     Arguments
     ---------

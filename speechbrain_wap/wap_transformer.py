@@ -56,9 +56,9 @@ class WAPTransformer(nn.Module):
     normalize_before : bool
         Whether layers normalise their input (pre-norm) or their output.
     projection_init : str
-        How the projection starts (D17): "random", or "orthogonal", which turns
-        the encoder's frames, or chooses a random subspace where ``d_model`` is
-        smaller, and keeps their distances.
+        How the projection starts (D17): "random", or "orthogonal", which
+        rotates the encoder's frames, into a random subspace where ``d_model``
+        is smaller, and keeps their distances.
     residual_init : float
         By what the last weights of each residual branch (attention,
         feed-forward block, MLP with ``mlp_residual``) are multiplied at the
