@@ -20,7 +20,11 @@ class Augmentation:
     Arguments
     ---------
     strategy : str
-        "balance", "mask", "all" or "none", see :func:`augment_minorities`.
+        "balance": each class gets masked copies of its utterances until it is
+        as large as the largest class; "mask": no copies, but the utterances
+        themselves are masked, each with a probability of 1 minus its class's
+        share of the largest class, drawn anew in each epoch; "all": every
+        utterance is masked in every epoch, whatever its class; "none": nothing.
     mask_ratio : float
         Share of an augmented utterance's frames to mask, 0 to 1.
     mask_span : int
@@ -30,10 +34,11 @@ class Augmentation:
 
     Example
     -------
-    >>> augmentation = Augmentation("all", mask_ratio=0.5)
-    >>> list(augmentation.plan({"a": {"label": "x"}}))
-    ['a']
-    >>> mask = augmentation.mask(["a"], [1.0], torch.tensor([8]), epoch=1)
+    >>> augmentation = Augmentation(mask_ratio=0.5)
+    >>> manifest = {"a": {"label": "x"}, "b": {"label": "x"}}
+    >>> list(augmentation.plan({**manifest, "c": {"label": "y"}}))
+    ['a', 'b', 'c', 'c+1']
+    >>> mask = augmentation.mask(["c+1"], [1.0], torch.tensor([8]), epoch=1)
     >>> mask.shape, int(mask.sum())
     (torch.Size([1, 8]), 4)
     """
@@ -51,14 +56,34 @@ class Augmentation:
         Arguments
         ---------
         manifest : dict
-            See :func:`augment_minorities`.
+            Entries of the training utterances by id, each with a label.
 
         Returns
         -------
         augmented : dict
-            See :func:`augment_minorities`.
+            A new manifest; every entry has "mask_probability", 0 to 1. A
+            copy's id is the original's with "+" and a number.
         """
-        return augment_minorities(manifest, self.strategy, self.seed)
+        sizes = Counter(entry["label"] for entry in manifest.values())
+        largest = max(sizes.values())
+        augmented = {}
+        for key, entry in manifest.items():
+            probability = float(self.strategy == "all")
+            if self.strategy == "mask":
+                probability = 1.0 - sizes[entry["label"]] / largest
+            augmented[key] = {**entry, "mask_probability": probability}
+        if self.strategy != "balance":
+            return augmented
+        for label, size in sizes.items():
+            members = [k for k, e in manifest.items() if e["label"] == label]
+            members = shuffle_utterances(members, self.seed, 0, "copy")
+            for i in range(largest - size):
+                key, number = members[i % size], i // size + 1
+                while f"{key}+{number}" in augmented:  # may be an utterance's
+                    number += 1
+                copy = {**manifest[key], "mask_probability": 1.0}
+                augmented[f"{key}+{number}"] = copy
+        return augmented
 
     def mask(self, utterance_ids, mask_probabilities, num_frames, epoch):
         """Masks those of a batch that are to be masked in an epoch.
@@ -81,103 +106,10 @@ class Augmentation:
             nothing is masked, so that the mask embedding always takes part in
             the graph, as distributed training asks for.
         """
-        chosen = [
-            is_masked(key, probability, self.seed, epoch)
+        is_masked = [
+            utterance_number(self.seed, epoch, key, "augment") % 2**32
+            < probability * 2**32
             for key, probability in zip(utterance_ids, mask_probabilities)
         ]
         mask = self.masks(utterance_ids, num_frames, epoch)
-        return mask & torch.tensor(chosen)[:, None]
-
-
-def augment_minorities(manifest, strategy="balance", seed=0):
-    """Plans which utterances of minority classes are masked (D11).
-
-    Arguments
-    ---------
-    manifest : dict
-        Entries of the training utterances by id, each with a label.
-    strategy : str
-        "balance": each class gets masked copies of its utterances until it is
-        as large as the largest class; "mask": no copies, but the utterances
-        themselves are masked, each with a probability of 1 minus its class's
-        share of the largest class (drawn anew in each epoch, see
-        :func:`is_masked`); "all": every utterance is masked in every epoch,
-        whatever its class; "none": nothing.
-    seed : int
-        Chooses which utterances get one copy more than others.
-
-    Returns
-    -------
-    augmented : dict
-        A new manifest; every entry has "mask_probability", 0 to 1. A copy's
-        id is the original's with "+" and a number.
-
-    Raises
-    ------
-    RecipeError
-        If the strategy is unknown.
-
-    Example
-    -------
-    >>> manifest = {"a": {"label": "x"}, "b": {"label": "x"}}
-    >>> manifest["c"] = {"label": "y"}
-    >>> list(augment_minorities(manifest))
-    ['a', 'b', 'c', 'c+1']
-    """
-    check_choice("strategy", strategy, STRATEGIES)
-    sizes = Counter(entry["label"] for entry in manifest.values())
-    largest = max(sizes.values())
-    augmented = {
-        key: {
-            **entry,
-            "mask_probability": {
-                "mask": 1.0 - sizes[entry["label"]] / largest,
-                "all": 1.0,
-            }.get(strategy, 0.0),
-        }
-        for key, entry in manifest.items()
-    }
-    if strategy != "balance":
-        return augmented
-    for label, size in sizes.items():
-        members = [
-            k for k, entry in manifest.items() if entry["label"] == label
-        ]
-        members = shuffle_utterances(members, seed, 0, "copy")
-        for i in range(largest - size):
-            key, number = members[i % size], i // size + 1
-            while f"{key}+{number}" in augmented:  # may be an utterance's id
-                number += 1
-            augmented[f"{key}+{number}"] = {
-                **manifest[key],
-                "mask_probability": 1.0,
-            }
-    return augmented
-
-
-def is_masked(utterance_id, mask_probability, seed, epoch):
-    """Draws whether an utterance is masked in an epoch (D11).
-
-    Arguments
-    ---------
-    utterance_id : str
-        The utterance's or copy's id.
-    mask_probability : float
-        0 to 1.
-    seed : int
-        The run's seed.
-    epoch : int
-        The epoch, counted from 1.
-
-    Returns
-    -------
-    masked : bool
-        A function of the four arguments alone.
-
-    Example
-    -------
-    >>> is_masked("u", 0.0, 1, 1), is_masked("u", 1.0, 1, 1)
-    (False, True)
-    """
-    number = utterance_number(seed, epoch, utterance_id, "augment")
-    return number % 2**32 < mask_probability * 2**32
+        return mask & torch.tensor(is_masked)[:, None]

@@ -1,6 +1,6 @@
 """Frames to emotions: backbone, pooling and a linear classifier (Sec. II-C).
 
-What every system is that ``train_classifier.py`` trains::
+Every system that ``train_classifier.py`` trains has::
 
     set_classes(num_classes)          once, when the classes are known
     forward(feats, lens, mask=None)   logits [B, C]
@@ -126,20 +126,14 @@ class EmotionModel(nn.Module):
                 )
 
     def set_classes(self, num_classes):
-        """Adds the classifier, once the corpus has told the classes.
-
-        Arguments
-        ---------
-        num_classes : int
-            Number C of classes.
-        """
+        """Adds the classifier, once the number C of classes is known."""
         check_whole("num_classes", num_classes, least=1)
         self.classifier = Linear(
             input_size=self.pooling.output_size, n_neurons=num_classes
         )
 
     def forward(self, feats, lens, mask=None):
-        """Computes the logits of the classes.
+        """Computes the logits of the classes (Sec. II-C).
 
         Arguments
         ---------
@@ -158,23 +152,8 @@ class EmotionModel(nn.Module):
         return self.classifier(self.pool(feats, lens, mask))
 
     def pool(self, feats, lens, mask=None):
-        """Computes the utterances' embeddings.
-
-        Arguments
-        ---------
-        feats : torch.Tensor
-            See :meth:`forward`.
-        lens : torch.Tensor
-            See :meth:`forward`.
-        mask : torch.Tensor, optional
-            See :meth:`forward`.
-
-        Returns
-        -------
-        pooled : torch.Tensor
-            Shape [B, output_size of the pooling].
-        """
-        z = self.backbone(feats, lens, mask)  # (B, T, D)
+        """Computes the utterances' embeddings [B, output_size]; see forward."""
+        z = self.backbone(feats, lens, mask)  # (B, T, d_model)
         return self.pooling(z, lens.to(z.device))
 
     @torch.no_grad()

@@ -9,32 +9,8 @@ from speechbrain_wap.errors import check_choice, check_number, check_whole
 
 # Rows of the distance matrix that are in memory at a time.
 CHUNK_FRAMES = 8192
-
-
-def gather_frames(z):
-    """Collects the frames of all ranks, in the order of the ranks.
-
-    Arguments
-    ---------
-    z : torch.Tensor
-        This rank's frames, shape [N, D]; N may differ between ranks.
-
-    Returns
-    -------
-    z : torch.Tensor
-        All frames, shape [sum of N, D], the same on every rank.
-    """
-    if not is_distributed_initialized():
-        return z
-    world_size = torch.distributed.get_world_size()
-    count = torch.tensor([len(z)], device=z.device)
-    counts = [torch.zeros_like(count) for _ in range(world_size)]
-    torch.distributed.all_gather(counts, count)
-    longest = int(max(counts))
-    padded = F.pad(z, (0, 0, 0, longest - len(z)))
-    gathered = [torch.empty_like(padded) for _ in range(world_size)]
-    torch.distributed.all_gather(gathered, padded)
-    return torch.cat([part[: int(n)] for part, n in zip(gathered, counts)])
+# What a checkpoint holds beside the buffers.
+COUNTERS = ("initialised", "num_updates", "num_revived")
 
 
 class LocalAttributes(nn.Module):
@@ -115,56 +91,25 @@ class LocalAttributes(nn.Module):
         self.initialised = False
         self.num_updates = 0
         self.num_revived = 0
-        self.collected = None
+        self.collected = None  # counts and sums that wait for the next update
         self.register_buffer("codebook", torch.zeros(num_attributes, dim))
         # frames that each attribute has had, the divisor of "count"
         self.register_buffer("counts", torch.zeros(num_attributes))
         # updates since a frame last chose it
-        self.register_buffer(
-            "idle", torch.zeros(num_attributes, dtype=torch.long)
-        )
-        # of another attribute: it would win or lose ties by rounding alone
-        self.register_buffer(
-            "is_copy", torch.zeros(num_attributes, dtype=torch.bool)
-        )
+        self.register_buffer("idle", torch.zeros(num_attributes).long())
+        # equals another attribute: rounding alone would choose between them
+        self.register_buffer("is_copy", torch.zeros(num_attributes).bool())
         # frames since reset_usage, for the log
         self.register_buffer("usage", torch.zeros(num_attributes))
 
     def get_extra_state(self):
-        """Returns the counters that are no tensors, for the checkpoint.
-
-        Returns
-        -------
-        state : dict
-        """
-        return {
-            "initialised": self.initialised,
-            "num_updates": self.num_updates,
-            "num_revived": self.num_revived,
-        }
+        """Returns the counters that are no tensors, for the checkpoint."""
+        return {name: getattr(self, name) for name in COUNTERS}
 
     def set_extra_state(self, state):
-        """Takes the counters of a checkpoint.
-
-        Arguments
-        ---------
-        state : dict
-            What ``get_extra_state`` returned.
-        """
-        self.initialised = state["initialised"]
-        self.num_updates = state["num_updates"]
-        self.num_revived = state["num_revived"]
-
-    def _choose(self, z, count):
-        """Picks frames of all ranks at random, without repeating if it can."""
-        # By position in the gathered batch and by the number of updates: the
-        # same frames on every rank and in a resumed run.
-        generator = torch.Generator().manual_seed(
-            self.seed * 1_000_003 + self.num_updates
-        )
-        order = torch.randperm(len(z), generator=generator)
-        repeats = -(-count // len(z))
-        return z[order.repeat(repeats)[:count].to(z.device)]
+        """Takes the counters of a checkpoint."""
+        for name in COUNTERS:
+            setattr(self, name, state[name])
 
     @torch.no_grad()
     def initialise_(self, z):
@@ -178,10 +123,21 @@ class LocalAttributes(nn.Module):
         z : torch.Tensor
             The teacher's valid frames, shape [N, D].
         """
-        frames = gather_frames(z.detach().float())
-        self.codebook.copy_(self._choose(frames, self.num_attributes))
+        self.codebook.copy_(self._choose(z, self.num_attributes))
         self._mark_copies()
         self.initialised = True
+
+    def _choose(self, z, count):
+        """Picks frames of all ranks at random, without repeating if it can."""
+        z = _gather_frames(z.detach().float())
+        # By position in the gathered batch and by the number of updates: the
+        # same frames on every rank and in a resumed run.
+        generator = torch.Generator().manual_seed(
+            self.seed * 1_000_003 + self.num_updates
+        )
+        order = torch.randperm(len(z), generator=generator)
+        repeats = -(-count // len(z))
+        return z[order.repeat(repeats)[:count].to(z.device)]
 
     def _mark_copies(self):
         """Marks attributes that equal one before them."""
@@ -209,14 +165,11 @@ class LocalAttributes(nn.Module):
             # |z - p|^2 = |z|^2 - 2 z.p + |p|^2, and |z|^2 is the same for all
             offset = 0.5 * self.codebook.square().sum(dim=-1)  # (K,)
             offset = offset.masked_fill(self.is_copy, float("inf"))
-            return torch.cat(
-                [
-                    torch.addmm(offset, part, self.codebook.T, alpha=-1).argmin(
-                        dim=-1
-                    )
-                    for part in z.float().split(CHUNK_FRAMES)
-                ]
-            )
+            codes = []
+            for part in z.float().split(CHUNK_FRAMES):
+                half = torch.addmm(offset, part, self.codebook.T, alpha=-1)
+                codes.append(half.argmin(dim=-1))  # Eq. 4
+            return torch.cat(codes)
 
     @torch.no_grad()
     def collect_(self, z, codes):
@@ -224,10 +177,8 @@ class LocalAttributes(nn.Module):
 
         Arguments
         ---------
-        z : torch.Tensor
-            The teacher's valid frames of a batch, shape [N, D].
-        codes : torch.Tensor
-            What ``assign`` gave for them, shape [N].
+        z, codes : torch.Tensor
+            As of :meth:`update`.
         """
         # not bincount, which makes the host wait for a GPU
         ones = torch.ones_like(codes, dtype=torch.float32)
@@ -257,8 +208,8 @@ class LocalAttributes(nn.Module):
             torch.distributed.all_reduce(chosen)
             torch.distributed.all_reduce(sums)
 
-        # The sum over an attribute's frames of Eq. 5's (z - p)
-        step = sums - chosen[:, None] * self.codebook
+        # Eq. 5: p <- p + eta_t (z - p), of all the frames z that chose p
+        step = sums - chosen[:, None] * self.codebook  # (K, D), sum of z - p
         if self.update_rule == "count":
             self.counts.mul_(self.count_decay).add_(chosen)
             self.codebook += step / self.counts.clamp(min=1.0)[:, None]
@@ -274,18 +225,17 @@ class LocalAttributes(nn.Module):
 
     def _revive(self, z):
         """Puts attributes that have been idle too long on frames (D5)."""
-        dead = self.idle >= self.revive_after
+        dead = self.idle >= self.revive_after  # (K,)
         num_dead = int(dead.sum())
         if num_dead > 0:
-            frames = gather_frames(z.float())
-            self.codebook[dead] = self._choose(frames, num_dead)
+            self.codebook[dead] = self._choose(z, num_dead)
             self.counts[dead] = 0.0
             self.idle[dead] = 0
             self._mark_copies()
             self.num_revived += num_dead
 
     def logits(self, z):
-        """Compares frames with all attributes (Eq. 6, Sec. II-B.3).
+        """Compares frames with all attributes (Sec. II-B.3).
 
         D4: the text has both "cosine similarity" and "(negative) distances".
 
@@ -323,13 +273,6 @@ class LocalAttributes(nn.Module):
             "used": share of the attributes that a frame has chosen, 0 to 1;
             "perplexity": exponential of the usage's entropy, 1 to K;
             "revived": attributes revived so far.
-
-        Example
-        -------
-        >>> attributes = LocalAttributes(num_attributes=2, dim=1)
-        >>> attributes.update(torch.ones(3, 1), torch.tensor([0, 0, 1]))
-        >>> attributes.usage_statistics()["used"]
-        1.0
         """
         share = self.usage / self.usage.sum().clamp(min=1.0)
         return {
@@ -341,3 +284,17 @@ class LocalAttributes(nn.Module):
     def reset_usage(self):
         """Starts the usage count anew, as at the start of an epoch."""
         self.usage.zero_()
+
+
+def _gather_frames(z):
+    """Joins the frames [N, D] of all ranks, N of each, in the ranks' order."""
+    if not is_distributed_initialized():
+        return z
+    world_size = torch.distributed.get_world_size()
+    count = torch.tensor([len(z)], device=z.device)
+    counts = [torch.zeros_like(count) for _ in range(world_size)]
+    torch.distributed.all_gather(counts, count)
+    padded = F.pad(z, (0, 0, 0, int(max(counts)) - len(z)))
+    gathered = [torch.empty_like(padded) for _ in range(world_size)]
+    torch.distributed.all_gather(gathered, padded)
+    return torch.cat([part[: int(n)] for part, n in zip(gathered, counts)])

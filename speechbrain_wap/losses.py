@@ -31,11 +31,6 @@ def masked_reconstruction_loss(student, teacher, mask=None, reduction="sum"):
         A scalar, averaged over the masked frames, 0 where there are none; in
         float32.
 
-    Raises
-    ------
-    RecipeError
-        If ``reduction`` is unknown.
-
     Example
     -------
     >>> import torch
@@ -47,11 +42,11 @@ def masked_reconstruction_loss(student, teacher, mask=None, reduction="sum"):
     check_choice("reduction", reduction, REDUCTIONS)
     if mask is not None:
         student, teacher = student[mask], teacher[mask]
-    difference = student.float() - teacher.detach().float()
+    difference = teacher.detach().float() - student.float()  # (N, D)
     per_frame = difference.square().sum(dim=-1)  # (N,)
     if reduction == "mean":
         per_frame = per_frame / student.shape[-1]
-    return per_frame.mean() if len(per_frame) else per_frame.sum()
+    return per_frame.mean() if len(per_frame) else per_frame.sum()  # Eq. 1
 
 
 def pseudo_label_loss(logits, codes):
@@ -87,24 +82,22 @@ def adapter_loss(rec_loss, pce_loss, rec_weight):
 
     Arguments
     ---------
-    rec_loss : torch.Tensor
-        Eq. 1.
-    pce_loss : torch.Tensor
-        Pseudo-label cross entropy.
+    rec_loss, pce_loss : torch.Tensor
+        The reconstruction loss (Eq. 1) and the pseudo-label cross entropy.
     rec_weight : float
         lambda, 0 to 1.
 
     Returns
     -------
     loss : torch.Tensor
-        lambda * rec_loss + (1 - lambda) * pce_loss
+        A scalar.
 
     Example
     -------
     >>> adapter_loss(2.0, 4.0, 0.75)
     2.5
     """
-    return rec_weight * rec_loss + (1.0 - rec_weight) * pce_loss
+    return rec_weight * rec_loss + (1.0 - rec_weight) * pce_loss  # Eq. 6
 
 
 class AdapterObjective:
@@ -136,18 +129,16 @@ class AdapterObjective:
             check_number(f"rec_weight_{end}", weight, least=0.0, most=1.0)
 
     def __call__(self, z_student, targets, logits, codes, progress):
-        """Computes the losses of the masked frames.
+        """Computes the losses of the M masked frames.
 
         Arguments
         ---------
-        z_student : torch.Tensor
-            The student's frames, shape [M, D].
-        targets : torch.Tensor
-            The teacher's, shape [M, D].
+        z_student, targets : torch.Tensor
+            The student's frames and the teacher's, shape [M, D].
         logits : torch.Tensor
             The student's logits of the local attributes, shape [M, K].
         codes : torch.Tensor
-            The teacher's local attributes, shape [M].
+            The teacher's local attributes (Eq. 4), shape [M].
         progress : float
             Share of the training that is done, 0 to 1.
 

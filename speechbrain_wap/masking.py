@@ -8,6 +8,7 @@ the number of ranks and an interruption then change nothing.
 import hashlib
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from speechbrain_wap.errors import RecipeError, check_number, check_whole
 
@@ -26,12 +27,13 @@ def sample_frame_mask(num_frames, mask_ratio, generator=None, span=1):
         Number of valid frames of each utterance, shape [B], each at least 1.
     mask_ratio : float
         Share of the valid frames to mask, 0 to 1 (the paper: 0.4).
-    generator : torch.Generator, optional
-        Source of randomness on the CPU; torch's global one by default.
+    generator : torch.Generator or list of torch.Generator, optional
+        Source of randomness on the CPU, one for all utterances or one for
+        each; torch's global one by default.
     span : int
-        Frames are chosen in runs of so many, the last run of an utterance
-        being shorter where the number is no multiple (the paper: 1). Runs do
-        not overlap but may touch; all their places are equally likely.
+        Frames are chosen in runs of so many (D20), the last run of an
+        utterance being shorter where the number is no multiple (the paper: 1).
+        Runs do not overlap but may touch; all their places are equally likely.
 
     Returns
     -------
@@ -49,13 +51,6 @@ def sample_frame_mask(num_frames, mask_ratio, generator=None, span=1):
     >>> mask.shape, mask.sum(dim=1).tolist()
     (torch.Size([3, 10]), [4, 2, 1])
     """
-    counts = _count_places(num_frames, mask_ratio, span)
-    shape = len(counts["places"]), int(counts["places"].max())
-    return _mask_runs(torch.rand(shape, generator=generator), counts, span)
-
-
-def _count_places(num_frames, mask_ratio, span):
-    """Counts what is to be put in a random order, for each utterance."""
     check_number("mask_ratio", mask_ratio, least=0.0, most=1.0)
     num_frames = torch.as_tensor(num_frames, dtype=torch.long).cpu()
     if num_frames.min() < 1:
@@ -66,52 +61,38 @@ def _count_places(num_frames, mask_ratio, span):
     # float64, since 0.35 * 10 must round as it does in Python
     num_masked = torch.round(mask_ratio * num_frames.double()).long()
     num_masked = num_masked.minimum(num_frames - 1).clamp(min=1)
-    # a run counts as one place
+    # a run of masked frames takes one place, as a visible frame does
     num_runs = -(-num_masked // span)
-    return {
-        "frames": num_frames,
-        "masked": num_masked,
-        "runs": num_runs,
-        "places": num_frames - num_masked + num_runs,
-    }
+    num_places = num_frames - num_masked + num_runs
 
-
-def _mask_runs(scores, counts, span):
-    """Masks runs of frames at the places with the lowest scores.
-
-    Arguments
-    ---------
-    scores : torch.Tensor
-        Random numbers from 0 to 1, shape [B, max(places)].
-    counts : dict
-        What _count_places gave.
-    span : int
-        Length of a run.
-
-    Returns
-    -------
-    mask : torch.Tensor
-        Shape [B, max(frames)], boolean.
-    """
-    places = torch.arange(scores.shape[1])[None, :]
-    padding = places >= counts["places"][:, None]
-    # a random order of 0 to n - 1 for each utterance, padding behind it
-    order = scores.masked_fill(padding, 2.0).argsort(dim=1)
-    is_run = order < counts["runs"][:, None]
+    if isinstance(generator, list):
+        scores = pad_sequence(
+            [
+                torch.rand(n, generator=own)
+                for n, own in zip(num_places.tolist(), generator)
+            ],
+            batch_first=True,
+        )
+    else:
+        shape = len(num_places), int(num_places.max())
+        scores = torch.rand(shape, generator=generator)
+    padding = torch.arange(scores.shape[1]) >= num_places[:, None]
+    # each utterance has a random order of 0 to n - 1, then padding; stable,
+    # or padding would decide where two random numbers are equal
+    order = scores.masked_fill(padding, 2.0).argsort(dim=1, stable=True)
+    is_run = order < num_runs[:, None]
     if span == 1:
         return is_run  # (B, T)
     lengths = torch.where(is_run, span, 1)
     # any one of the runs is shorter
-    surplus = counts["runs"] * span - counts["masked"]
+    surplus = num_runs * span - num_masked
     lengths -= torch.where(order == 0, surplus[:, None], 0)
     ends = lengths.masked_fill_(padding, 0).cumsum(dim=1)
     # +1 where a run starts, -1 where it ends
-    edges = torch.zeros(
-        len(scores), int(counts["frames"].max()) + 1, dtype=torch.long
-    )
+    edges = torch.zeros(len(scores), int(num_frames.max()) + 1).long()
     edges.scatter_add_(1, ends - lengths, is_run.long())
     edges.scatter_add_(1, ends, -is_run.long())
-    return edges.cumsum(dim=1)[:, :-1] > 0
+    return edges.cumsum(dim=1)[:, :-1] > 0  # (B, T)
 
 
 def utterance_number(seed, epoch, utterance_id, purpose):
@@ -132,11 +113,6 @@ def utterance_number(seed, epoch, utterance_id, purpose):
     -------
     number : int
         64 random bits, the same for the same four arguments on any machine.
-
-    Example
-    -------
-    >>> 0 <= utterance_number(1, 2, "u", "mask") < 2**64
-    True
     """
     text = f"{purpose}\0{seed}\0{epoch}\0{utterance_id}"
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
@@ -150,11 +126,7 @@ def shuffle_utterances(utterance_ids, seed, epoch, purpose):
     ---------
     utterance_ids : iterable of str
         Their ids.
-    seed : int
-        The run's seed.
-    epoch : int
-        See :func:`utterance_number`.
-    purpose : str
+    seed, epoch, purpose
         See :func:`utterance_number`.
 
     Returns
@@ -168,42 +140,10 @@ def shuffle_utterances(utterance_ids, seed, epoch, purpose):
     >>> order == shuffle_utterances("fedcba", 1, 0, "choice")
     True
     """
-
-    def draw(utterance_id):
-        number = utterance_number(seed, epoch, utterance_id, purpose)
-        return number, utterance_id
-
-    return sorted(utterance_ids, key=draw)
-
-
-def utterance_generator(seed, epoch, utterance_id, purpose="mask"):
-    """Makes the generator of what is random about one utterance in one epoch.
-
-    Arguments
-    ---------
-    seed : int
-        The run's seed.
-    epoch : int
-        The epoch, counted from 1.
-    utterance_id : str
-        The utterance's id.
-    purpose : str
-        What the numbers are for; different purposes draw different numbers.
-
-    Returns
-    -------
-    generator : torch.Generator
-        A CPU generator, the same for the same four arguments on any machine.
-
-    Example
-    -------
-    >>> a = torch.rand(1, generator=utterance_generator(1, 2, "u"))
-    >>> b = torch.rand(1, generator=utterance_generator(1, 2, "u"))
-    >>> bool(a == b)
-    True
-    """
-    number = utterance_number(seed, epoch, utterance_id, purpose)
-    return torch.Generator().manual_seed(number)
+    return sorted(
+        utterance_ids,
+        key=lambda key: (utterance_number(seed, epoch, key, purpose), key),
+    )
 
 
 class UtteranceMasks:
@@ -214,11 +154,11 @@ class UtteranceMasks:
     mask_ratio : float
         Share of the valid frames to mask, 0 to 1 (the paper: 0.4).
     span : int
-        See :func:`sample_frame_mask`.
+        Frames that are masked together, see :func:`sample_frame_mask`.
     seed : int
         The run's seed.
     purpose : str
-        See :func:`utterance_generator`.
+        What the masks are for, see :func:`utterance_number`.
 
     Example
     -------
@@ -254,12 +194,12 @@ class UtteranceMasks:
         mask : torch.Tensor
             Shape [B, max(num_frames)], boolean, on the CPU.
         """
-        counts = _count_places(num_frames, self.mask_ratio, self.span)
-        places = counts["places"].tolist()
-        scores = torch.zeros(len(places), max(places))
-        for row, (utterance_id, n) in enumerate(zip(utterance_ids, places)):
-            generator = utterance_generator(
-                self.seed, epoch, utterance_id, self.purpose
+        generators = [
+            torch.Generator().manual_seed(
+                utterance_number(self.seed, epoch, key, self.purpose)
             )
-            scores[row, :n] = torch.rand(n, generator=generator)
-        return _mask_runs(scores, counts, self.span)
+            for key in utterance_ids
+        ]
+        return sample_frame_mask(
+            num_frames, self.mask_ratio, generators, self.span
+        )

@@ -3,8 +3,7 @@
 A layer that treats each frame by itself costs as much for padding as for
 speech. Here the valid frames of all utterances lie one after the other,
 [N, D], and only attention looks at utterances, a few of like lengths at a
-time. The mathematics is that of the padded batch; no frame is computed twice
-or in vain but for what is padded within such a group.
+time. The mathematics is that of the padded batch.
 """
 
 import torch
@@ -25,8 +24,8 @@ class Packing:
     Arguments
     ---------
     lens : torch.Tensor
-        Relative lengths, shape [B], each in 0 to 1. On a GPU, they are waited
-        for: keep them on the CPU where you can.
+        Relative lengths, shape [B], each in 0 to 1; best kept on the CPU: the
+        host would wait for a GPU's.
     num_steps : int
         Length T of the padded batch.
     device : torch.device
@@ -45,7 +44,7 @@ class Packing:
     [0.0, 1.0, 0.0, 0.0]
     """
 
-    # its loops over lengths are not for torch.compile
+    # torch.compile would unroll the loops over lengths
     @torch.compiler.disable
     def __init__(self, lens, num_steps, device, like_length=None):
         if like_length is None:
@@ -53,49 +52,32 @@ class Packing:
             like_length = LIKE_LENGTH_CPU if on_cpu else LIKE_LENGTH_GPU
         num_frames, _ = valid_frames(lens.cpu(), num_steps)
         lengths, order = num_frames.sort(descending=True, stable=True)
-        self.shape = (len(lens), num_steps)
-        self.num_frames = int(lengths.sum())
-        # Number in its utterance of each frame, and its place in the batch
         starts = lengths.cumsum(0) - lengths
-        steps = torch.arange(self.num_frames) - starts.repeat_interleave(
+        steps = torch.arange(int(lengths.sum()))
+        steps = steps - starts.repeat_interleave(lengths)
+        self.shape = (len(lens), num_steps)
+        self.device = device
+        # each frame's number in its utterance (N,), and its place in [B * T]
+        self.steps = steps.to(device, non_blocking=True)
+        self.places_on_cpu = steps + (order * num_steps).repeat_interleave(
             lengths
         )
-        places = steps + (order * num_steps).repeat_interleave(lengths)
-        self.device = device
-        self.places_on_cpu = places
-        self.steps = steps.to(device, non_blocking=True)
-        self.places = places.to(device, non_blocking=True)
+        self.places = self.places_on_cpu.to(device, non_blocking=True)
         self.groups = []
         lengths = [n for n in lengths.tolist() if n > 0]
         while lengths:
-            longest = lengths[0]
-            size = sum(n >= like_length * longest for n in lengths)
+            size = sum(n >= like_length * lengths[0] for n in lengths)
             self.groups.append(_Group(lengths[:size], device))
             lengths = lengths[size:]
 
     def pack(self, x):
-        """Takes the valid frames of a padded batch.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Shape [B, T, ...].
-
-        Returns
-        -------
-        frames : torch.Tensor
-            Shape [N, ...].
-        """
+        """Takes the valid frames [N, ...] of a padded batch [B, T, ...]."""
         return x.flatten(end_dim=1).index_select(0, self.places)
 
     def find(self, mask):
-        """Finds which of the packed frames a mask chooses.
+        """Finds which of the packed frames a mask [B, T] chooses.
 
-        Arguments
-        ---------
-        mask : torch.Tensor
-            Shape [B, T], boolean. On a GPU, it is waited for: keep it on the
-            CPU where you can.
+        Best kept on the CPU: the host would wait for a GPU's mask.
 
         Returns
         -------
@@ -112,24 +94,12 @@ class Packing:
         )
 
     def unpack(self, frames, numbers=None):
-        """Puts packed frames back into a batch that is zero elsewhere.
+        """Puts frames [N, D] back into a batch [B, T, D], zero elsewhere.
 
-        Arguments
-        ---------
-        frames : torch.Tensor
-            Shape [N, D].
-        numbers : torch.Tensor, optional
-            Which of the packed frames they are; all if not given.
-
-        Returns
-        -------
-        x : torch.Tensor
-            Shape [B, T, D].
+        With ``numbers``, they are those of the packed frames only.
         """
-        num_places = self.shape[0] * self.shape[1]
-        x = frames.new_zeros(num_places, frames.shape[1])
         places = self.places if numbers is None else self.places[numbers]
-        return x.index_copy_(0, places, frames).unflatten(0, self.shape)
+        return _scatter(frames, places, self.shape)
 
     @torch.compiler.disable
     def attend(self, queries_keys_values, num_heads):
@@ -145,65 +115,55 @@ class Packing:
         Returns
         -------
         attended : torch.Tensor
-            Shape [N, D].
+            Shape [N, D]; on a CPU, in float32 where it was bfloat16.
         """
         x = queries_keys_values
-        if x.device.type != "cpu" or x.dtype != torch.bfloat16:
-            return self._attend(x, num_heads)
-        # There, the gradient of attention in bfloat16 takes six times as long
-        # as in float32.
+        # On a CPU, the gradient of attention in bfloat16 takes six times as
+        # long as in float32.
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+            x = x.float()
+        parts = x.split([group.num_frames for group in self.groups])
         with torch.autocast("cpu", enabled=False):
-            return self._attend(x.float(), num_heads)
-
-    def _attend(self, queries_keys_values, num_heads):
-        """See attend; in the precision of what it is given."""
-        sizes = [group.num_frames for group in self.groups]
-        parts = queries_keys_values.split(sizes)
-        return torch.cat(
-            [g.attend(part, num_heads) for g, part in zip(self.groups, parts)]
-        )
+            attended = [
+                group.attend(part, num_heads)
+                for group, part in zip(self.groups, parts)
+            ]
+        return torch.cat(attended)
 
 
 class _Group:
-    """Utterances of like lengths, which are attended to together.
-
-    Arguments
-    ---------
-    lengths : list of int
-        Longest first.
-    device : torch.device
-        Where the frames are.
-    """
+    """Utterances of like lengths (longest first), attended to together."""
 
     def __init__(self, lengths, device):
-        self.shape = (len(lengths), lengths[0])
+        self.shape = (len(lengths), lengths[0])  # b utterances, n steps
         self.num_frames = sum(lengths)
         self.places = self.mask = None
         if lengths[-1] < lengths[0]:
-            steps = torch.arange(lengths[0])
-            valid = steps < torch.tensor(lengths)[:, None]
-            self.places = (
-                valid.flatten().nonzero()[:, 0].to(device, non_blocking=True)
-            )
-            # shape [b, H, queries, keys]
+            valid = torch.arange(lengths[0]) < torch.tensor(lengths)[:, None]
+            places = valid.flatten().nonzero()[:, 0]
+            self.places = places.to(device, non_blocking=True)
+            # (b, H, queries, keys)
             self.mask = valid[:, None, None, :].to(device, non_blocking=True)
 
     def attend(self, frames, num_heads):
-        """See Packing.attend; of this group's frames."""
-        num_places = self.shape[0] * self.shape[1]
+        """Attends within this group's frames [N, 3 * D]; returns [N, D]."""
         if self.places is not None:
-            padded = frames.new_zeros(num_places, frames.shape[1])
-            frames = padded.index_copy(0, self.places, frames)
-        # [b, n, 3, H, D / H] -> three times [b, H, n, D / H]
+            frames = _scatter(frames, self.places, self.shape)
         frames = frames.view(*self.shape, 3, num_heads, -1)
-        queries, keys, values = frames.permute(2, 0, 3, 1, 4)
+        queries, keys, values = frames.permute(2, 0, 3, 1, 4)  # (b, H, n, D/H)
         attended = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=self.mask
         )
-        attended = attended.transpose(1, 2).reshape(num_places, -1)
+        attended = attended.transpose(1, 2).flatten(2).flatten(end_dim=1)
         if self.places is not None:
             attended = attended.index_select(0, self.places)
         return attended
+
+
+def _scatter(frames, places, shape):
+    """Puts frames [N, D] at places of a batch [B, T, D] that is else zero."""
+    x = frames.new_zeros(shape[0] * shape[1], frames.shape[1])
+    return x.index_copy_(0, places, frames).unflatten(0, shape)
 
 
 def valid_frames(lens, num_steps):

@@ -64,11 +64,6 @@ class StatisticalAttentivePooling(nn.Module):
         std : torch.Tensor
             Their standard deviation, likewise. A dimension that is constant
             (below 1e-7) is only shifted.
-
-        Example
-        -------
-        >>> pool = StatisticalAttentivePooling(input_size=2, num_heads=1)
-        >>> pool.set_output_statistics(torch.ones(4), torch.ones(4))
         """
         self.output_mean.copy_(mean)
         std = torch.where(std < 1e-7, torch.ones_like(std), std)
@@ -93,7 +88,7 @@ class StatisticalAttentivePooling(nn.Module):
         with torch.autocast(z.device.type, enabled=False):
             scores = self.attention(z.float().transpose(1, 2))  # (B, H, T)
             scores = scores.masked_fill(~valid[:, None, :], float("-inf"))
-            return scores.softmax(dim=-1)
+            return scores.softmax(dim=-1)  # A of Eq. 7
 
     def forward(self, z, lens):
         """Pools the valid frames of each utterance (Eq. 7).
@@ -117,26 +112,23 @@ class StatisticalAttentivePooling(nn.Module):
 
     def _pool(self, z, lens):
         """Pools in float32: half precision has no digits for a variance."""
-        weights = self.attention_map(z, lens)
+        weights = self.attention_map(z, lens)  # (B, H, T)
         _, valid = valid_frames(lens, z.shape[1])
-        padding = ~valid[:, :, None]
+        padding = ~valid[:, :, None]  # (B, T, 1)
         z = z.masked_fill(padding, 0.0)
-        mean = weights @ z  # (B, H, D)
-        if self.variance == "weighted":
-            # The variance does not see a shift, float32 does: without the
-            # plain mean, frames far from zero keep their digits.
-            centre = (
-                z.sum(dim=1, keepdim=True) / valid.sum(dim=1)[:, None, None]
-            )
+        mean = weights @ z  # (B, H, D), mu of Eq. 7
+        if self.variance == "weighted":  # (Z*Z)^T A - mu*mu, D3
+            # A shift does not change the variance; with the plain mean
+            # subtracted, frames far from zero keep float32's digits.
+            count = valid.sum(dim=1)[:, None, None]
+            centre = z.sum(dim=1, keepdim=True) / count  # (B, 1, D)
             centred = (z - centre).masked_fill(padding, 0.0)
             var = weights @ centred.square() - (mean - centre).square()
             var = var.clamp(min=0.0)  # never below zero but for rounding
-        else:
+        else:  # Z^T(A*A) - mu*mu, as printed
             var = weights.square() @ z - mean.square()
-        return torch.cat(
-            [
-                F.normalize(mean.flatten(start_dim=1), dim=-1),
-                F.normalize(var.flatten(start_dim=1), dim=-1),
-            ],
-            dim=-1,
-        )
+        halves = [
+            F.normalize(statistics.flatten(start_dim=1), dim=-1)
+            for statistics in (mean, var)
+        ]
+        return torch.cat(halves, dim=-1)  # (B, 2 * H * D)

@@ -37,17 +37,7 @@ class Schedule:
         self.shape = shape
 
     def __call__(self, progress):
-        """Returns the value after a share of the training.
-
-        Arguments
-        ---------
-        progress : float
-            Share of the steps that are done, 0 to 1; outside is clipped.
-
-        Returns
-        -------
-        value : float
-        """
+        """Returns the value after a share of the steps, clipped to 0 to 1."""
         progress = min(max(progress, 0.0), 1.0)
         if self.shape == "constant":
             done = 0.0

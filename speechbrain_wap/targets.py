@@ -1,10 +1,10 @@
 """What the student predicts: the teacher's frames (D6, D18)."""
 
-from torch import nn
 from torch.nn import functional as F
 
 from speechbrain_wap.errors import check_choice, check_whole
 from speechbrain_wap.packing import select_frames
+from speechbrain_wap.wap_transformer import MLP
 
 
 class Targets:
@@ -15,7 +15,7 @@ class Targets:
     smoothing : int
         Neighbours on each side to average with (D18); 0 is the paper's.
     norm : str
-        "layer": each frame normalised over its dimensions (D6); "none".
+        "layer": each frame is normalised over its dimensions (D6); "none".
 
     Example
     -------
@@ -53,18 +53,7 @@ class Targets:
         return select_frames(z_teacher, valid).float()
 
     def normalise(self, frames):
-        """Brings frames to one scale (D6).
-
-        Arguments
-        ---------
-        frames : torch.Tensor
-            Shape [N, D].
-
-        Returns
-        -------
-        frames : torch.Tensor
-            Shape [N, D].
-        """
+        """Brings frames [N, D] to one scale (D6)."""
         if self.norm == "none":
             return frames
         return F.layer_norm(frames, frames.shape[-1:])
@@ -137,12 +126,12 @@ def smooth_frames(x, valid, reach):
     return (total / count.clamp(min=1.0)).transpose(1, 2)
 
 
-class Predictor(nn.Sequential):
+class Predictor(MLP):
     """Predicts the teacher's frames from the student's (D18).
 
     The paper compares them directly. With a head of its own, which is thrown
-    away after adapter training, the student need not make its frames equal to
-    the targets, but only tell them.
+    away after adapter training, the student's frames need not equal the
+    targets, they need only predict them.
 
     Arguments
     ---------
@@ -158,11 +147,3 @@ class Predictor(nn.Sequential):
     >>> Predictor(8, num_layers=2)(torch.rand(5, 8)).shape
     torch.Size([5, 8])
     """
-
-    def __init__(self, d_model, num_layers=0):
-        check_whole("num_layers", num_layers)
-        layers = []
-        for number in range(num_layers):
-            layers += [nn.GELU()] * (number > 0)
-            layers.append(nn.Linear(d_model, d_model))
-        super().__init__(*layers)

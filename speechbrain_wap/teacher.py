@@ -45,31 +45,18 @@ class EMATeacher(nn.Module):
                 f"ema_decay_start ({ema_decay_start}) must not be above "
                 f"ema_decay ({ema_decay}), to which it rises."
             )
-        self.ema_decay = ema_decay
         self.ema_schedule = Schedule(ema_decay_start, ema_decay)
         self.model = copy.deepcopy(student).requires_grad_(False)
         self.eval()
 
     def train(self, mode=True):
-        """Stays in eval mode: the targets must not depend on dropout.
-
-        Arguments
-        ---------
-        mode : bool
-            Taken for torch's interface; the teacher is never trained.
-
-        Returns
-        -------
-        self : EMATeacher
-        """
-        del mode
+        """Stays in eval mode: the targets must not depend on dropout."""
+        del mode  # is torch's interface
         return super().train(False)
 
     @torch.no_grad()
     def update(self, student, progress=1.0):
-        """Moves the teacher towards the student, once per optimiser step.
-
-        theta_t <- alpha * theta_t + (1 - alpha) * theta_s     (Eq. 2)
+        """Moves the teacher towards the student, once per step (Eq. 2).
 
         Arguments
         ---------
@@ -78,28 +65,17 @@ class EMATeacher(nn.Module):
         progress : float
             Share of the training that is done, 0 to 1, by which alpha rises.
         """
+        # theta_t <- alpha * theta_t + (1 - alpha) * theta_s  (Eq. 2)
+        alpha = self.ema_schedule(progress)
         torch._foreach_lerp_(
             list(self.model.parameters()),
             list(student.parameters()),
-            1.0 - self.ema_schedule(progress),
+            1.0 - alpha,
         )
         for mine, theirs in zip(self.model.buffers(), student.buffers()):
             mine.copy_(theirs)
 
     @torch.no_grad()
     def forward(self, *args, **kwargs):
-        """Runs the averaged network without gradient, as the student's call.
-
-        Arguments
-        ---------
-        *args : tuple
-            The student's arguments.
-        **kwargs : dict
-            The student's keyword arguments.
-
-        Returns
-        -------
-        z : torch.Tensor
-            The targets Z^t, as the student's output.
-        """
+        """Computes the targets Z^t: takes and gives what the student does."""
         return self.model(*args, **kwargs)

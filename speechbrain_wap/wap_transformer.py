@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from speechbrain_wap.dropout import Dropout
 from speechbrain_wap.errors import (
     RecipeError,
     check_choice,
@@ -13,18 +14,14 @@ from speechbrain_wap.errors import (
 )
 from speechbrain_wap.packing import Packing
 
-# In dropout, a random 16-bit number decides about each value, so that the
-# probability is exact to 1 / 65536.
-LEVELS = 1 << 16
-
 
 class WAPTransformer(nn.Module):
     """Weighted average pooling Transformer (Sec. II-A.2, III-B, Fig. 1b).
 
     Projects the frozen encoder's frames to ``d_model``, adds a learnable
     position embedding, runs ``num_layers`` Transformer layers, averages the
-    layers' outputs with learnable weights, Z = sum_l w_l X^l, and aggregates
-    with an MLP. Padding never changes a valid frame's output.
+    layers' outputs with learnable softmax weights, Z = sum_l w_l X^l, and
+    aggregates with an MLP. Padding never changes a valid frame's output.
 
     Frames are standardised first by fixed statistics, per dimension, which are
     those of the training data once ``set_input_statistics`` has been called
@@ -51,9 +48,6 @@ class WAPTransformer(nn.Module):
         Dropout probability, 0 to 1.
     max_frames : int
         Length of the position embedding, hence of the longest utterance (D12).
-    layer_weights : str
-        "softmax": the weights w_l are positive and sum to one; "raw": free
-        numbers that start at 1 / L.
     mlp_layers : int
         Number of linear layers of the aggregation MLP (the paper: 3).
     mlp_residual : bool
@@ -62,9 +56,9 @@ class WAPTransformer(nn.Module):
     normalize_before : bool
         Whether layers normalise their input (pre-norm) or their output.
     projection_init : str
-        How the projection starts (D17): "random", or "orthogonal", which turns
-        the encoder's frames, or chooses a random subspace where ``d_model`` is
-        smaller, and keeps their distances.
+        How the projection starts (D17): "random", or "orthogonal", which
+        rotates the encoder's frames, into a random subspace where ``d_model``
+        is smaller, and keeps their distances.
     residual_init : float
         By what the last weights of each residual branch (attention,
         feed-forward block, MLP with ``mlp_residual``) are multiplied at the
@@ -91,7 +85,6 @@ class WAPTransformer(nn.Module):
         d_ffn=1536,
         dropout=0.1,
         max_frames=1500,
-        layer_weights="softmax",
         mlp_layers=3,
         mlp_residual=False,
         normalize_before=True,
@@ -115,7 +108,6 @@ class WAPTransformer(nn.Module):
         check_number("residual_init", residual_init, least=0.0)
         check_flag("mlp_residual", mlp_residual)
         check_flag("normalize_before", normalize_before)
-        check_choice("layer_weights", layer_weights, ("softmax", "raw"))
         check_choice(
             "projection_init", projection_init, ("random", "orthogonal")
         )
@@ -123,24 +115,20 @@ class WAPTransformer(nn.Module):
             raise RecipeError(
                 f"d_model ({d_model}) must be divisible by nhead ({nhead})."
             )
-        self.input_size = input_size
         self.d_model = d_model
         self.max_frames = max_frames
         self.mlp_residual = mlp_residual
-        self.softmax_weights = layer_weights == "softmax"
 
-        shape = (input_size,)
-        self.encoder_layer_weights = None
+        shape, self.encoder_layer_weights = (input_size,), None
         if num_encoder_layers > 1:
             shape = (num_encoder_layers, input_size)
-            self.encoder_layer_weights = nn.Parameter(
-                torch.zeros(num_encoder_layers)
-            )
+            start = torch.zeros(num_encoder_layers)
+            self.encoder_layer_weights = nn.Parameter(start)
         self.register_buffer("input_mean", torch.zeros(shape))
         self.register_buffer("input_std", torch.ones(shape))
         self.projection = nn.Linear(input_size, d_model)
         self.position_embedding = nn.Parameter(torch.empty(max_frames, d_model))
-        self.mask_embedding = nn.Parameter(torch.empty(d_model))
+        self.mask_embedding = nn.Parameter(torch.empty(d_model))  # e_[M]
         nn.init.trunc_normal_(self.position_embedding, std=0.02)
         nn.init.trunc_normal_(self.mask_embedding, std=0.02)
         self.dropout = Dropout(dropout)
@@ -148,35 +136,23 @@ class WAPTransformer(nn.Module):
             TransformerLayer(d_model, nhead, d_ffn, dropout, normalize_before)
             for _ in range(num_layers)
         )
-        # softmax of zeros and raw 1 / L both start as the plain average
-        start = 0.0 if self.softmax_weights else 1.0 / num_layers
-        self.layer_weights = nn.Parameter(torch.full((num_layers,), start))
+        # w_l before their softmax; they start as the plain average
+        self.layer_weights = nn.Parameter(torch.zeros(num_layers))
         self.norm = nn.LayerNorm(d_model)
-        blocks = []
-        for _ in range(mlp_layers - 1):
-            blocks += [nn.Linear(d_model, d_model), nn.GELU()]
-        if mlp_layers > 0:
-            blocks.append(nn.Linear(d_model, d_model))
-        self.mlp = nn.Sequential(*blocks)
+        self.mlp = MLP(d_model, mlp_layers)
         if projection_init == "orthogonal":
             nn.init.orthogonal_(self.projection.weight)
             nn.init.zeros_(self.projection.bias)
-        if residual_init != 1.0:
-            self._scale_residuals_(residual_init)
-
-    @torch.no_grad()
-    def _scale_residuals_(self, factor):
-        """Multiplies what the residual branches add at the start (D17)."""
         ends = [layer.self_attn.out_proj for layer in self.layers]
         ends += [layer.linear2 for layer in self.layers]
-        if self.mlp_residual and len(self.mlp) > 0:
-            ends.append(self.mlp[-1])
-        for end in ends:
-            end.weight.mul_(factor)
-            end.bias.mul_(factor)
+        ends += list(self.mlp)[-1:] if mlp_residual else []
+        with torch.no_grad():
+            for end in ends:
+                end.weight.mul_(residual_init)
+                end.bias.mul_(residual_init)
 
     def set_input_statistics(self, mean, std):
-        """Fixes the statistics by which frames are standardised.
+        """Fixes the statistics by which frames are standardised (D14).
 
         Arguments
         ---------
@@ -186,31 +162,16 @@ class WAPTransformer(nn.Module):
         std : torch.Tensor
             Their standard deviation, likewise. A dimension that is constant
             (below 1e-5) is only shifted.
-
-        Example
-        -------
-        >>> net = WAPTransformer(4, d_model=8, nhead=2, d_ffn=8)
-        >>> net.set_input_statistics(torch.ones(4), torch.ones(4))
         """
         self.input_mean.copy_(mean)
         self.input_std.copy_(torch.where(std < 1e-5, torch.ones_like(std), std))
 
     def has_input_statistics(self):
-        """Tells whether statistics have been set, or came with a checkpoint.
-
-        Returns
-        -------
-        has_statistics : bool
-
-        Example
-        -------
-        >>> WAPTransformer(4, d_model=8, nhead=2).has_input_statistics()
-        False
-        """
+        """Tells whether statistics have been set, or came with a checkpoint."""
         return bool(self.input_mean.any() or (self.input_std != 1.0).any())
 
     def standardise(self, feats):
-        """Standardises frames by the fixed statistics.
+        """Standardises frames by the fixed statistics (D14).
 
         Arguments
         ---------
@@ -233,24 +194,6 @@ class WAPTransformer(nn.Module):
         # half precision becomes float32 on the way, without a copy more
         feats = (feats - self.input_mean).div_(self.input_std)
         return feats.to(self.input_mean.dtype)
-
-    def average_weights(self):
-        """Returns the weights w_l of the layers' average (Sec. II-A.2).
-
-        Returns
-        -------
-        weights : torch.Tensor
-            Shape [L]; they sum to one unless ``layer_weights`` is "raw".
-
-        Example
-        -------
-        >>> net = WAPTransformer(8, d_model=8, nhead=2, d_ffn=8)
-        >>> float(net.average_weights().sum())
-        1.0
-        """
-        if self.softmax_weights:
-            return self.layer_weights.float().softmax(dim=0)
-        return self.layer_weights
 
     def forward(self, feats, lens, mask=None, only_masked=False):
         """Enriches frames (Sec. II-A.2).
@@ -296,25 +239,21 @@ class WAPTransformer(nn.Module):
         wanted = None  # all frames
         if mask is not None:
             masked, numbers = packing.find(mask)
-            x = torch.where(masked[:, None], self.mask_embedding, x)
-            if only_masked:
-                wanted = numbers
+            x = torch.where(masked[:, None], self.mask_embedding, x)  # X'
+            wanted = numbers if only_masked else None
+        # X = X_emb + E_pos
         x = self.dropout(x + self.position_embedding[packing.steps])
 
-        z = 0.0
-        last = len(self.layers) - 1
-        for number, (layer, weight) in enumerate(
-            zip(self.layers, self.average_weights())
-        ):
+        z, weights = 0.0, self.layer_weights.float().softmax(dim=0)
+        for layer, weight in zip(self.layers, weights):
             # beyond the last layer's attention, no frame needs another one
-            x = layer(x, packing, wanted if number == last else None)
-            is_whole = wanted is None or number == last
-            x_wanted = x if is_whole else x.index_select(0, wanted)
-            z = z + weight * x_wanted  # Z = sum_l w_l X^l
+            is_last = layer is self.layers[-1]
+            x = layer(x, packing, wanted if is_last else None)  # X^l
+            z = z + weight * (x if is_last else _take(x, wanted))  # sum w_l X^l
         z = self.norm(z)
         aggregated = self.mlp(z)
         z = z + aggregated if self.mlp_residual else aggregated
-        return packing.unpack(z, wanted)
+        return packing.unpack(z, wanted)  # (B, T, D)
 
 
 class TransformerLayer(nn.TransformerEncoderLayer):
@@ -323,20 +262,7 @@ class TransformerLayer(nn.TransformerEncoderLayer):
     torch's own layer computes padding, too; SpeechBrain's asks for the weights
     of attention, which rules out the fused kernels. There is no dropout within
     attention: on CPUs torch has no fused kernel with it, and the whole map of
-    weights would be stored.
-
-    Arguments
-    ---------
-    d_model : int
-        Dimension D of the frames.
-    nhead : int
-        Number of attention heads.
-    d_ffn : int
-        Inner dimension of the feed-forward block.
-    dropout : float
-        Dropout probability, 0 to 1.
-    normalize_before : bool
-        Whether it normalises its input (pre-norm) or its output.
+    weights would be stored. For its arguments see :class:`WAPTransformer`.
 
     Example
     -------
@@ -353,7 +279,6 @@ class TransformerLayer(nn.TransformerEncoderLayer):
             d_model,
             nhead,
             dim_feedforward=d_ffn,
-            dropout=dropout,
             activation="gelu",
             batch_first=True,
             norm_first=normalize_before,
@@ -361,72 +286,44 @@ class TransformerLayer(nn.TransformerEncoderLayer):
         self.dropout = Dropout(dropout)
         self.dropout1 = Dropout(dropout)
         self.dropout2 = Dropout(dropout)
-        self.self_attn.in_proj_bias.register_hook(_without_keys)
+        self.self_attn.in_proj_bias.register_hook(_zero_keys_gradient)
 
     def forward(self, x, packing, wanted=None):
-        """Lets the frames of each utterance look at each other.
+        """Lets the packed frames [N, D] of each utterance look at each other.
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            Packed frames, shape [N, D].
-        packing : Packing
-            Where utterances begin and end.
-        wanted : torch.Tensor, optional
-            Numbers of the packed frames whose output is wanted; all if not
-            given.
-
-        Returns
-        -------
-        x : torch.Tensor
-            Shape [N, D], or of the wanted frames only.
+        With ``wanted``, returns the output of the frames of these numbers only.
         """
-        x_normed = self.norm1(x) if self.norm_first else x
-        x = x + self.attend(x_normed, packing)
-        if wanted is not None:
-            x = x.index_select(0, wanted)
+        normed = self.norm1(x) if self.norm_first else x
+        x = _take(x + self._attend(normed, packing), wanted)
         if self.norm_first:
-            return x + self.feed_forward(self.norm2(x))
+            return x + self._feed_forward(self.norm2(x))
         x = self.norm1(x)
-        return self.norm2(x + self.feed_forward(x))
+        return self.norm2(x + self._feed_forward(x))
 
-    def attend(self, x, packing):
-        """Multi-head self-attention.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Packed frames, shape [N, D].
-        packing : Packing
-            Where utterances begin and end.
-
-        Returns
-        -------
-        x : torch.Tensor
-            Shape [N, D].
-        """
+    def _attend(self, x, packing):
+        """Multi-head self-attention of packed frames [N, D]."""
         attention = self.self_attn
         projected = F.linear(
             x, attention.in_proj_weight, attention.in_proj_bias
-        )
+        )  # (N, 3 * D)
         attended = packing.attend(projected, attention.num_heads)
         return self.dropout1(attention.out_proj(attended))
 
-    def feed_forward(self, x):
-        """Two linear layers with GELU between them.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Shape [N, D].
-
-        Returns
-        -------
-        x : torch.Tensor
-            Shape [N, D].
-        """
-        hidden = self.dropout(F.gelu(self.linear1(x)))
+    def _feed_forward(self, x):
+        """Two linear layers with GELU between them."""
+        hidden = self.dropout(F.gelu(self.linear1(x)))  # (N, d_ffn)
         return self.dropout2(self.linear2(hidden))
+
+
+class MLP(nn.Sequential):
+    """Linear layers of one size with GELU between them; 0 change nothing."""
+
+    def __init__(self, d_model, num_layers):
+        check_whole("num_layers", num_layers)
+        layers = []
+        for _ in range(num_layers):
+            layers += [nn.Linear(d_model, d_model), nn.GELU()]
+        super().__init__(*layers[:-1])
 
 
 def measure_frames(utterances):
@@ -461,7 +358,12 @@ def measure_frames(utterances):
     return mean.float(), variance.sqrt().float()
 
 
-def _without_keys(gradient):
+def _take(x, numbers):
+    """Takes the frames with these numbers; all of them if None."""
+    return x if numbers is None else x.index_select(0, numbers)
+
+
+def _zero_keys_gradient(gradient):
     """Leaves the keys' bias where it starts, at zero.
 
     The softmax does not see it: its gradient is nothing but rounding, which
@@ -470,50 +372,3 @@ def _without_keys(gradient):
     gradient = gradient.clone()
     gradient.view(3, -1)[1] = 0.0
     return gradient
-
-
-class Dropout(nn.Dropout):
-    """Dropout (torch's on GPUs); on a CPU, one draw serves four values.
-
-    On a CPU, drawing a number per value was a seventh of a training step.
-
-    Arguments
-    ---------
-    p : float
-        Probability that a value is set to zero, 0 to 1. The others are scaled
-        so that the expected value stays.
-
-    Example
-    -------
-    >>> dropout = Dropout(0.25)
-    >>> share = (dropout(torch.ones(100, 100)) == 0).float().mean()
-    >>> 0.22 < float(share) < 0.28
-    True
-    """
-
-    def forward(self, x):
-        """Sets values to zero at random, in training.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Any shape.
-
-        Returns
-        -------
-        x : torch.Tensor
-            The same shape.
-        """
-        if not self.training or self.p == 0.0:
-            return x
-        kept = LEVELS - round(self.p * LEVELS)
-        # at the ends, 16 bits cannot tell
-        if x.device.type != "cpu" or kept in (0, LEVELS):
-            return F.dropout(x, self.p)
-        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
-        draws.random_(-(1 << 63), None)  # all 64 bits
-        numbers = draws.view(torch.int16)[: x.numel()].view(x.shape)
-        # written as numbers at once: x times booleans would convert twice
-        mask = torch.empty_like(x, requires_grad=False)
-        torch.lt(numbers, kept - LEVELS // 2, out=mask)
-        return x * mask.mul_(LEVELS / kept)

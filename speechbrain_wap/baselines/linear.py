@@ -33,13 +33,7 @@ class MeanPoolingClassifier(nn.Module):
         self.register_buffer("std", torch.ones(input_size))
 
     def set_classes(self, num_classes):
-        """Adds the classifier.
-
-        Arguments
-        ---------
-        num_classes : int
-            Number C of classes.
-        """
+        """Adds the classifier, once the number C of classes is known."""
         self.classifier = Linear(
             input_size=self.input_size, n_neurons=num_classes
         )
@@ -73,13 +67,7 @@ class MeanPoolingClassifier(nn.Module):
 
     @torch.no_grad()
     def before_fit(self, batches):
-        """Measures the averages, by which inputs are standardised.
-
-        Arguments
-        ---------
-        batches : iterable
-            The training utterances, one in each.
-        """
+        """Measures the averages, by which inputs are standardised."""
         pooled = torch.cat(
             [self.pool(b.feats.data, b.feats.lengths) for b in batches]
         )
@@ -87,21 +75,6 @@ class MeanPoolingClassifier(nn.Module):
         self.std.copy_(pooled.std(dim=0, unbiased=False).clamp(min=1e-5))
 
     def forward(self, feats, lens, mask=None):
-        """Computes the logits of the classes.
-
-        Arguments
-        ---------
-        feats : torch.Tensor
-            See :meth:`pool`.
-        lens : torch.Tensor
-            See :meth:`pool`.
-        mask : torch.Tensor, optional
-            See :meth:`pool`.
-
-        Returns
-        -------
-        logits : torch.Tensor
-            Shape [B, C].
-        """
+        """Computes the logits [B, C] of the classes; arguments as of pool."""
         pooled = self.pool(feats, lens, mask)
         return self.classifier((pooled - self.mean) / self.std)

@@ -19,7 +19,7 @@ def make_frames(num_layers=1):
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])
-@pytest.mark.parametrize("fill", [0.0, 1e4, float("nan")])
+@pytest.mark.parametrize("fill", [1e4, float("nan")])
 @pytest.mark.parametrize("is_measured", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_logits_are_those_of_the_mean_of_the_valid_unmasked_frames(
@@ -50,20 +50,12 @@ def test_logits_are_those_of_the_mean_of_the_valid_unmasked_frames(
             assert_near(row, weight @ pooled + bias)
 
 
-def test_a_dimension_that_does_not_vary_stays_finite():
-    model = MeanPoolingClassifier(DIM)
-    model.set_classes(CLASSES)
-    frames = torch.ones(4, DIM)
-    model.before_fit([PaddedBatch([{"feats": frames}]) for _ in range(3)])
-    logits = model(frames[None], torch.ones(1))
-    assert_near(logits[0], model.classifier.w.bias)
-
-
-def test_what_is_measured_is_part_of_the_checkpoint():
+def test_what_is_measured_is_part_of_the_checkpoint_and_finite():
     model, other = (MeanPoolingClassifier(DIM) for _ in range(2))
     for one in (model, other):
         one.set_classes(CLASSES)
-    model.before_fit([PaddedBatch([{"feats": x}]) for x in make_frames()])
+    frames = torch.ones(4, DIM)  # that do not vary
+    model.before_fit([PaddedBatch([{"feats": frames}]) for _ in range(3)])
     other.load_state_dict(model.state_dict())
-    feats, lens = pad_batch(make_frames())
-    assert torch.equal(other(feats, lens), model(feats, lens))
+    logits = other(frames[None], torch.ones(1))
+    assert_near(logits[0], model.classifier.w.bias)

@@ -36,6 +36,29 @@ def make_model(num_encoder_layers=1, dropout=0.0, **norms):
     return randomise_(model).eval()
 
 
+class Backbone(torch.nn.Module):
+    """The least that a backbone may be."""
+
+    d_model = 2
+
+    def __init__(self, input_size, num_encoder_layers):
+        super().__init__()
+
+    def forward(self, feats, lens, mask):
+        return feats[:, :, :2]
+
+
+class Pooling(torch.nn.Module):
+    """The least that a pooling may be."""
+
+    def __init__(self, input_size):
+        super().__init__()
+        self.output_size = input_size
+
+    def forward(self, z, lens):
+        return z.amax(dim=1)
+
+
 def make_frames(num_encoder_layers=1):
     """Draws utterances [n, D], or [n, L, D] of several layers."""
     several = [num_encoder_layers] * (num_encoder_layers > 1)
@@ -52,7 +75,7 @@ def compute_by_hand(model, x, mask):
 
 
 @pytest.mark.parametrize("num_encoder_layers", [1, 3])
-@pytest.mark.parametrize("fill", [0.0, 1e6, float("nan")])
+@pytest.mark.parametrize("fill", [1e6, float("nan")])
 def test_logits_are_those_of_the_parts_whatever_the_padding(
     num_encoder_layers, fill
 ):
@@ -71,31 +94,17 @@ def test_logits_are_those_of_the_parts_whatever_the_padding(
     assert not torch.allclose(nothing, logits)
 
 
-def test_gradients_reach_every_parameter():
-    model = make_model(2).train()
-    feats, lens = pad_batch(make_frames(2))
-    mask = torch.zeros(feats.shape[:2], dtype=torch.bool)
-    mask[0, 1] = True
-    loss = torch.nn.functional.cross_entropy(
-        model(feats, lens, mask), torch.tensor([0, 3, 1])
-    )
-    loss.backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad.abs().sum() > 0, name
-
-
 def list_batches(utterances):
     """Makes batches of one utterance each, as the script does."""
     return [PaddedBatch([{"feats": x}]) for x in utterances]
 
 
 @pytest.mark.parametrize("num_encoder_layers", [1, 2])
-@pytest.mark.parametrize("input_norm", [False, True])
-@pytest.mark.parametrize("pooled_norm", [False, True])
+@pytest.mark.parametrize("norm", [True, False])
 def test_what_is_measured_before_training_is_of_the_utterances_alone(
-    num_encoder_layers, input_norm, pooled_norm
+    num_encoder_layers, norm
 ):
-    norms = {"input_norm": input_norm, "pooled_norm": pooled_norm}
+    norms = {"input_norm": norm, "pooled_norm": norm}
     model = make_model(num_encoder_layers, dropout=0.5, **norms)
     utterances = make_frames(num_encoder_layers)
     model.train()
@@ -104,16 +113,15 @@ def test_what_is_measured_before_training_is_of_the_utterances_alone(
     assert torch.equal(torch.get_rng_state(), before)
     assert model.training and model.backbone.dropout.training
 
-    frames = torch.cat(utterances).double()
     backbone, pooling = model.eval().backbone, model.pooling
-    assert backbone.has_input_statistics() == input_norm
-    if input_norm:
-        assert_near(backbone.input_mean, frames.mean(dim=0))
-        assert_near(backbone.input_std, frames.std(dim=0, unbiased=False))
+    assert backbone.has_input_statistics() == norm
     mean, std = pooling.output_mean.clone(), pooling.output_std.clone()
-    if not pooled_norm:
+    if not norm:
         assert not mean.any() and (std == 1.0).all()
         return
+    frames = torch.cat(utterances).double()
+    assert_near(backbone.input_mean, frames.mean(dim=0))
+    assert_near(backbone.input_std, frames.std(dim=0, unbiased=False))
     pooling.set_output_statistics(torch.zeros(16), torch.ones(16))
     one = torch.ones(1)
     with torch.no_grad():
@@ -147,46 +155,26 @@ def test_measured_frames_count_as_often_as_the_training_sees_them():
 
 def test_the_classes_are_set_once_they_are_known():
     model = make_model()
-    other = make_model()
-    other.set_classes(7)
-    assert other.classifier.w.out_features == 7
-    assert other.classifier.w.in_features == model.pooling.output_size
-    # a start that is the same for the same seed
     starts = []
-    for seed in (1, 1, 2):
+    for seed in (1, 1, 2):  # a start that is the same for the same seed
         torch.manual_seed(seed)
-        model.set_classes(CLASSES)
+        model.set_classes(7)
         starts.append(model.classifier.w.weight.clone())
+    assert starts[0].shape == (7, model.pooling.output_size)
     assert torch.equal(starts[0], starts[1])
     assert not torch.equal(starts[0], starts[2])
+
+
+def test_a_bad_setting_raises_an_error_that_names_it():
     with pytest.raises(RecipeError, match="num_classes=0 must be a whole"):
-        model.set_classes(0)
-
-
-@pytest.mark.parametrize("norm", ["input_norm", "pooled_norm"])
-def test_a_norm_that_is_no_flag_is_refused(norm):
-    with pytest.raises(RecipeError, match=f"{norm}=1 must be True or False"):
-        make_model(**{norm: 1})
+        make_model().set_classes(0)
+    with pytest.raises(RecipeError, match="input_norm=1 must be True or False"):
+        make_model(input_norm=1)
+    with pytest.raises(RecipeError, match="True needs set_input_statistics"):
+        EmotionModel(Backbone, Pooling, DIM)
 
 
 def test_any_backbone_and_pooling_may_be_wired():
-    class Backbone(torch.nn.Module):
-        d_model = 2
-
-        def __init__(self, input_size, num_encoder_layers):
-            super().__init__()
-
-        def forward(self, feats, lens, mask):
-            return feats[:, :, :2]
-
-    class Pooling(torch.nn.Module):
-        def __init__(self, input_size):
-            super().__init__()
-            self.output_size = input_size
-
-        def forward(self, z, lens):
-            return z.amax(dim=1)
-
     model = EmotionModel(Backbone, Pooling, DIM, input_norm=False)
     model.set_classes(CLASSES)
     feats, lens = pad_batch(make_frames())

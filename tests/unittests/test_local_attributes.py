@@ -69,106 +69,55 @@ def quantisation_loss(attributes, z, codes):
 # Assignment, Eq. 4
 
 
-@pytest.mark.parametrize("chunk", [7, 50, 8192])
+@pytest.mark.parametrize("chunk", [7, 8192])
 def test_assign_finds_the_nearest_attribute(monkeypatch, chunk):
     monkeypatch.setattr(local_attributes, "CHUNK_FRAMES", chunk)
     attributes = make_attributes(16)
     # of various norms, so that a missing |p|^2 shows
     attributes.codebook *= torch.linspace(0.1, 3.0, 16)[:, None]
+    before = state_of(attributes)
     z = make_frames(50)
+    with torch.autocast("cpu", torch.bfloat16):  # precise all the same
+        codes = attributes.assign(z)
     distances = torch.cdist(z.double(), attributes.codebook.double())
-    codes = attributes.assign(z)
-    assert codes.shape == (50,)
     assert torch.equal(codes, distances.argmin(dim=-1))
     assert len(codes.unique()) > 5
-
-
-def test_assign_changes_nothing():
-    attributes = make_attributes()
-    z = make_frames(40)
-    before, frames = state_of(attributes), z.clone()
-    first = attributes.assign(z)
-    assert torch.equal(attributes.assign(z), first)
     assert state_of(attributes) == before
-    assert torch.equal(z, frames)
-
-
-def test_assign_is_precise_under_autocast():
-    attributes = make_attributes(200)
-    z = make_frames(300)
-    with torch.autocast("cpu", torch.bfloat16):
-        codes = attributes.assign(z)
-    assert torch.equal(codes, attributes.assign(z))
 
 
 # Update, Eq. 5
 
 
-def test_count_without_decay_is_equation_5_with_the_step_one_over_n():
-    attributes = make_attributes()
-    expected = attributes.codebook.double()
-    numbers = [0] * 6
-    members = [[] for _ in range(6)]
-    for z, codes in make_batches():
-        attributes.update(z, codes)
-        for frame, i in zip(z.double(), codes.tolist()):
-            numbers[i] += 1
-            expected[i] += (frame - expected[i]) / numbers[i]  # Eq. 5
-            members[i].append(frame)
-        assert_near(attributes.codebook, expected)
-        assert_near(attributes.counts, numbers)
-    for i, frames in enumerate(members):
-        if frames:
-            assert_near(attributes.codebook[i], torch.stack(frames).mean(0))
-
-
-def test_count_with_decay_forgets_old_frames():
-    decay = 0.6
-    attributes = make_attributes(update_rule="count", count_decay=decay)
-    expected = attributes.codebook.double()
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_update_is_equation_5(rule):
+    attributes = make_attributes(**rule)
+    start = attributes.codebook.clone()
+    expected = start.double()
     numbers = [0.0] * 6
     for z, codes in make_batches():
         attributes.update(z, codes)
-        for i in range(6):
-            old = decay * numbers[i]
-            total = old * expected[i]
-            numbers[i] = old
-            for frame, code in zip(z.double(), codes.tolist()):
-                if code == i:
-                    total = total + frame
-                    numbers[i] += 1.0
-            if numbers[i] > old:
-                expected[i] = total / numbers[i]
+        numbers = [rule.get("count_decay", 1.0) * n for n in numbers]
+        means = expected.clone()
+        sizes = [0] * 6
+        for frame, i in zip(z.double(), codes.tolist()):
+            numbers[i] += 1
+            sizes[i] += 1
+            if rule["update_rule"] == "count":
+                expected[i] += (frame - expected[i]) / numbers[i]  # Eq. 5
+            else:
+                means[i] += (frame - means[i]) / sizes[i]
+        if rule["update_rule"] == "constant":
+            expected += rule["rate"] * (means - expected)
+        else:
+            assert_near(attributes.counts, numbers)
         assert_near(attributes.codebook, expected)
-        assert_near(attributes.counts, numbers)
-
-
-def test_constant_moves_by_the_rate_towards_the_mean_of_the_batch():
-    rate = 0.3
-    attributes = make_attributes(update_rule="constant", rate=rate)
-    expected = attributes.codebook.double()
-    for z, codes in make_batches():
-        attributes.update(z, codes)
-        for i in range(6):
-            frames = [f for f, c in zip(z.double(), codes.tolist()) if c == i]
-            if frames:
-                mean = sum(frames) / len(frames)
-                expected[i] += rate * (mean - expected[i])
-        assert_near(attributes.codebook, expected)
-
-
-@pytest.mark.parametrize("rule", RULES, ids=str)
-def test_attributes_without_frames_do_not_move(rule):
-    attributes = make_attributes(**rule)
-    start = attributes.codebook.clone()
-    for z, codes in make_batches():
-        attributes.update(z, codes)
+    # those without frames do not move
     assert torch.equal(attributes.codebook[5], start[5])
     assert (attributes.codebook[:5] != start[:5]).all()
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_an_update_with_its_own_batch_lowers_equation_3(rule, seed):
     attributes = make_attributes(**rule)
     z = make_frames(60, seed)
@@ -198,20 +147,6 @@ def test_collected_batches_are_one_batch(rule):
         assert_near(getattr(parts, name), getattr(whole, name), atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
-def test_update_does_not_change_its_arguments(rule):
-    attributes = make_attributes(revive_after=1, **rule)
-    z = make_frames(20).requires_grad_()
-    codes = attributes.assign(z)
-    frames, chosen = z.detach().clone(), codes.clone()
-    attributes.update(z, codes)
-    # what was revived is a copy of a frame, not the frame itself
-    assert attributes.num_revived > 0
-    attributes.update(2.0 * z, codes)
-    assert torch.equal(z, frames) and torch.equal(codes, chosen)
-    assert not attributes.codebook.requires_grad
-
-
 # Initialisation
 
 
@@ -220,11 +155,14 @@ def test_attributes_start_on_frames_of_the_batch_without_repetition(num_frames):
     attributes = LocalAttributes(7, DIM)
     assert not attributes.initialised
     z = make_frames(num_frames)
+    frames = z.clone()
     attributes.initialise_(z)
     assert attributes.initialised
     codebook = rows(attributes.codebook)
     assert set(codebook) <= set(rows(z))
     assert len(set(codebook)) == 7
+    attributes.codebook.add_(1.0)  # they are copies
+    assert torch.equal(z, frames)
 
 
 def test_with_fewer_frames_than_attributes_all_frames_are_used_evenly():
@@ -233,50 +171,37 @@ def test_with_fewer_frames_than_attributes_all_frames_are_used_evenly():
     attributes.initialise_(z)
     codebook = rows(attributes.codebook)
     assert sorted(codebook.count(row) for row in rows(z)) == [2, 3, 3]
-    # the copies lose every tie
-    assert attributes.assign(z).max() < 3
+    assert attributes.assign(z).max() < 3  # the copies lose every tie
 
 
-def test_initialisation_spreads_over_the_whole_batch():
-    z = torch.arange(300.0)[:, None].expand(-1, DIM)
-    attributes = LocalAttributes(60, DIM)
-    attributes.initialise_(z)
-    thirds = (attributes.codebook[:, 0] // 100).long().bincount(minlength=3)
-    assert (thirds >= 10).all()
-
-
-@pytest.mark.parametrize("seed", [0, 5])
-def test_initialisation_is_a_function_of_the_seed(seed):
+def test_initialisation_and_revival_are_functions_of_the_seed():
     codebooks = []
-    for global_seed in (1, 2):
+    for seed, global_seed in ((0, 1), (0, 2), (1, 1)):
         torch.manual_seed(global_seed)
         state = torch.get_rng_state()
-        attributes = LocalAttributes(10, DIM, seed=seed)
-        attributes.initialise_(make_frames(40))
-        codebooks.append(attributes.codebook)
+        attributes = LocalAttributes(5, DIM, revive_after=1, seed=seed)
+        attributes.initialise_(make_frames(200))
+        own = [rows(attributes.codebook)]
+        for _ in range(2):  # and of the number of updates
+            codes = torch.zeros(50, dtype=torch.long)
+            attributes.update(make_frames(50), codes)
+            own.append(rows(attributes.codebook[1:]))
+        codebooks.append(own)
         assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(*codebooks)
-    other = LocalAttributes(10, DIM, seed=seed + 1)
-    other.initialise_(make_frames(40))
-    assert not torch.equal(other.codebook, codebooks[0])
-
-
-def test_attributes_start_independent_of_the_frames():
-    attributes = LocalAttributes(4, DIM)
-    z = make_frames(9)
-    frames = z.clone()
-    attributes.initialise_(z)
-    attributes.codebook.add_(1.0)
-    assert torch.equal(z, frames)
+    first, again, other = codebooks
+    assert first == again
+    assert all(one != two for one, two in zip(first, other))
+    assert first[1] != first[2]
 
 
 # Revival, D5
 
 
 @pytest.mark.parametrize("revive_after", [1, 3])
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", RULES[1:], ids=str)
 def test_an_idle_attribute_is_put_on_a_frame_of_the_batch(rule, revive_after):
     attributes = make_attributes(4, revive_after=revive_after, **rule)
+    attributes.counts.fill_(9.0)
     start = attributes.codebook.clone()
     for number in range(1, revive_after + 1):
         assert torch.equal(attributes.codebook[1:], start[1:])
@@ -289,53 +214,20 @@ def test_an_idle_attribute_is_put_on_a_frame_of_the_batch(rule, revive_after):
     assert rows(attributes.codebook)[0] not in rows(z)
     assert attributes.num_revived == 3
     assert attributes.usage_statistics()["revived"] == 3
-    # and they wait as long again
+    # they wait as long again, and forget their former frames
     assert (attributes.idle == 0).all()
+    assert not attributes.counts[1:].any()
 
 
-def test_an_attribute_that_is_chosen_in_time_is_never_revived():
-    attributes = make_attributes(2, revive_after=3)
-    for number in range(12):
-        code = int(number % 3 == 2)  # 0 0 1 0 0 1 ...
-        attributes.update(make_frames(5, number), torch.full((5,), code))
-        assert attributes.idle.tolist()[code] == 0
-    assert attributes.num_revived == 0
-
-
-def test_a_revived_attribute_forgets_its_former_frames():
-    attributes = make_attributes(2, revive_after=2)
-    for code in (1, 0, 0):
-        attributes.update(make_frames(9), torch.full((9,), code))
-    assert attributes.num_revived == 1
-    z = make_frames(9, seed=7)
-    attributes.update(z, torch.ones(9, dtype=torch.long))
-    assert_near(attributes.codebook[1], z.double().mean(dim=0))
-
-
-def test_without_revival_an_idle_attribute_stays_for_ever():
-    attributes = make_attributes(3, revive_after=None)
-    start = attributes.codebook.clone()
-    for number in range(60):
-        attributes.update(
-            make_frames(4, number), torch.zeros(4, dtype=torch.long)
-        )
-    assert torch.equal(attributes.codebook[1:], start[1:])
-    assert attributes.idle.tolist() == [0, 60, 60]
-    assert attributes.num_revived == 0
-
-
-def test_revival_is_a_function_of_the_seed_and_the_number_of_updates():
-    z, codes = make_frames(50), torch.zeros(50, dtype=torch.long)
-    chosen = []
-    for seed, global_seed in ((0, 1), (0, 2), (1, 1)):
-        torch.manual_seed(global_seed)
-        attributes = make_attributes(5, revive_after=1, seed=seed)
-        for _ in range(2):
-            attributes.update(z, codes)
-            chosen.append(rows(attributes.codebook[1:]))
-    first, second, again, again_second, other, _ = chosen
-    assert first == again and second == again_second
-    assert first != other and first != second
+def test_an_attribute_is_not_revived_where_chosen_in_time_or_not_asked_for():
+    for revive_after in (3, None):
+        attributes = make_attributes(2, revive_after=revive_after)
+        for number in range(12):
+            in_time = revive_after is not None and number % 3 == 2
+            codes = torch.full((5,), int(in_time))  # 0 0 1 0 0 1 ...
+            attributes.update(make_frames(5, number), codes)
+        assert attributes.num_revived == 0
+        assert attributes.idle.tolist() == ([1, 0] if in_time else [0, 12])
 
 
 # The checkpoint
@@ -375,7 +267,7 @@ def naive_logit(similarity, frame, attribute):
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "distance"])
-@pytest.mark.parametrize("temperature", [0.1, 1.0, 4.0])
+@pytest.mark.parametrize("temperature", [0.1, 4.0])
 def test_logits_equal_the_formula(similarity, temperature):
     attributes = make_attributes(similarity=similarity, temperature=temperature)
     z = make_frames(11)
@@ -387,30 +279,10 @@ def test_logits_equal_the_formula(similarity, temperature):
             for attribute in attributes.codebook.double()
         ]
         assert_near(row, expected, atol=2e-5 / temperature)
-
-
-def test_the_nearest_attribute_has_the_highest_distance_logit():
-    attributes = make_attributes(30, similarity="distance")
-    z = make_frames(80)
-    best = attributes.logits(z).argmax(dim=-1)
-    assert torch.equal(best, attributes.assign(z))
-
-
-def test_cosine_logits_do_not_see_the_frames_norm():
-    attributes = make_attributes()
-    z = make_frames(10)
-    assert_near(attributes.logits(7.0 * z), attributes.logits(z))
-
-
-@pytest.mark.parametrize("similarity", ["cosine", "distance"])
-def test_the_frames_get_a_gradient_and_the_codebook_none(similarity):
-    attributes = make_attributes(similarity=similarity)
-    z = make_frames(10).requires_grad_()
-    attributes.logits(z)[:, 0].sum().backward()
-    assert (z.grad.abs().sum(dim=-1) > 0).all()
-    assert list(attributes.parameters()) == []
-    assert attributes.codebook.grad is None
-    assert not attributes.codebook.requires_grad
+    # float32, whatever the precision around them
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(attributes.logits(z), logits)
+    assert attributes.logits(z.bfloat16()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "distance"])
@@ -425,24 +297,16 @@ def test_the_codebook_may_be_updated_before_the_backward_pass(similarity):
             attributes.update(z, attributes.assign(z))
         loss.backward()
         gradients.append(z.grad)
+        assert not attributes.codebook.requires_grad
     assert torch.equal(*gradients)
-
-
-@pytest.mark.parametrize("similarity", ["cosine", "distance"])
-def test_logits_are_float32_whatever_the_precision_around_them(similarity):
-    attributes = make_attributes(similarity=similarity)
-    z = make_frames(10)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = attributes.logits(z)
-    assert torch.equal(logits, attributes.logits(z))
-    assert attributes.logits(z.bfloat16()).dtype == torch.float32
+    assert (gradients[0].abs().sum(dim=-1) > 0).all()
 
 
 # The log
 
 
 @pytest.mark.parametrize(
-    "usage", [[1, 1, 1, 1], [0, 9, 0, 0], [5, 3, 0, 1], [2, 2, 0, 0]], ids=str
+    "usage", [[1, 1, 1, 1], [0, 9, 0, 0], [5, 3, 0, 1]], ids=str
 )
 def test_usage_statistics_equal_the_formula(usage):
     attributes = make_attributes(4)
@@ -457,22 +321,8 @@ def test_usage_statistics_equal_the_formula(usage):
     statistics = attributes.usage_statistics()
     assert statistics["perplexity"] == pytest.approx(math.exp(entropy))
     assert statistics["used"] == len(shares) / 4
-
-
-def test_perplexity_goes_from_one_to_the_number_of_attributes():
-    for codes, perplexity in (([3] * 8, 1.0), (list(range(8)) * 3, 8.0)):
-        attributes = make_attributes(8)
-        attributes.update(make_frames(len(codes)), torch.tensor(codes))
-        measured = attributes.usage_statistics()["perplexity"]
-        assert measured == pytest.approx(perplexity)
-
-
-def test_reset_usage_starts_the_log_anew_and_nothing_else():
-    attributes = make_attributes()
-    for batch in make_batches(2):
-        attributes.update(*batch)
     before = state_of(attributes)
-    attributes.reset_usage()
+    attributes.reset_usage()  # and nothing else
     assert attributes.usage_statistics()["used"] == 0.0
     after = state_of(attributes)
     assert before.pop("usage") != after.pop("usage")
@@ -484,10 +334,8 @@ def test_reset_usage_starts_the_log_anew_and_nothing_else():
     [
         ({"num_attributes": 0}, "must be a whole number of at least 1"),
         ({"update_rule": "mean"}, "is unknown: choose one of count, constant"),
-        ({"count_decay": 1.5}, "must be within 0 and 1"),
         ({"rate": -0.1}, "must be within 0 and 1"),
         ({"revive_after": 0}, "must be a whole .* at least 1, or null: never"),
-        ({"similarity": "dot"}, "is unknown: choose one of cosine, distance"),
         ({"temperature": 0}, "must be a number of at least 1e-06"),
     ],
     ids=str,
@@ -537,23 +385,18 @@ def run_rank(rank, folder):
 def rank_states(tmp_path_factory):
     """The end states of two processes with a part of the frames each."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(run_rank, (str(folder),), nprocs=2)
+    torch.multiprocessing.start_processes(
+        run_rank, (str(folder),), nprocs=2, start_method="fork"
+    )
     return [torch.load(folder / f"rank{rank}.pt") for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("number", range(len(RULES)))
-def test_two_processes_learn_what_one_learns_from_all_frames(
-    rank_states, number
-):
-    alone = state_of(cluster(whole_batches(), **RULES[number]))
-    counters = alone.pop("_extra_state")
-    assert counters["num_revived"] > 0
-    for states in rank_states:
-        state = states[number]
+def test_two_processes_learn_what_one_learns_from_all_frames(rank_states):
+    assert rank_states[0] == rank_states[1]  # to the bit
+    for rule, state in zip(RULES, rank_states[0]):
+        alone = state_of(cluster(whole_batches(), **rule))
+        counters = alone.pop("_extra_state")
+        assert counters["num_revived"] > 0
         assert state["_extra_state"] == counters
         for name, values in alone.items():
             assert_near(state[name], values)
-
-
-def test_two_processes_agree_to_the_bit(rank_states):
-    assert rank_states[0] == rank_states[1]

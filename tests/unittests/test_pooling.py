@@ -64,12 +64,11 @@ def test_pooling_is_equation_7(variance):
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
-@pytest.mark.parametrize("fill", [1e6, float("nan"), float("inf")])
-@pytest.mark.parametrize("num_steps", [max(LENGTHS), 30])
-def test_padding_does_not_change_the_embedding(variance, fill, num_steps):
+@pytest.mark.parametrize("fill", [1e6, float("nan")])
+def test_padding_does_not_change_the_embedding(variance, fill):
     pool = make_pool(variance)
     utterances = make_utterances(LENGTHS, D)
-    together = pool(*pad_batch(utterances, fill, num_steps))
+    together = pool(*pad_batch(utterances, fill, 30))
     for row, z in zip(together, utterances):
         assert_near(row, pool(z[None], torch.ones(1))[0])
 
@@ -87,34 +86,18 @@ def test_weights_sum_to_one_over_the_valid_frames_and_are_zero_elsewhere():
         assert_near(row[:, :n], expected.T)
 
 
-@pytest.mark.parametrize("variance", VARIANCES)
-def test_each_half_has_unit_norm(variance):
-    pooled = make_pool(variance)(*pad_batch(make_utterances([9, 4], D)))
-    for half in pooled.chunk(2, dim=-1):
-        assert_near(half.norm(dim=-1), torch.ones(2))
-
-
-@pytest.mark.parametrize("spread", [0.0, 1e-4, 1.0])
-def test_the_weighted_variance_is_never_negative(spread):
-    # rounding alone takes it below zero where frames are nearly equal
-    (frame,) = make_utterances([1], D, seed=1)
-    utterances = [frame + spread * z for z in make_utterances([37, 8], D)]
-    half = make_pool()(*pad_batch(utterances))[:, H * D :]
-    assert (half >= 0).all()
-
-
-def test_the_printed_variance_may_be_negative():
+def test_only_the_printed_variance_may_be_negative():
     # why it is not the default, D3
     utterances = make_utterances([1, 4], D)
     half = make_pool("printed")(*pad_batch(utterances))[:, H * D :]
     assert (half < 0).any()
-
-
-@pytest.mark.parametrize("scale", [1.0, 30.0])
-def test_the_weighted_variance_of_constant_frames_is_zero(scale):
-    (frame,) = make_utterances([1], D)
-    pooled = make_pool()(scale * frame.expand(1, 37, D), torch.ones(1))[0]
-    assert_near(pooled[H * D :], torch.zeros(H * D), atol=1e-3)
+    # rounding alone takes it below zero where frames are nearly equal
+    utterances = [1.0 + 1e-4 * z for z in make_utterances([37, 8], D)]
+    half = make_pool()(*pad_batch(utterances))[:, H * D :]
+    assert (half >= 0).all()
+    constant = utterances[0][:1].expand(1, 37, D)
+    half = make_pool()(30.0 * constant, torch.ones(1))[0, H * D :]
+    assert_near(half, torch.zeros(H * D), atol=1e-3)
 
 
 def test_the_weighted_variance_does_not_see_a_common_offset():
@@ -140,23 +123,6 @@ def test_an_utterance_of_one_frame_has_a_finite_embedding(variance):
         assert torch.isfinite(tensor).all()
 
 
-def test_means_come_first_and_then_variances_each_head_by_head():
-    pool = make_pool()
-    with torch.no_grad():
-        pool.attention.weight.zero_()
-        # head 1 looks at the frame with the largest first dimension
-        pool.attention.weight[1, 0] = 1000.0
-    z = torch.zeros(1, 4, D)
-    z[0, 2] = torch.arange(1.0, D + 1)
-    mean, var = pool(z, torch.ones(1)).view(2, H, D)
-    frame = z[0, 2]
-    expected = torch.stack([frame / 4, frame, frame / 4])
-    assert_near(mean, expected / expected.norm())
-    square = frame.square() * (1 / 4 - 1 / 16)
-    expected = torch.stack([square, torch.zeros(D), square])
-    assert_near(var, expected / expected.norm())
-
-
 def test_pooling_computes_in_float32_whatever_the_precision_around_it():
     pool = make_pool()
     (z,) = make_utterances([9], D)
@@ -167,13 +133,6 @@ def test_pooling_computes_in_float32_whatever_the_precision_around_it():
         pooled = pool(z, torch.ones(1))
     assert pooled.dtype == torch.float32
     assert torch.equal(pooled, expected)
-
-
-def test_pooling_does_not_see_the_order_of_frames():
-    pool = make_pool()
-    (z,) = make_utterances([9], D)
-    pooled = pool(torch.stack([z, z.flip(0)]), torch.ones(2))
-    assert_near(pooled[0], pooled[1])
 
 
 @pytest.mark.parametrize(
