@@ -37,6 +37,8 @@ setup(
         "scipy",
         "soundfile",
         "tqdm",
+        # the first whose locks a forked process does not inherit
+        "filelock>=3.30",
         "sentencepiece>=0.1.99",
         "pandas>=2.0",
         "safetensors>=0.4.3",
