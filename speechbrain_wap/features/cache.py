@@ -66,17 +66,9 @@ def _describe_entry(name, feats, duration):
 
 
 def read_duration(path):
-    """Reads the duration of an entry's audio, and checks header and size.
+    """Reads the duration of an entry's audio, in seconds.
 
-    Arguments
-    ---------
-    path : pathlib.Path
-        The entry's file.
-
-    Returns
-    -------
-    duration : float or None
-        In seconds; None if the entry is missing, cut, or another's.
+    None if header or size say that the entry is missing, cut, or another's.
     """
     try:
         with safe_open(path, framework="pt") as entry:
@@ -94,18 +86,7 @@ def _get_name(path):
 
 
 def is_unaltered(path):
-    """Reads an entry and compares it with its checksum.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        The entry's file.
-
-    Returns
-    -------
-    unaltered : bool
-        False if it is missing, too.
-    """
+    """Reads an entry and compares it with its checksum; False without it."""
     try:
         with safe_open(path, framework="pt") as entry:
             text, feats = entry.metadata()["entry"], entry.get_tensor("feats")
@@ -190,17 +171,7 @@ class FeatureCache:
         return Path(self.cache_folder) / self.key
 
     def path(self, digest):
-        """Returns where an entry lies, whether it exists or not.
-
-        Arguments
-        ---------
-        digest : str
-            The audio's digest.
-
-        Returns
-        -------
-        path : pathlib.Path
-        """
+        """Returns where an entry lies, whether it exists or not."""
         return self.folder / digest[:2] / f"{digest}.safetensors"
 
     def lock(self, digest):
@@ -222,19 +193,7 @@ class FeatureCache:
     def write(self, digest, feats, duration):
         """Writes an entry so that it is there whole or not at all.
 
-        Arguments
-        ---------
-        digest : str
-            The audio's digest.
-        feats : torch.Tensor
-            Frames, shape [T, D] or [T, L, D].
-        duration : float
-            Of the audio, in seconds.
-
-        Raises
-        ------
-        RecipeError
-            If the frames do not fit the storage precision.
+        Refuses frames that do not fit the storage precision.
         """
         stored = feats.to(self.dtype).cpu().contiguous()
         if not torch.isfinite(stored).all():
@@ -342,16 +301,6 @@ class FeatureCache:
 
         Headers and sizes are looked at, not the frames: ``features inspect
         --check`` reads all.
-
-        Arguments
-        ---------
-        digests : iterable of str
-            Digests of audio files.
-
-        Returns
-        -------
-        missing : list of str
-            In the order given, each once.
         """
         digests = list(dict.fromkeys(digests))
         with ThreadPoolExecutor() as pool:

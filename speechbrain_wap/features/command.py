@@ -101,20 +101,7 @@ def _describe_cache(folder):
 
 
 def inspect_caches(cache_folder, check=False):
-    """Tells what a cache folder holds.
-
-    Arguments
-    ---------
-    cache_folder : str
-        What the recipes call cache_folder.
-    check : bool
-        Whether every entry is read and compared with its checksum.
-
-    Returns
-    -------
-    text : str
-        A table, and the damaged entries if asked for.
-    """
+    """Tells what a cache folder holds; checks the content if asked to."""
     folders = _list_caches(cache_folder)
     rows, total = [HEADER], 0
     for summary in map(_describe_cache, folders):
@@ -135,30 +122,9 @@ def inspect_caches(cache_folder, check=False):
 
 
 def prune_caches(cache_folder, keys=(), unused_days=None, dry_run=False):
-    """Removes whole caches, or else what no run can use.
+    """Removes whole caches by key and rest, or else what no run can use.
 
-    Arguments
-    ---------
-    cache_folder : str
-        What the recipes call cache_folder.
-    keys : list of str
-        Caches to remove.
-    unused_days : float, optional
-        Caches that no run has used for so many days are removed, too.
-    dry_run : bool
-        Whether to only say what would be removed.
-
-    Returns
-    -------
-    text : str
-        What was removed. Without keys and days, it is damaged entries and
-        left-over temporary files.
-
-    Raises
-    ------
-    RecipeError
-        If a key is unknown or another process fills one of the caches that
-        are chosen, and none is removed; or if the system refuses.
+    Nothing is removed where another process fills one of the caches.
     """
     folders = {folder.name: folder for folder in _list_caches(cache_folder)}
     unknown = [key for key in keys if key not in folders]
@@ -252,7 +218,8 @@ def main(arguments):
     Raises
     ------
     RecipeError
-        See :func:`inspect_caches` and :func:`prune_caches`.
+        If a folder, key or number makes no sense, a cache that is to be removed
+        is being filled, or the system refuses.
     """
     parser = argparse.ArgumentParser("python -m speechbrain_wap features")
     commands = parser.add_subparsers(dest="command", required=True)

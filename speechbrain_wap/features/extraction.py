@@ -152,7 +152,6 @@ def _make_entries(cache, digests, entries):
         dynamic_ncols=True,
         disable=not if_main_process(),
     )
-    seconds, started = 0.0, time.time()
     try:
         with _one_thread(), progress, try_lock(lock, remove=True):
             for digest, status, reason in utterances.run(num_workers):
@@ -160,9 +159,6 @@ def _make_entries(cache, digests, entries):
                     raise RecipeError(reason)
                 if status == FAILED:
                     failures[digest] = reason
-                seconds += entries[digest]["duration"]
-                factor = (time.time() - started) / max(seconds, 1e-3)
-                progress.set_postfix_str(f"RTF {factor:.3f}", False)
                 progress.update()
     except RuntimeError as error:
         if not any(text in str(error) for text in NOT_THE_UTTERANCE):
