@@ -5,10 +5,7 @@ import multiprocessing
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +17,6 @@ from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.features import FeatureCache, command, extraction
 from speechbrain_wap.features.command import inspect_caches, main, prune_caches
-from speechbrain_wap.files import try_lock
 
 DAY = 86400
 HOUR = 3600
@@ -301,82 +297,32 @@ def test_an_unknown_key_is_refused_with_those_there_are(folder, four, key):
     assert list_files(folder) == before
 
 
-fork = multiprocessing.get_context("fork")
+def test_nothing_is_removed_while_one_of_many_is_being_filled(
+    folder, four, make_wav, tmp_path, monkeypatch, start
+):
+    """Nor between two of its utterances, when none is locked."""
+    reached = multiprocessing.get_context("fork").Event()
 
-
-@pytest.fixture
-def write_to(start):
-    """Has another process make an entry of a cache."""
-
-    def hold(folder, has_lock):
-        with try_lock(folder / "ab" / ".a.lock", remove=True) as is_locked:
-            assert is_locked
-            has_lock.set()
+    class Pause(extraction.tqdm):
+        def update(self):
+            reached.set()
             time.sleep(60)
 
-    def write(folder):
-        has_lock = fork.Event()
-        process = start(hold, folder, has_lock)
-        assert has_lock.wait(20)
-        return process
-
-    return write
-
-
-def test_nothing_is_removed_where_one_of_many_is_being_written(
-    folder, four, write_to
-):
-    key, path = list(four.items())[2]
-    process = write_to(path)
+    monkeypatch.setattr(extraction, "tqdm", Pause)
+    cache = FeatureCache(folder, SpeechEncoder("fbank"), num_workers=0)
+    wav = str(make_wav(tmp_path / "a.wav"))
+    entries = {d * 32: {"wav": wav, "duration": 0.1} for d in "ab"}
+    process = start(cache.extract, entries)
+    assert reached.wait(20)
     before = list_files(folder)
-    for options in ({"keys": [*four]}, {"unused_days": 5}):
-        with pytest.raises(RecipeError, match=f"{key} is being written by an"):
+    for options in ({"keys": [*four, cache.key]}, {"unused_days": 0}):
+        with pytest.raises(RecipeError, match=f"{cache.key} is being written"):
             prune_caches(folder, **options)
         assert list_files(folder) == before
     process.kill()
     process.join()
-    prune_caches(folder, [*four])
+    prune_caches(folder, [*four, cache.key])
     assert list_files(folder) == []
-
-
-class Pause:
-    """A progress bar that stops the extraction after the first utterance."""
-
-    def __init__(self, reached, **options):
-        self.reached = reached
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def set_postfix_str(self, text, refresh):
-        pass
-
-    def update(self):
-        self.reached.set()
-        time.sleep(60)
-
-
-def test_a_cache_is_refused_from_the_first_utterance_to_the_last(
-    folder, make_wav, tmp_path, monkeypatch, start
-):
-    entries = {
-        f"{i}" * 32: {
-            "wav": str(make_wav(tmp_path / f"{i}.wav", seed=i)),
-            "duration": 0.1,
-        }
-        for i in range(2)
-    }
-    cache = FeatureCache(folder, SpeechEncoder("fbank"), num_workers=0)
-    reached = fork.Event()
-    monkeypatch.setattr(extraction, "tqdm", partial(Pause, reached))
-    start(cache.extract, entries)
-    assert reached.wait(20)
-    with pytest.raises(RecipeError, match="is being written"):
-        prune_caches(folder, [cache.key])
-    assert list_entries(cache) != []
 
 
 @pytest.mark.parametrize("choice", ["cache", "entry"])
@@ -450,20 +396,12 @@ def test_options_that_make_no_sense_are_refused(folder, four, option):
     assert {*before} <= {*list_files(folder)}
 
 
-def test_the_command_line_prints_the_table_or_one_sentence(make_cache):
+def test_the_front_door_prints_the_table_or_one_sentence(make_cache, capsys):
     cache = make_cache()
-
-    def run(folder):
-        command = [sys.executable, "-m", "speechbrain_wap", "features"]
-        command += ["inspect", folder]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    done = run(cache.cache_folder)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.strip() == inspect_caches(cache.cache_folder)
-    done = run("nowhere")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"error: nowhere is no folder.*\.\n", done.stderr)
+    front_door(["features", "inspect", str(cache.cache_folder)])
+    assert capsys.readouterr().out == f"{inspect_caches(cache.cache_folder)}\n"
+    with pytest.raises(SystemExit, match="^error: nowhere is no folder"):
+        front_door(["features", "inspect", "nowhere"])
 
 
 @pytest.mark.parametrize("own", [[], ["inspect"], ["prune"]])
