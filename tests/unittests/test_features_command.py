@@ -17,6 +17,7 @@ from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.features import FeatureCache, command, extraction
 from speechbrain_wap.features.command import inspect_caches, main, prune_caches
+from speechbrain_wap.training.experiment import run_command
 
 DAY = 86400
 HOUR = 3600
@@ -396,12 +397,9 @@ def test_options_that_make_no_sense_are_refused(folder, four, option):
     assert {*before} <= {*list_files(folder)}
 
 
-def test_the_front_door_prints_the_table_or_one_sentence(make_cache, capsys):
-    cache = make_cache()
-    front_door(["features", "inspect", str(cache.cache_folder)])
-    assert capsys.readouterr().out == f"{inspect_caches(cache.cache_folder)}\n"
+def test_a_mistake_at_the_front_door_is_one_sentence():
     with pytest.raises(SystemExit, match="^error: nowhere is no folder"):
-        front_door(["features", "inspect", "nowhere"])
+        run_command(front_door, ["features", "inspect", "nowhere"])
 
 
 @pytest.mark.parametrize("own", [[], ["inspect"], ["prune"]])
