@@ -104,19 +104,19 @@ def assert_close(mine, theirs, label):
 def test_features_are_those_of_hugging_face_on_the_utterance_alone(
     sources, signal, kind
 ):
-    layers = [*range(NUM_LAYERS + 1), "last"]
-    encoders = [SpeechEncoder(sources[kind], layer) for layer in layers]
+    """All layers of it; test_several_layers... has one layer alone."""
+    encoder = SpeechEncoder(sources[kind], "weighted")
     for seconds, loudness in ((0.6, 1.0), (0.61, 0.001), (0.05, 0.001)):
         speech = loudness * signal(seconds) + 0.1 * loudness
-        *states, output = run_hugging_face(sources[kind], speech)
-        states[-1] = output
-        for layer, encoder, theirs in zip(layers, encoders, [*states, output]):
-            mine = encode(encoder, speech, signal(1.0, seed=1))[0]
-            assert_close(mine[: len(theirs)], theirs, layer)
-            assert not mine[len(theirs) :].any()
+        *theirs, output = run_hugging_face(sources[kind], speech)
+        theirs[-1] = output
+        assert len(theirs) == NUM_LAYERS + 1
+        mine = encode(encoder, speech, signal(1.0, seed=1))[0]
+        assert not mine[len(output) :].any()
+        for layer, their_state in enumerate(theirs):
+            assert_close(mine[: len(output), layer], their_state, layer)
         # the layers are worth telling apart
-        assert len(states) == NUM_LAYERS + 1
-        for below, above in zip(states, states[1:]):
+        for below, above in zip(theirs, theirs[1:]):
             assert relative_error(below, above) > 0.01
 
 
