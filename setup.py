@@ -38,6 +38,8 @@ setup(
         "soundfile",
         "soxr>=0.3.7",
         "tqdm",
+        # the first whose locks a forked process does not inherit
+        "filelock>=3.30",
         "sentencepiece>=0.1.99",
         "pandas>=2.0",
         "safetensors>=0.4.3",

@@ -1,23 +1,23 @@
-"""Writing files so that they are there whole or not at all."""
+"""Writing files so that they are there whole or not at all, and locks."""
 
 import errno
 import hashlib
 import json
 import os
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.errors import RecipeError, report_places
 
-try:
-    import fcntl
-except ImportError:  # Windows: work may be done twice, but is never harmed
-    fcntl = None
-
 logger = get_logger(__name__)
+
+# What a disk without locks answers
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 @contextmanager
@@ -63,32 +63,13 @@ def write_atomically(path):
 
 
 def write_text(path, text):
-    """Writes a text file atomically, in UTF-8.
-
-    Arguments
-    ---------
-    path : str
-        The file.
-    text : str
-        Its content.
-    """
+    """Writes a text file atomically, in UTF-8."""
     with write_atomically(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")
 
 
 def digest_file(path):
-    """Computes a digest of a file's content, by which it is known again.
-
-    Arguments
-    ---------
-    path : str
-        The file.
-
-    Returns
-    -------
-    digest : str or None
-        None where it cannot be read.
-    """
+    """Computes 16 hexadecimal digits of a file's content; None without it."""
     try:
         content = Path(path).read_bytes()
     except OSError:
@@ -98,15 +79,6 @@ def digest_file(path):
 
 def format_bytes(size):
     """Writes a number of bytes as people read it.
-
-    Arguments
-    ---------
-    size : float
-        In bytes.
-
-    Returns
-    -------
-    text : str
 
     Example
     -------
@@ -153,84 +125,63 @@ def read_json(path, cure, keys=()):
     return content
 
 
-class Claims:
-    """Claims on pieces of work among processes, in one lock file.
+@cache
+def _warn_of_no_locks(folder, reason):
+    """Says once that a disk has no locks."""
+    logger.warning(
+        f"files in {folder} cannot be locked ({reason}): processes at the same "
+        "work may do some of it twice."
+    )
 
-    A claim is a lock on one byte of the file, which the system releases when
-    its process ends, however it ends. A process must not open the file twice.
+
+@contextmanager
+def try_lock(path, remove=False):
+    """Locks a file, without waiting, until the block or the process ends.
+
+    Where the disk has no locks, it warns and goes on as if it had the lock.
 
     Arguments
     ---------
     path : str
         The lock file, made if need be; it stays empty.
+    remove : bool
+        Whether whoever has had the lock removes the file.
+
+    Yields
+    ------
+    is_locked : bool
+        False where another process has the lock.
+
+    Raises
+    ------
+    RecipeError
+        If the lock file cannot be made.
 
     Example
     -------
-    >>> claims = Claims(Path(getfixture("tmpdir")) / "lock")
-    >>> with claims.claim(7) as is_mine:
-    ...     is_mine
+    >>> with try_lock(Path(getfixture("tmpdir")) / "lock") as is_locked:
+    ...     is_locked
     True
     """
-
-    def __init__(self, path):
-        self.path = Path(path)
-        self.file = None
-        self.is_supported = fcntl is not None
-
-    def __getstate__(self):
-        """Leaves the open file behind when sent to another process."""
-        return {**self.__dict__, "file": None}
-
-    @contextmanager
-    def claim(self, number=None):
-        """Tries to claim a piece of work, without waiting.
-
-        Arguments
-        ---------
-        number : int, optional
-            Which one, 0 to 2^62; all of them if not given.
-
-        Yields
-        ------
-        is_mine : bool
-            False where another process has it.
-
-        Raises
-        ------
-        RecipeError
-            If the lock file cannot be made.
-        """
-        span = (0, 0) if number is None else (1, number)
-        is_mine = self._lock(*span)
-        try:
-            yield is_mine
-        finally:
-            if is_mine and self.is_supported:
-                fcntl.lockf(self.file, fcntl.LOCK_UN, *span)
-
-    def _lock(self, length, start):
-        """Locks bytes; tells whether they were free."""
-        if not self.is_supported:
-            return True
-        if self.file is None:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.file = open(self.path, "ab")
-            except OSError as error:
-                raise RecipeError(
-                    f"{self.path} cannot be written: {error.strerror}."
-                )
-        try:
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                return False
-            logger.warning(
-                f"{self.path} cannot be locked ({error.strerror}): processes "
-                "at the same work may do some of it twice."
-            )
-            self.is_supported = False
-        return True
+    path, is_locked = Path(path), True
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(blocking=False)
+    except Timeout:
+        is_locked = False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise RecipeError(f"{path} cannot be written: {error.strerror}.")
+        _warn_of_no_locks(path.parent, error.strerror)
+    try:
+        yield is_locked
+    finally:
+        if is_locked and remove:
+            # while it is locked: whoever waits for it then opens a new one
+            with suppress(OSError):
+                path.unlink()
+        lock.release()
 
 
 @contextmanager
@@ -240,8 +191,8 @@ def only_process(folder):
     Arguments
     ---------
     folder : str
-        The output folder; it gets a lock file, which the system frees when
-        its process ends, however it ends. Of several ranks, the main one asks.
+        The output folder; it gets a lock file. Of several ranks, the main one
+        locks it.
 
     Raises
     ------
@@ -252,8 +203,8 @@ def only_process(folder):
         with report_places():
             yield
         return
-    with Claims(Path(folder) / ".lock").claim() as is_mine:
-        if not is_mine:
+    with try_lock(Path(folder) / ".lock") as is_locked:
+        if not is_locked:
             raise RecipeError(
                 f"another process is at work in {folder}: wait for its end, "
                 "or choose another output_folder."

@@ -64,24 +64,7 @@ def resolve_source(source):
 
 
 def read_config(folder, name):
-    """Reads one of a checkpoint's JSON files.
-
-    Arguments
-    ---------
-    folder : str
-        A checkpoint's folder.
-    name : str
-        The file in it.
-
-    Returns
-    -------
-    content : dict
-
-    Raises
-    ------
-    RecipeError
-        If it is damaged.
-    """
+    """Reads one of a checkpoint's JSON files."""
     cure = "download the checkpoint (encoder_source) again."
     return read_json(os.path.join(folder, name), cure)
 
@@ -101,23 +84,7 @@ def _is_complete(folder):
 
 
 def weights_digest(folder):
-    """Hashes the files of a checkpoint that hold weights.
-
-    Arguments
-    ---------
-    folder : str
-        A checkpoint's folder.
-
-    Returns
-    -------
-    digest : str
-        Hexadecimal; the same weights have the same digest anywhere.
-
-    Raises
-    ------
-    RecipeError
-        If there are none.
-    """
+    """Hashes the files that hold weights; the same weights, the same digest."""
     weights = _list_weights(folder)
     if not weights:
         raise RecipeError(

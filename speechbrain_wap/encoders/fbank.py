@@ -10,26 +10,18 @@ class FbankFrontEnd(nn.Module):
     80 mel bands, windows of 25 ms, 50 frames per second like the pretrained
     encoders. The scale is fixed, not the utterance's own: loudness and tilt
     carry emotion.
-
-    Arguments
-    ---------
-    sample_rate : int
-        In Hz.
-    n_mels : int
-        Number of mel bands.
     """
 
     num_layers = 0
     min_samples = 400
     frame_rate = 50.0
 
-    def __init__(self, sample_rate=16000, n_mels=80):
+    sample_rate = 16000
+    output_size = 80
+
+    def __init__(self):
         super().__init__()
-        self.sample_rate = sample_rate
-        self.output_size = n_mels
-        self.fbank = Fbank(
-            sample_rate=sample_rate, n_mels=n_mels, win_length=25, hop_length=20
-        )
+        self.fbank = Fbank(n_mels=80, win_length=25, hop_length=20)
 
     def identity(self):
         """Returns what the energies depend on."""

@@ -61,7 +61,7 @@ class HuggingFaceFrontEnd(nn.Module):
     config : dict
         Content of its config.json.
     context : str
-        "full" or "clip", for the families that it makes a difference to.
+        "full" or "clip": what Whisper sees.
     """
 
     wrapper_class = None
@@ -96,19 +96,7 @@ class HuggingFaceFrontEnd(nn.Module):
         self.states = {}
 
     def get_preprocessing(self, key, default):
-        """Looks up how the checkpoint's feature extractor is set.
-
-        Arguments
-        ---------
-        key : str
-            A key of preprocessor_config.json.
-        default : object
-            What holds where it is not there.
-
-        Returns
-        -------
-        value : object
-        """
+        """Looks up how the checkpoint's feature extractor is set."""
         value = default
         for content in self.preprocessor.values():
             content = content.get("feature_extractor", content)
@@ -134,15 +122,7 @@ class HuggingFaceFrontEnd(nn.Module):
         }
 
     def load(self, layers, device):
-        """Loads the weights in float32, frozen, in eval mode, once.
-
-        Arguments
-        ---------
-        layers : list of int
-            The layers that are asked for.
-        device : str
-            As in torch.
-        """
+        """Loads the weights in float32, frozen, in eval mode, once."""
         if self.wrapper is None:
             try:
                 wrapper = self.wrapper_class(
@@ -164,13 +144,6 @@ class HuggingFaceFrontEnd(nn.Module):
 
         Hidden states as Hugging Face returns them are not used: the last of
         them is normalised where the others are not.
-
-        Arguments
-        ---------
-        encoder : torch.nn.Module
-            The part of the model that has ``layers``.
-        layers : list of int
-            The layers that are asked for.
         """
         for index in layers:
             if index == 0:

@@ -46,8 +46,7 @@ def make_front_end(source, context="full"):
     source : str
         Hub id, folder, or "fbank".
     context : str
-        "full" or "clip"; matters for Whisper only, since the other families
-        encode the clip alone anyway.
+        "full" or "clip"; matters for Whisper only.
 
     Returns
     -------

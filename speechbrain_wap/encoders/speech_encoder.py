@@ -70,9 +70,8 @@ class SpeechEncoder(nn.Module):
             self.layers = list(range(num_layers + 1))
         else:
             self.layers = list(layer) if isinstance(layer, list) else [layer]
-        known = range(num_layers + 1)
-        if not self.layers or any(
-            type(index) is not int or index not in known
+        if not self.layers or not all(
+            type(index) is int and 0 <= index <= num_layers
             for index in self.layers
         ):
             raise RecipeError(
@@ -91,12 +90,7 @@ class SpeechEncoder(nn.Module):
         return os.path.basename(os.path.realpath(str(self.source)))
 
     def identity(self):
-        """Returns what the features depend on, for the cache's key.
-
-        Returns
-        -------
-        identity : dict
-        """
+        """Returns what the features depend on, for the cache's key."""
         return {
             "layers": self.layers,
             "sample_rate": self.sample_rate,
@@ -104,28 +98,12 @@ class SpeechEncoder(nn.Module):
         }
 
     def train(self, mode=True):
-        """Stays in eval mode: SpeechBrain calls train() on all modules.
-
-        Arguments
-        ---------
-        mode : bool
-            Taken for torch's interface.
-
-        Returns
-        -------
-        self : SpeechEncoder
-        """
+        """Stays in eval mode: SpeechBrain calls train() on all modules."""
         del mode
         return super().train(False)
 
     def load(self, device):
-        """Loads the weights, which the first call would do otherwise.
-
-        Arguments
-        ---------
-        device : str
-            As in torch.
-        """
+        """Loads the weights, which the first call would do otherwise."""
         self.front_end.load(self.layers, device)
 
     @torch.no_grad()
@@ -180,7 +158,7 @@ def _encode_silence(encoder, seconds=1):
 
 
 def get_encoder_dim(encoder):
-    """Reads the dimension of the frames off an encoder, for the YAML.
+    """Reads the dimension D of the frames off an encoder, for the YAML.
 
     Arguments
     ---------
@@ -191,7 +169,6 @@ def get_encoder_dim(encoder):
     Returns
     -------
     encoder_dim : int
-        D
 
     Example
     -------
@@ -204,16 +181,7 @@ def get_encoder_dim(encoder):
 
 
 def count_encoder_layers(encoder):
-    """Counts the layers that an encoder gives, for the YAML.
-
-    Arguments
-    ---------
-    encoder : torch.nn.Module
-        A :class:`SpeechEncoder`, or a module that gives one layer.
-
-    Returns
-    -------
-    num_layers : int
+    """Counts the layers that an encoder gives, for the YAML; 1 of any other.
 
     Example
     -------
@@ -226,16 +194,8 @@ def count_encoder_layers(encoder):
 def count_values_per_second(encoder):
     """Counts how many numbers stand for a second of speech, all layers.
 
-    Arguments
-    ---------
-    encoder : torch.nn.Module
-        Any module that maps (wavs, lens) to frames. One that is no
-        :class:`SpeechEncoder` is run on two seconds of silence.
-
-    Returns
-    -------
-    num_values : float or None
-        None where the module refuses silence.
+    A module that is no :class:`SpeechEncoder` is run on two seconds of silence;
+    None where it refuses them.
 
     Example
     -------
@@ -261,7 +221,7 @@ def _is_plain(value):
 
 
 def get_identity(encoder):
-    """Sums up what an encoder's features depend on.
+    """Sums up in plain values what an encoder's features depend on.
 
     Arguments
     ---------
@@ -273,7 +233,6 @@ def get_identity(encoder):
     Returns
     -------
     identity : dict
-        Plain values only.
     """
     if hasattr(encoder, "identity"):
         identity = dict(encoder.identity())

@@ -16,11 +16,6 @@ class W2VBertFrontEnd(HuggingFaceFrontEnd):
     """w2v-BERT 2.0: a conformer on pairs of log-mel frames.
 
     Its mel bands are normalised over the utterance by definition.
-
-    Arguments
-    ---------
-    folder, config, context
-        As for :class:`HuggingFaceFrontEnd`.
     """
 
     wrapper_class = WholeW2VBert

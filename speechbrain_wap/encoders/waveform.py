@@ -16,13 +16,7 @@ class WholeWav2Vec2(WholeCheckpoint, Wav2Vec2):
 
 
 class WaveformFrontEnd(HuggingFaceFrontEnd):
-    """HuBERT, wav2vec 2.0, WavLM, data2vec: convolutions on the waveform.
-
-    Arguments
-    ---------
-    folder, config, context
-        As for :class:`HuggingFaceFrontEnd`.
-    """
+    """HuBERT, wav2vec 2.0, WavLM, data2vec: convolutions on the waveform."""
 
     wrapper_class = WholeWav2Vec2
 

@@ -21,16 +21,9 @@ class WhisperFrontEnd(HuggingFaceFrontEnd):
 
     The frames of the padding are not returned. Speech beyond 30 s is encoded
     in windows of 30 s, one after the other, since the model knows no more.
-
-    Arguments
-    ---------
-    folder : str
-        The checkpoint's folder.
-    config : dict
-        Content of its config.json.
-    context : str
-        "full" encodes the clip and its padding, as the model was trained;
-        "clip" the clip alone: other features, at a fraction of the cost.
+    In the context "full" the model sees the clip and its padding, as it was
+    trained; in "clip", the clip alone: other features, at a fraction of the
+    cost.
     """
 
     wrapper_class = WholeWhisper

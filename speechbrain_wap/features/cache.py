@@ -4,7 +4,9 @@ Layout of a cache folder, one sub-folder per encoder and one file per audio::
 
     <cache_folder>/<key>/cache.json               what the key stands for
     <cache_folder>/<key>/<xx>/<digest>.safetensors
-    <cache_folder>/<key>/.lock                    who is at which entry
+    <cache_folder>/<key>/statistics/<digest>.safetensors
+    <cache_folder>/<key>/.<host>-<pid>.lock       a process fills this cache
+    <cache_folder>/<key>/<xx>/.<digest>.lock      a process makes this entry
 
 The key is a digest of the encoder's config, weights, layers, context and
 preprocessing, the sample rate, the storage precision, the version of the
@@ -13,8 +15,10 @@ digest is that of the audio file's bytes (xx its first two digits). An entry
 holds one tensor "feats", shape [T, D] or, for several layers, [T, L, D], and
 in its metadata, under "entry", JSON with its name (key and digest), the
 duration of the audio in seconds and the CRC-32 of frames and duration.
-Entries are written beside their place and renamed, so that a half-written one
-is never read; the same features make the same file, byte for byte.
+Statistics are entries, too: mean and deviation of the frames of a training
+set, by the digest of what it is. Entries are written beside their place and
+renamed, so that a half-written one is never read; the same features make the
+same file, byte for byte. Lock files are gone when the work is done.
 
 ``python -m speechbrain_wap features inspect <cache_folder>`` lists the caches
 of a folder, ``... prune`` removes some.
@@ -40,7 +44,8 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_wap.encoders.speech_encoder import get_identity
 from speechbrain_wap.errors import RecipeError, check_choice, check_whole
 from speechbrain_wap.features.extraction import extract
-from speechbrain_wap.files import Claims, write_atomically, write_text
+from speechbrain_wap.files import try_lock, write_atomically, write_text
+from speechbrain_wap.wap_transformer import measure_frames
 
 logger = get_logger(__name__)
 
@@ -53,92 +58,42 @@ PRECISIONS = {
 UNREADABLE = (OSError, SafetensorError, TypeError, ValueError, KeyError)
 
 
-def describe_entry(name, feats, duration):
-    """Writes an entry's metadata.
-
-    Arguments
-    ---------
-    name : str
-        The cache's key and the audio's digest.
-    feats : torch.Tensor
-        The frames as they are stored.
-    duration : float
-        Of the audio, in seconds.
-
-    Returns
-    -------
-    text : str
-        JSON; a change of any of them makes another text.
-
-    Example
-    -------
-    >>> describe_entry("ab/12", torch.zeros(1, 2), 0.02)
-    '{"name": "ab/12", "duration": 0.02, "crc32": 2931569239}'
-    """
+def _describe_entry(name, feats, duration):
+    """Writes an entry's metadata; a change of any of them changes the text."""
     frames = feats.contiguous().view(torch.uint8).numpy()
     checksum = zlib.crc32(repr(duration).encode(), zlib.crc32(frames))
     return json.dumps({"name": name, "duration": duration, "crc32": checksum})
 
 
 def read_duration(path):
-    """Reads the duration of an entry's audio off its header.
+    """Reads the duration of an entry's audio, in seconds.
 
-    Arguments
-    ---------
-    path : pathlib.Path
-        The entry's file.
-
-    Returns
-    -------
-    duration : float or None
-        In seconds; None if the entry is missing or damaged.
+    None if header or size say that the entry is missing, cut, or another's.
     """
     try:
         with safe_open(path, framework="pt") as entry:
-            return float(json.loads(entry.metadata()["entry"])["duration"])
+            description = json.loads(entry.metadata()["entry"])
+        if description["name"] != _get_name(path):
+            return None
+        return float(description["duration"])
     except UNREADABLE:
         return None
 
 
-def is_sound_entry(path):
-    """Tells whether a cache entry is there, whole and unaltered.
+def _get_name(path):
+    """Returns what an entry's metadata call it: its cache's key, its digest."""
+    return f"{path.parent.parent.name}/{path.stem}"
 
-    Arguments
-    ---------
-    path : pathlib.Path
-        The entry's file.
 
-    Returns
-    -------
-    sound : bool
-    """
-    name = f"{path.parent.parent.name}/{path.stem}"
+def is_unaltered(path):
+    """Reads an entry and compares it with its checksum; False without it."""
     try:
         with safe_open(path, framework="pt") as entry:
             text, feats = entry.metadata()["entry"], entry.get_tensor("feats")
-            duration = float(json.loads(text)["duration"])
-            return text == describe_entry(name, feats, duration)
+        duration = float(json.loads(text)["duration"])
+        return text == _describe_entry(_get_name(path), feats, duration)
     except UNREADABLE:
         return False
-
-
-def find_unsound(paths):
-    """Lists those of some entries that are missing, damaged or altered.
-
-    Arguments
-    ---------
-    paths : iterable of pathlib.Path
-        The entries' files.
-
-    Returns
-    -------
-    unsound : list of pathlib.Path
-        In the order given.
-    """
-    paths = list(paths)
-    with ThreadPoolExecutor() as pool:
-        sound = list(pool.map(is_sound_entry, paths))
-    return [path for path, is_sound in zip(paths, sound) if not is_sound]
 
 
 class FeatureCache:
@@ -215,24 +170,14 @@ class FeatureCache:
         """Where the entries lie, a path."""
         return Path(self.cache_folder) / self.key
 
-    @cached_property
-    def claims(self):
-        """Who is at which entry."""
-        return Claims(self.folder / ".lock")
-
     def path(self, digest):
-        """Returns where an entry lies, whether it exists or not.
-
-        Arguments
-        ---------
-        digest : str
-            The audio's digest.
-
-        Returns
-        -------
-        path : pathlib.Path
-        """
+        """Returns where an entry lies, whether it exists or not."""
         return self.folder / digest[:2] / f"{digest}.safetensors"
+
+    def lock(self, digest):
+        """Tries to lock an entry that is to be made, see :func:`try_lock`."""
+        path = self.path(digest).with_name(f".{digest}.lock")
+        return try_lock(path, remove=True)
 
     def record_use(self):
         """Writes what the key stands for; its time says when it was used."""
@@ -248,19 +193,7 @@ class FeatureCache:
     def write(self, digest, feats, duration):
         """Writes an entry so that it is there whole or not at all.
 
-        Arguments
-        ---------
-        digest : str
-            The audio's digest.
-        feats : torch.Tensor
-            Frames, shape [T, D] or [T, L, D].
-        duration : float
-            Of the audio, in seconds.
-
-        Raises
-        ------
-        RecipeError
-            If the frames do not fit the storage precision.
+        Refuses frames that do not fit the storage precision.
         """
         stored = feats.to(self.dtype).cpu().contiguous()
         if not torch.isfinite(stored).all():
@@ -269,11 +202,14 @@ class FeatureCache:
                 f"frames of up to {largest:.3g} cannot be stored as "
                 f"{self.precision}: set feature_precision: float32."
             )
-        name = f"{self.key}/{digest}"
-        metadata = {"entry": describe_entry(name, stored, float(duration))}
-        with write_atomically(self.path(digest)) as temporary:
+        self._save(self.path(digest), stored, float(duration))
+
+    def _save(self, path, feats, duration):
+        """Writes the file of an entry."""
+        metadata = {"entry": _describe_entry(_get_name(path), feats, duration)}
+        with write_atomically(path) as temporary:
             try:
-                save_file({"feats": stored}, temporary, metadata)
+                save_file({"feats": feats}, temporary, metadata)
             except SafetensorError as error:  # a full disk, too
                 raise OSError(str(error))
 
@@ -295,13 +231,17 @@ class FeatureCache:
         RecipeError
             If the entry is missing or cannot be read.
         """
+        return self._read(self.path(digest))
+
+    def _read(self, path):
+        """Reads the tensor of an entry."""
         try:
-            with safe_open(self.path(digest), framework="pt") as entry:
+            with safe_open(path, framework="pt") as entry:
                 return entry.get_tensor("feats")
         except (OSError, SafetensorError) as error:
             raise RecipeError(
-                f"feature cache entry {self.path(digest)} cannot be read "
-                f"({error}): run the command again to make it anew."
+                f"feature cache entry {path} cannot be read ({error}): run "
+                "the command again to make it anew."
             )
 
     def count_frames(self, digest):
@@ -319,8 +259,31 @@ class FeatureCache:
         with safe_open(self.path(digest), framework="pt") as entry:
             return entry.get_slice("feats").get_shape()[0]
 
+    def measure_frames(self, utterances):
+        """Computes mean and deviation of a training set's frames (D14), once.
+
+        Arguments
+        ---------
+        utterances : list of tuple
+            The digest of each training utterance, and how often the training
+            sees it.
+
+        Returns
+        -------
+        mean, std : torch.Tensor
+            See :func:`speechbrain_wap.wap_transformer.measure_frames`.
+        """
+        digest = hashlib.sha256(json.dumps(utterances).encode()).hexdigest()
+        path = self.folder / "statistics" / f"{digest[:32]}.safetensors"
+        if is_unaltered(path):
+            return tuple(self._read(path))
+        statistics = measure_frames((self.read(d), w) for d, w in utterances)
+        with suppress(RecipeError):  # a read-only cache
+            self._save(path, torch.stack(statistics), 0.0)
+        return statistics
+
     def is_sound(self, digest):
-        """Tells whether an entry is there, whole and unaltered.
+        """Tells whether an entry is there and whole, by its header and size.
 
         Arguments
         ---------
@@ -331,28 +294,22 @@ class FeatureCache:
         -------
         sound : bool
         """
-        return is_sound_entry(self.path(digest))
+        return read_duration(self.path(digest)) is not None
 
     def missing(self, digests):
-        """Checks entries and returns those that have to be made.
+        """Returns those entries that have to be made; names damaged ones.
 
-        Damaged ones are named.
-
-        Arguments
-        ---------
-        digests : list of str
-            Digests of audio files.
-
-        Returns
-        -------
-        missing : list of str
-            In the order given, each once.
+        Headers and sizes are looked at, not the frames: ``features inspect
+        --check`` reads all.
         """
-        unsound = find_unsound(map(self.path, dict.fromkeys(digests)))
-        for path in unsound:
+        digests = list(dict.fromkeys(digests))
+        with ThreadPoolExecutor() as pool:
+            sound = pool.map(self.is_sound, digests)
+            missing = [d for d, is_sound in zip(digests, sound) if not is_sound]
+        for path in map(self.path, missing):
             if path.is_file():
                 logger.warning(f"Damaged cache entry {path} is made again.")
-        return [path.stem for path in unsound]
+        return missing
 
     def extract(self, entries):
         """Makes all entries that are missing, shared among the ranks.

@@ -25,16 +25,11 @@ import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 
 from speechbrain_wap.errors import RecipeError, check_number
-from speechbrain_wap.features.cache import (
-    find_unsound,
-    is_sound_entry,
-    read_duration,
-)
-from speechbrain_wap.files import Claims, format_bytes
+from speechbrain_wap.features.cache import is_unaltered, read_duration
+from speechbrain_wap.files import format_bytes, try_lock
 
 # A temporary file that nobody has written to for so long is left over.
 LEFT_OVER_SECONDS = 3600
@@ -68,9 +63,12 @@ def _get_size_and_time(path):
     return stat.st_size, stat.st_mtime
 
 
-def _find_damage(folder):
-    """Lists the entries of a cache that no longer are what was written."""
-    return find_unsound(sorted(folder.glob("*/*.safetensors")))
+def _find_damaged(folders):
+    """Reads all entries and lists those that are not what was written."""
+    paths = [p for f in folders for p in sorted(f.glob("*/*.safetensors"))]
+    with ThreadPoolExecutor() as pool:
+        unaltered = pool.map(is_unaltered, paths)
+        return [path for path, is_good in zip(paths, unaltered) if not is_good]
 
 
 def _describe_cache(folder):
@@ -87,7 +85,7 @@ def _describe_cache(folder):
     layers = encoder.get("layers", "-")
     if isinstance(layers, list):
         layers = ",".join(map(str, layers))
-    entries = list(folder.glob("*/*.safetensors"))
+    entries = list(folder.glob("[0-9a-f][0-9a-f]/*.safetensors"))
     with ThreadPoolExecutor() as pool:
         durations = list(pool.map(read_duration, entries))
     return {
@@ -103,20 +101,7 @@ def _describe_cache(folder):
 
 
 def inspect_caches(cache_folder, check=False):
-    """Tells what a cache folder holds.
-
-    Arguments
-    ---------
-    cache_folder : str
-        What the recipes call cache_folder.
-    check : bool
-        Whether every entry is read and compared with its checksum.
-
-    Returns
-    -------
-    text : str
-        A table, and the damaged entries if asked for.
-    """
+    """Tells what a cache folder holds; checks the content if asked to."""
     folders = _list_caches(cache_folder)
     rows, total = [HEADER], 0
     for summary in map(_describe_cache, folders):
@@ -127,45 +112,19 @@ def inspect_caches(cache_folder, check=False):
         summary["last used"] = time.strftime("%Y-%m-%d", used)
         rows.append([str(summary[name]) for name in HEADER])
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) for cell, width in zip(row, widths)
-        ).rstrip()
-        for row in rows
-    ]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     lines.append(f"{len(folders)} cache(s), {format_bytes(total)}")
     if check:
-        damaged = [path for folder in folders for path in _find_damage(folder)]
+        damaged = _find_damaged(folders)
         lines += [f"damaged: {path}" for path in damaged]
         lines.append(f"{len(damaged)} damaged entries")
     return "\n".join(lines)
 
 
 def prune_caches(cache_folder, keys=(), unused_days=None, dry_run=False):
-    """Removes whole caches, or else what no run can use.
+    """Removes whole caches by key and rest, or else what no run can use.
 
-    Arguments
-    ---------
-    cache_folder : str
-        What the recipes call cache_folder.
-    keys : list of str
-        Caches to remove.
-    unused_days : float, optional
-        Caches that no run has used for so many days are removed, too.
-    dry_run : bool
-        Whether to only say what would be removed.
-
-    Returns
-    -------
-    text : str
-        What was removed. Without keys and days, it is damaged entries and
-        left-over temporary files.
-
-    Raises
-    ------
-    RecipeError
-        If a key is unknown or another process is at one of the caches that
-        are chosen, and none is removed; or if the system refuses.
+    Nothing is removed where another process fills one of the caches.
     """
     folders = {folder.name: folder for folder in _list_caches(cache_folder)}
     unknown = [key for key in keys if key not in folders]
@@ -174,62 +133,60 @@ def prune_caches(cache_folder, keys=(), unused_days=None, dry_run=False):
             f"{cache_folder} has no cache {unknown[0]}: it has "
             f"{', '.join(folders) or 'none'}."
         )
+    folders = folders.values()
     if keys or unused_days is not None:
-        lines = _remove_caches(folders.values(), keys, unused_days, dry_run)
+        chosen = _choose_caches(folders, keys, unused_days)
+        for folder, *_ in chosen:
+            if not dry_run and any(map(_is_locked, folder.rglob(".*.lock"))):
+                raise RecipeError(
+                    f"{folder} is being written by another process: wait for "
+                    "it, nothing has been removed."
+                )
     else:
-        lines = _remove_useless(cache_folder, folders.values(), dry_run)
+        chosen = _find_useless(Path(cache_folder), folders)
+    lines = [_remove(*each, dry_run) for each in chosen]
     return "\n".join(lines or ["nothing to remove"])
 
 
-def _remove_caches(folders, keys, unused_days, dry_run):
-    """Removes the caches that are named or not in use; returns a line each."""
-    chosen, now = [], time.time()
-    with ExitStack() as stack:
-        for folder in folders:
-            summary = _describe_cache(folder)
-            days = (now - summary["used"]) / 86400
-            is_idle = unused_days is not None and days >= unused_days
-            if folder.name not in keys and not is_idle:
-                continue
-            if not dry_run:
-                claim = Claims(folder / ".lock").claim()
-                if not stack.enter_context(claim):
-                    raise RecipeError(
-                        f"{folder} is being written by another process: wait "
-                        "for it, nothing has been removed."
-                    )
+def _is_locked(path):
+    """Tells whether a process has a lock."""
+    with try_lock(path) as is_free:
+        return not is_free
+
+
+def _choose_caches(folders, keys, unused_days):
+    """Lists path, name and details of the caches named or not in use."""
+    chosen = []
+    for folder in folders:
+        summary = _describe_cache(folder)
+        days = (time.time() - summary["used"]) / 86400
+        is_unused = unused_days is not None and days >= unused_days
+        if folder.name in keys or is_unused:
             details = (
                 f"{summary['encoder']}, layers {summary['layers']}, "
                 f"{summary['utterances']} utterances, "
                 f"{format_bytes(summary['bytes'])}"
             )
-            chosen.append((folder, details))
-        return [
-            _remove(folder, folder.name, details, dry_run)
-            for folder, details in chosen
-        ]
+            chosen.append((folder, folder.name, details))
+    return chosen
 
 
-def _remove_useless(cache_folder, folders, dry_run):
-    """Removes what no run can use; returns a line each."""
-    now, lines = time.time(), []
-    left_over = list(Path(cache_folder).glob(".audio_index.json.*.tmp"))
+def _find_useless(cache_folder, folders):
+    """Yields path, name and details of what no run can use."""
+    for path in cache_folder.glob(f"{REMOVED}*"):
+        yield path, path, "half removed before"
+    left_over = list(cache_folder.glob(".audio_index.json.*.tmp"))
     for folder in folders:
-        left_over += folder.rglob(".*.tmp")
-    left_over = [
-        path
-        for path in left_over
-        if now - _get_size_and_time(path)[1] > LEFT_OVER_SECONDS
-    ]
-    for path in Path(cache_folder).glob(f"{REMOVED}*"):
-        lines.append(_remove(path, path, "half removed before", dry_run))
-    damaged = [path for folder in folders for path in _find_damage(folder)]
-    for path in left_over + damaged:
+        left_over += [*folder.rglob(".*.tmp"), *folder.rglob(".*.lock")]
+    for path in left_over:
+        size, written = _get_size_and_time(path)
+        is_old = time.time() - written > LEFT_OVER_SECONDS
+        if is_old and not (path.suffix == ".lock" and _is_locked(path)):
+            yield path, path, format_bytes(size)
+    for path in _find_damaged(folders):
         size, _ = _get_size_and_time(path)
-        if path in damaged and is_sound_entry(path):
-            continue  # made again in the meantime
-        lines.append(_remove(path, path, format_bytes(size), dry_run))
-    return lines
+        if not is_unaltered(path):  # not made again in the meantime
+            yield path, path, format_bytes(size)
 
 
 def _remove(path, name, details, dry_run):
@@ -238,7 +195,7 @@ def _remove(path, name, details, dry_run):
         return f"would remove {name}: {details}"
     try:
         if path.is_dir():
-            # lest half of a cache is taken for one
+            # renamed first, so that half of a cache is not used as one
             key = path.name.removeprefix(REMOVED)
             shutil.rmtree(path.rename(path.with_name(f"{REMOVED}{key}")))
         else:
@@ -261,7 +218,8 @@ def main(arguments):
     Raises
     ------
     RecipeError
-        See :func:`inspect_caches` and :func:`prune_caches`.
+        If a folder, key or number makes no sense, a cache that is to be removed
+        is being filled, or the system refuses.
     """
     parser = argparse.ArgumentParser("python -m speechbrain_wap features")
     commands = parser.add_subparsers(dest="command", required=True)

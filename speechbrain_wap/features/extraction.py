@@ -1,13 +1,14 @@
 """Filling a feature cache: by workers, ranks and other runs at the same time.
 
 On a CPU, workers encode; for a GPU, they read the audio and this process
-encodes. Each utterance is claimed in the cache's lock file, so that processes
-that meet there share the work, and is encoded alone, with one thread: whoever
+encodes. Whoever makes an entry locks it, so that processes that fill the same
+cache share the work. Each utterance is encoded alone, with one thread: whoever
 makes an entry makes the same one, on the same kind of machine.
 """
 
 import os
 import shutil
+import socket
 import sys
 import time
 from contextlib import contextmanager
@@ -33,18 +34,16 @@ from speechbrain_wap.encoders.speech_encoder import (
     count_values_per_second,
 )
 from speechbrain_wap.errors import RecipeError, first_line
-from speechbrain_wap.files import format_bytes
+from speechbrain_wap.files import format_bytes, try_lock
 
 logger = get_logger(__name__)
 
 # More would rather fill the memory than be faster.
 MAX_WORKERS = 8
-# How long to wait before looking again at what another process is at.
+# How long to wait before looking again at what another process encodes.
 POLL_SECONDS = 0.5
 # Errors that stop the extraction, whichever utterance they come upon
 NOT_THE_UTTERANCE = ("DataLoader worker", "can't allocate memory")
-# Claimed in the lock file beside the entries: that this process is at work
-AT_WORK = 1 << 61
 # What became of an utterance
 DONE, BUSY, FAILED, FATAL = "done", "busy", "failed", "fatal"
 
@@ -108,19 +107,7 @@ def _announce(cache, missing, entries):
 def count_workers(num_workers, device, num_utterances):
     """Decides how many processes extract features beside this one.
 
-    Arguments
-    ---------
-    num_workers : int or None
-        What the user wants; None is one per core of this rank, 8 at most.
-    device : str
-        Where the encoder runs.
-    num_utterances : int
-        How many utterances there are to encode.
-
-    Returns
-    -------
-    num_workers : int
-        0 where this process had better do it alone.
+    None means one per core of this rank, 8 at most.
     """
     if num_workers is None:
         if hasattr(os, "sched_getaffinity"):
@@ -135,7 +122,7 @@ def count_workers(num_workers, device, num_utterances):
 
 
 @contextmanager
-def one_thread():
+def _one_thread():
     """Computes with one thread: more may change a feature's last bits."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -156,6 +143,8 @@ def _make_entries(cache, digests, entries):
         cache.encoder.load(cache.device)  # before the workers fork
     num_workers = count_workers(cache.num_workers, cache.device, len(digests))
     utterances = _Utterances(cache, {d: entries[d]["wav"] for d in digests})
+    # by which `features prune` sees that the cache is being filled
+    lock = cache.folder / f".{socket.gethostname()}-{os.getpid()}.lock"
     progress = tqdm(
         total=len(digests),
         desc="Extracting features",
@@ -163,18 +152,13 @@ def _make_entries(cache, digests, entries):
         dynamic_ncols=True,
         disable=not if_main_process(),
     )
-    seconds, started = 0.0, time.time()
     try:
-        at_work = cache.claims.claim(AT_WORK + os.getpid())
-        with one_thread(), progress, at_work:
+        with _one_thread(), progress, try_lock(lock, remove=True):
             for digest, status, reason in utterances.run(num_workers):
                 if status == FATAL:
                     raise RecipeError(reason)
                 if status == FAILED:
                     failures[digest] = reason
-                seconds += entries[digest]["duration"]
-                factor = (time.time() - started) / max(seconds, 1e-3)
-                progress.set_postfix_str(f"RTF {factor:.3f}", False)
                 progress.update()
     except RuntimeError as error:
         if not any(text in str(error) for text in NOT_THE_UTTERANCE):
@@ -210,23 +194,21 @@ class _Utterances(Dataset):
             return digest, None, (FAILED, str(error))
 
     def make_entry(self, digest, signal=None):
-        """Encodes an utterance, unless another process is at it or was.
+        """Encodes an utterance, unless another process does so or has done.
 
         Takes the signal where it has been read; returns status and reason.
         """
         cache, wav = self.cache, self.wavs[digest]
         try:
-            with cache.claims.claim(int(digest[:15], 16)) as is_mine:
-                if not is_mine:
+            with cache.lock(digest) as is_locked:
+                if not is_locked:
                     return BUSY, ""
                 if cache.is_sound(digest):
                     return DONE, ""
                 try:
                     if signal is None:
                         signal = read_audio(wav, cache.sample_rate)
-                    feats = encode_utterance(
-                        cache.encoder, signal, cache.device
-                    )
+                    feats = _encode_alone(cache.encoder, signal, cache.device)
                 except RecipeError as error:
                     named = "" if wav in str(error) else f"{wav}: "
                     return FAILED, f"{named}{error}"
@@ -260,8 +242,8 @@ class _Utterances(Dataset):
                 yield digest, status, reason
         if busy:
             logger.info(
-                f"Another process was at {len(busy)} of these utterances: "
-                "waiting for what it has not finished."
+                f"Another process encodes {len(busy)} of these utterances: "
+                "waiting for it."
             )
         while busy:
             time.sleep(POLL_SECONDS)
@@ -272,28 +254,8 @@ class _Utterances(Dataset):
                     yield digest, status, reason
 
 
-def encode_utterance(encoder, signal, device):
-    """Computes the frames of one utterance, by itself.
-
-    Arguments
-    ---------
-    encoder : torch.nn.Module
-        Maps (wavs, lens) to frames [B, T, D].
-    signal : torch.Tensor
-        Shape [samples], at the encoder's rate.
-    device : str
-        Where the encoder is.
-
-    Returns
-    -------
-    feats : torch.Tensor
-        Shape [T, D] or [T, L, D], float32, on the CPU.
-
-    Raises
-    ------
-    RecipeError
-        If the encoder cannot encode it, gives no frames, or NaN.
-    """
+def _encode_alone(encoder, signal, device):
+    """Computes the frames of samples [n]: [T, D] or [T, L, D], on the CPU."""
     wavs = signal[None].to(device)
     try:
         with torch.no_grad():

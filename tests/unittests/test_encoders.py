@@ -100,25 +100,24 @@ def assert_close(mine, theirs, label):
 
 
 # 58, 59 and 3 mel frames at 100 per second: w2v-BERT takes them in pairs
-@pytest.mark.parametrize(
-    "seconds, loudness", [(0.6, 1.0), (0.61, 0.001), (0.05, 0.001)]
-)
 @pytest.mark.parametrize("kind", KINDS)
 def test_features_are_those_of_hugging_face_on_the_utterance_alone(
-    sources, signal, kind, seconds, loudness
+    sources, signal, kind
 ):
-    speech = loudness * signal(seconds) + 0.1 * loudness
-    *states, output = run_hugging_face(sources[kind], speech)
-    states[-1] = output
-    for layer, theirs in [*enumerate(states), ("last", output)]:
-        encoder = SpeechEncoder(sources[kind], layer)
+    """All layers of it; test_several_layers... has one layer alone."""
+    encoder = SpeechEncoder(sources[kind], "weighted")
+    for seconds, loudness in ((0.6, 1.0), (0.61, 0.001), (0.05, 0.001)):
+        speech = loudness * signal(seconds) + 0.1 * loudness
+        *theirs, output = run_hugging_face(sources[kind], speech)
+        theirs[-1] = output
+        assert len(theirs) == NUM_LAYERS + 1
         mine = encode(encoder, speech, signal(1.0, seed=1))[0]
-        assert_close(mine[: len(theirs)], theirs, layer)
-        assert not mine[len(theirs) :].any()
-    # the layers are worth telling apart
-    assert len(states) == NUM_LAYERS + 1
-    for below, above in zip(states, states[1:]):
-        assert relative_error(below, above) > 0.01
+        assert not mine[len(output) :].any()
+        for layer, their_state in enumerate(theirs):
+            assert_close(mine[: len(output), layer], their_state, layer)
+        # the layers are worth telling apart
+        for below, above in zip(theirs, theirs[1:]):
+            assert relative_error(below, above) > 0.01
 
 
 def test_fbank_features_are_mel_energies_on_a_fixed_logarithmic_scale(signal):
@@ -158,27 +157,16 @@ def test_features_do_not_depend_on_the_batch_nor_on_train_mode(
     check(encode(encoder, *speech[::-1]), (2, 1, 0))
     encoder.train()
     check(encode(encoder, *speech), (0, 1, 2))
-    parent = torch.nn.ModuleDict({"encoder": encoder, "x": torch.nn.ReLU()})
-    parent.train()
-    assert parent["x"].training
-    check(encode(encoder, *speech), (0, 1, 2))
     assert not any(module.training for module in encoder.modules())
-
-
-@pytest.mark.parametrize("kind", WITHOUT_MODEL)
-def test_features_carry_no_gradient_and_no_parameter_asks_for_one(
-    sources, signal, kind
-):
-    encoder = SpeechEncoder(sources[kind])
-    feats = encode(encoder, signal(0.3).requires_grad_())
+    feats = encode(encoder, speech[0].requires_grad_())
     assert not feats.requires_grad
     assert not any(p.requires_grad for p in encoder.parameters())
-    has_weights = kind != "fbank"
-    assert bool(sum(p.numel() for p in encoder.parameters())) == has_weights
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "family, dtype",
+    [*zip(FAMILIES, 3 * [torch.float16, torch.bfloat16])],
+)
 def test_a_half_precision_checkpoint_equals_its_float32_upcast(
     make_checkpoint, tmp_path, signal, family, dtype
 ):
@@ -213,49 +201,28 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("kind", FRAMES)
-def test_each_family_gives_the_frames_that_the_samples_fill(sources, kind):
-    encoder = SpeechEncoder(sources[kind])
-    for num_samples, num_frames in FRAMES[kind].items():
-        feats = encode(encoder, torch.rand(num_samples))
-        assert feats.shape == (1, num_frames, encoder.output_size), num_samples
-        assert torch.isfinite(feats).all()
-    assert get_encoder_dim(encoder) == encoder.output_size
-
-
-@pytest.mark.parametrize("kind", sorted({*FRAMES} - {"whisper", "whisper-2s"}))
-def test_an_utterance_too_short_for_a_frame_is_refused_with_the_numbers(
-    sources, kind
-):
-    encoder = SpeechEncoder(sources[kind])
-    fewest = min(FRAMES[kind])
-    numbers = f"{fewest - 1} samples .* needs {fewest}"
-    with pytest.raises(RecipeError, match=numbers):
-        encode(encoder, torch.rand(fewest - 1))
-    with pytest.raises(RecipeError, match="100 samples"):
-        encode(encoder, torch.rand(16000), torch.rand(100))
-
-
-@pytest.mark.parametrize("layers, num_layers", [("last", 1), ([2, 0], 2)])
-@pytest.mark.parametrize("kind", FRAMES)
-def test_the_values_per_second_are_foretold_by_the_config(
-    sources, kind, layers, num_layers
-):
-    if kind == "fbank":
-        layers, num_layers = "last", 1
+def test_the_config_foretells_the_frames_that_the_samples_fill(sources, kind):
+    layers = "last" if kind == "fbank" else [2, 0]
     encoder = SpeechEncoder(sources[kind], layers)
     frame_rate = 16000 / 480 if kind == "hubert-strides" else 50.0
-    dim = 80 if kind == "fbank" else 16
     assert encoder.frame_rate == frame_rate
-    assert count_values_per_second(encoder) == frame_rate * num_layers * dim
-    assert not list(encoder.parameters())
-    feats = encode(encoder, torch.rand(64000))
-    assert abs(feats.shape[1] - 4 * frame_rate) < 2
-    assert feats[0, 0].numel() == num_layers * dim
+    num_values = 80 if kind == "fbank" else 2 * 16
+    assert count_values_per_second(encoder) == frame_rate * num_values
+    assert not list(encoder.parameters())  # nothing is loaded for that
+    for num_samples, num_frames in FRAMES[kind].items():
+        feats = encode(encoder, torch.rand(num_samples))
+        assert feats.shape[:2] == (1, num_frames), num_samples
+        assert feats[0, 0].numel() == num_values
+        assert torch.isfinite(feats).all()
+    assert feats.shape[-1] == get_encoder_dim(encoder)
+    fewest = min(FRAMES[kind])
+    if fewest > 1:
+        numbers = f"{fewest - 1} samples .* needs {fewest}"
+        with pytest.raises(RecipeError, match=numbers):
+            encode(encoder, torch.rand(16000), torch.rand(fewest - 1))
 
 
-@pytest.mark.parametrize(
-    "num_samples", [1, 1601, 32000, 479840, 479999, 480000]
-)
+@pytest.mark.parametrize("num_samples", [1, 1601, 479840, 480000])
 @pytest.mark.parametrize("context", ["full", "clip"])
 def test_whisper_sees_30_seconds_in_full_and_nothing_but_the_clip_in_clip(
     sources, signal, num_samples, context
@@ -287,7 +254,7 @@ def test_the_context_changes_what_whisper_makes_of_a_clip_but_not_of_a_window(
     assert torch.equal(encode(full, window), encode(clip, window))
 
 
-@pytest.mark.parametrize("kind", ["fbank", *FAMILIES[:-1]])
+@pytest.mark.parametrize("kind", ["fbank", "hubert", "w2v-bert"])
 def test_the_context_changes_nothing_for_the_other_families(
     sources, signal, kind
 ):
@@ -316,7 +283,7 @@ def test_whisper_encodes_speech_beyond_its_window_window_by_window(
 
 @pytest.mark.parametrize(
     "layers, highest",
-    [(0, 0), (1, 1), ([2, 0], 2), ("last", 3), ("weighted", 3)],
+    [(0, 0), ([2, 0], 2), ("last", 3)],
 )
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_layers_beyond_the_highest_chosen_one_are_neither_kept_nor_run(
@@ -390,31 +357,24 @@ def test_several_layers_are_the_single_layers_side_by_side(
         assert get_encoder_dim(encoder) == feats.shape[-1]
 
 
-NO_SUCH_LAYER = (
-    "does not exist: {} has 'last', 0 to 3, a list of these, and 'weighted'"
-)
-CONTEXTS = "is unknown: choose one of full, clip"
-
-
 @pytest.mark.parametrize(
-    "kind, argument, value, mistake",
+    "argument, mistake",
     [
         *(
-            ("hubert", "layer", value, NO_SUCH_LAYER)
-            for value in (-1, 4, "first", "2", 1.5, None, True, [], [0, 4])
+            ({"layer": layer}, "does not exist: .* 0 to 3, a list of these")
+            for layer in (-1, 4, "first", 1.5, None, True, [], [0, 4])
         ),
-        ("hubert", "layer", [1, 1], "names a layer twice"),
-        *((k, "context", "half", CONTEXTS) for k in ("fbank", "whisper")),
-        ("hubert", "context", None, CONTEXTS),
+        ({"layer": [1, 1]}, "names a layer twice"),
+        ({"context": "half"}, "is unknown: choose one of full, clip"),
     ],
 )
 def test_an_argument_that_makes_no_sense_is_refused_with_what_does(
-    sources, kind, argument, value, mistake
+    sources, argument, mistake
 ):
-    with pytest.raises(RecipeError) as error:
-        SpeechEncoder(sources[kind], **{argument: value})
-    mistake = mistake.format(sources[kind])
-    assert str(error.value) == f"encoder_{argument}={value} {mistake}."
+    ((name, value),) = argument.items()
+    with pytest.raises(RecipeError, match=mistake) as error:
+        SpeechEncoder(sources["hubert"], **argument)
+    assert str(error.value).startswith(f"encoder_{name}={value} ")
 
 
 def test_no_source_at_all_is_refused():
@@ -422,38 +382,29 @@ def test_no_source_at_all_is_refused():
         SpeechEncoder(None)
 
 
-def test_the_dimension_of_an_own_module_is_found_by_running_it():
-    assert get_encoder_dim(Blocks()) == 320
-    named = Blocks()
-    named.output_size = 7
-    assert get_encoder_dim(named) == 7
-
-
-def test_the_values_per_second_of_an_own_module_are_found_by_running_it():
+def test_an_own_module_is_run_to_find_its_size():
     module = Blocks()
+    assert get_encoder_dim(module) == 320
     assert count_values_per_second(module) == 50 * 320
     module.sample_rate = 8000
     assert count_values_per_second(module) == 25 * 320
+    module.output_size = 7
+    assert get_encoder_dim(module) == 7
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", ["hubert", "w2v-bert", "whisper"])
 def test_weights_are_loaded_once_and_not_before_they_are_needed(
     sources, signal, kind
 ):
     encoder = SpeechEncoder(sources[kind])
-    assert get_encoder_dim(encoder) == 16
     get_identity(encoder)
     assert not list(encoder.parameters())
     encoder.load("cpu")
     loaded = list(encoder.parameters())
     assert loaded
-    assert not any(parameter.requires_grad for parameter in loaded)
-    wrapper = encoder.front_end.wrapper
-    assert not any(module.training for module in wrapper.modules())
-    feats = encode(encoder, signal(0.3))
+    encode(encoder, signal(0.3))
     encoder.load("cpu")
     assert all(map(lambda a, b: a is b, encoder.parameters(), loaded))
-    assert torch.equal(feats, encode(encoder, signal(0.3)))
 
 
 def fill_with_sines_(folder):

@@ -6,7 +6,6 @@ they were stored: the same operations in the same shapes.
 
 import json
 import shutil
-from pathlib import Path
 
 import huggingface_hub
 import pytest
@@ -15,12 +14,7 @@ import transformers
 from encoder_cases import FAMILIES, edit_json, encode
 from safetensors.torch import load_file, save_file
 
-from speechbrain_wap.encoders import (
-    SpeechEncoder,
-    count_encoder_layers,
-    get_encoder_dim,
-    get_identity,
-)
+from speechbrain_wap.encoders import SpeechEncoder, get_identity
 from speechbrain_wap.errors import RecipeError
 
 
@@ -57,7 +51,6 @@ def test_weights_in_a_bin_file_are_read_and_identified(
     "changes",
     [
         {"preprocessor_config.json": 8000},
-        {"processor_config.json": 8000},
         {"preprocessor_config.json": 48000, "processor_config.json": 8000},
     ],
     ids=lambda changes: "+".join(changes),
@@ -84,11 +77,8 @@ def test_a_checkpoint_of_another_family_is_refused_by_name(tmp_path):
         SpeechEncoder(str(tmp_path))
 
 
-@pytest.mark.parametrize("kind", ["hubert", "wavlm", "data2vec", "w2v-bert"])
-def test_a_checkpoint_with_an_adapter_on_top_is_refused(
-    sources, tmp_path, kind
-):
-    folder = shutil.copytree(sources[kind], tmp_path / kind)
+def test_a_checkpoint_with_an_adapter_on_top_is_refused(sources, tmp_path):
+    folder = shutil.copytree(sources["hubert"], tmp_path / "hubert")
     edit_json(folder / "config.json", add_adapter=True)
     with pytest.raises(RecipeError, match="add_adapter") as error:
         SpeechEncoder(str(folder))
@@ -114,19 +104,6 @@ def test_a_config_may_leave_out_what_transformers_has_a_default_for(
     expected = encode(SpeechEncoder(sources[kind], 1), signal(0.5))
     encoder = SpeechEncoder(str(folder), 1)
     assert torch.equal(encode(encoder, signal(0.5)), expected)
-
-
-@pytest.mark.parametrize("kind", FAMILIES)
-def test_a_config_of_a_family_alone_stands_for_its_usual_model(
-    sources, tmp_path, kind
-):
-    config = json.loads(Path(sources[kind], "config.json").read_text())
-    usual = transformers.AutoConfig.for_model(config["model_type"])
-    edit_json(tmp_path / "config.json", model_type=config["model_type"])
-    encoder = SpeechEncoder(str(tmp_path), "weighted")
-    assert count_encoder_layers(encoder) == usual.num_hidden_layers + 1
-    assert get_encoder_dim(encoder) == usual.hidden_size
-    assert encoder.frame_rate == 50.0
 
 
 def test_a_folder_without_config_is_no_checkpoint(tmp_path):
@@ -166,24 +143,16 @@ def drop_weights_of_a_layer(folder):
     [
         pytest.param(drop("model.safetensors"), id="no weights"),
         pytest.param(spoil("model.safetensors", 1000), id="cut weights"),
-        pytest.param(spoil("model.safetensors", 0), id="empty weights"),
         pytest.param(spoil("config.json", 50), id="cut config"),
         pytest.param(drop("preprocessor_config.json"), id="no preprocessor"),
-        pytest.param(
-            spoil("preprocessor_config.json", 50), id="cut preprocessor"
-        ),
         pytest.param(drop_weights_of_a_layer, id="weights of a layer absent"),
         pytest.param(
             alter_config(intermediate_size=64, encoder_ffn_dim=64),
             id="weights of another shape",
         ),
-        pytest.param(
-            alter_config(intermediate_size="64", encoder_ffn_dim="64"),
-            id="text for a number in the config",
-        ),
     ],
 )
-@pytest.mark.parametrize("kind", ["hubert", "w2v-bert", "whisper"])
+@pytest.mark.parametrize("kind", ["hubert", "whisper"])
 def test_an_incomplete_checkpoint_is_refused_by_its_folder(
     sources, tmp_path, signal, kind, change
 ):
@@ -197,7 +166,7 @@ def test_an_incomplete_checkpoint_is_refused_by_its_folder(
     assert str(folder) in str(error.value)
 
 
-@pytest.mark.parametrize("kind", ["hubert", "wav2vec2-stable", "wavlm"])
+@pytest.mark.parametrize("kind", ["hubert", "wavlm"])
 def test_weights_under_the_names_of_older_versions_are_all_read(
     sources, tmp_path, signal, kind
 ):
@@ -221,9 +190,7 @@ def test_weights_under_the_names_of_older_versions_are_all_read(
     assert torch.equal(old, new)
 
 
-@pytest.mark.parametrize(
-    "source", ["nobody/nothing", "./no/such/folder", "no such thing", ""]
-)
+@pytest.mark.parametrize("source", ["nobody/nothing", "./no/such/folder", ""])
 def test_a_source_that_is_not_to_be_had_is_refused_by_name(offline, source):
     with pytest.raises(RecipeError) as error:
         SpeechEncoder(source)

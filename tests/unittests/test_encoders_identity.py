@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from encoder_cases import NUM_LAYERS, WITHOUT_MODEL, Blocks, edit_json
+from encoder_cases import FAMILIES, NUM_LAYERS, Blocks, edit_json
 
 from speechbrain_wap.encoders import SpeechEncoder, get_identity, speech_encoder
 
@@ -18,7 +18,7 @@ def identify(source, *args):
     return get_identity(SpeechEncoder(str(source), *args))
 
 
-@pytest.mark.parametrize("kind", WITHOUT_MODEL)
+@pytest.mark.parametrize("kind", ["fbank", *FAMILIES])
 def test_identity_is_plain_and_stays_after_loading(sources, kind):
     encoder = SpeechEncoder(sources[kind])
     before = json.dumps(get_identity(encoder), sort_keys=True)
@@ -38,7 +38,7 @@ def test_identity_tells_the_contexts_of_whisper_apart(sources):
 def test_identity_changes_with_the_version_of_the_features(
     sources, monkeypatch
 ):
-    made = [SpeechEncoder(sources[kind]) for kind in WITHOUT_MODEL]
+    made = [SpeechEncoder(sources[kind]) for kind in ("fbank", "hubert")]
     before = [get_identity(encoder) for encoder in [*made, Blocks()]]
     monkeypatch.setattr(speech_encoder, "FEATURES_VERSION", -1)
     after = [get_identity(encoder) for encoder in [*made, Blocks()]]
@@ -136,18 +136,10 @@ def test_identity_changes_with_the_preprocessor_in_a_processor_config(
     assert identities[0] != identities[1]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_equal_own_modules_have_the_same_identity(dtype):
-    identity = get_identity(Blocks().to(dtype))
-    assert get_identity(Blocks().to(dtype)) == identity
-    assert get_identity(Blocks().to(dtype).eval()) == identity
-    assert get_identity(Blocks(2.0).to(dtype)) != identity
-
-
-def with_attribute(value):
-    encoder = Blocks()
-    encoder.option = value
-    return encoder
+def test_equal_own_modules_have_the_same_identity():
+    identity = get_identity(Blocks())
+    assert get_identity(Blocks().eval()) == identity
+    assert get_identity(Blocks(2.0)) != identity
 
 
 class Front(torch.nn.Module):
@@ -175,12 +167,7 @@ class Other(Blocks):
     [
         pytest.param(Blocks(), Blocks().half(), id="precision of weights"),
         pytest.param(Blocks(scale=1), Blocks(scale=2), id="number"),
-        pytest.param(with_attribute("a"), with_attribute("b"), id="text"),
-        pytest.param(with_attribute(None), with_attribute(1), id="none"),
-        pytest.param(with_attribute([1]), with_attribute([2]), id="list"),
-        pytest.param(
-            with_attribute({"a": 1}), with_attribute({"a": 2}), id="mapping"
-        ),
+        pytest.param(Blocks(scale={"a": 1}), Blocks(scale={"a": 2}), id="dict"),
         pytest.param(with_part(20), with_part(40), id="part's number"),
         pytest.param(Mine(), Other(), id="class"),
     ],

@@ -11,32 +11,27 @@ from encoder_cases import Blocks, flip_a_byte, list_files
 from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.features import FeatureCache, cache as tested
+from speechbrain_wap.features.cache import is_unaltered
+from speechbrain_wap.wap_transformer import measure_frames
 
 PRECISIONS = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "float32": torch.float32,
 }
-
-
 DIGEST = "ab" * 16
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_an_entry_is_read_as_it_was_written(make_cache, precision):
-    feats = torch.randn(7, 5)
-    make_cache(precision=precision).write(DIGEST, feats, 0.1)
+    feats = torch.randn(5, 7).t()  # not contiguous
+    cache = make_cache(precision=precision)
+    cache.write(DIGEST, feats, 0.1)
     read = make_cache(precision=precision).read(DIGEST)
     assert read.dtype == PRECISIONS[precision]
     assert torch.equal(read, feats.to(PRECISIONS[precision]))
-
-
-def test_frames_that_are_not_contiguous_are_stored_all_the_same(make_cache):
-    feats = torch.randn(5, 7).t()
-    cache = make_cache(precision="float32")
-    cache.write(DIGEST, feats, 0.1)
-    assert torch.equal(cache.read(DIGEST), feats)
     assert cache.is_sound(DIGEST)
+    assert is_unaltered(cache.path(DIGEST))
 
 
 @pytest.mark.parametrize(
@@ -44,57 +39,49 @@ def test_frames_that_are_not_contiguous_are_stored_all_the_same(make_cache):
     [
         (
             {"precision": "int8"},
-            "feature_precision=int8 is unknown: choose one of float16, "
-            "bfloat16, float32.",
+            "precision=int8 .*choose one of float16",
         ),
-        *(
-            (
-                {"num_workers": value},
-                f"feature_workers={value} must be a whole number of at least "
-                "0, or null: one per core.",
-            )
-            for value in (-1, 1.5, True, "many")
-        ),
+        ({"num_workers": 1.5}, "feature_workers=1.5 .*or null: one per core"),
     ],
 )
-def test_an_argument_that_makes_no_sense_is_refused_with_what_does(
+def test_an_argument_that_makes_no_sense_is_refused(
     make_cache, argument, mistake
 ):
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(RecipeError, match=mistake):
         make_cache(**argument)
-    assert str(error.value) == mistake
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_missing_lists_in_order_and_once_what_has_no_entry(
-    make_cache, precision
-):
-    cache = make_cache(precision=precision)
+def test_missing_lists_in_order_and_once_what_has_no_entry(make_cache):
+    cache = make_cache()
     digests = [f"{i:032x}" for i in (7, 3, 5, 3, 9, 7)]
     cache.write(digests[2], torch.randn(4, 3), 0.1)
-    assert cache.is_sound(digests[2])
     assert cache.missing(digests) == [digests[0], digests[1], digests[4]]
 
 
-def test_any_flipped_bit_makes_an_entry_unsound(make_cache):
+def test_a_full_check_finds_any_flipped_bit(make_cache):
     cache = make_cache()
     cache.write(DIGEST, torch.randn(3, 4), 0.1)
     path = cache.path(DIGEST)
     content = path.read_bytes()
     for i in range(len(content)):
-        for bit in (0, 4, 7):
-            changed = bytearray(content)
-            changed[i] ^= 1 << bit
-            path.write_bytes(changed)
-            assert not cache.is_sound(DIGEST), (i, bit)
+        changed = bytearray(content)
+        changed[i] ^= 1 << i % 8
+        path.write_bytes(changed)
+        assert not is_unaltered(path), i
     path.write_bytes(content)
-    assert cache.is_sound(DIGEST)
+    assert is_unaltered(path)
 
 
-def test_any_truncation_makes_an_entry_unsound_and_missing(make_cache, caplog):
+def test_opening_finds_any_truncation_and_reads_no_frames(
+    make_cache, caplog, monkeypatch
+):
     cache = make_cache()
     cache.write(DIGEST, torch.randn(3, 4), 0.1)
+    monkeypatch.setattr(tested, "is_unaltered", None)
+    monkeypatch.setattr(cache, "read", None)
     path = cache.path(DIGEST)
+    flip_a_byte(path)
+    assert cache.missing([DIGEST]) == []  # for inspect --check to find
     content = path.read_bytes()
     caplog.set_level(logging.CRITICAL)
     for size in range(len(content)):
@@ -102,20 +89,16 @@ def test_any_truncation_makes_an_entry_unsound_and_missing(make_cache, caplog):
         assert cache.missing([DIGEST]) == [DIGEST], size
 
 
-def test_damaged_entries_are_named_by_missing_and_not_by_is_sound(
-    make_cache, caplog
-):
+def test_damaged_entries_are_named_and_absent_ones_are_not(make_cache, caplog):
     cache = make_cache()
     digests = [character * 32 for character in "abc"]
     for digest in digests[:2]:
         cache.write(digest, torch.randn(3, 4), 0.1)
-    flip_a_byte(cache.path(digests[1]))
-    assert [cache.is_sound(d) for d in digests] == [True, False, False]
-    assert caplog.text == ""
+    damaged = cache.path(digests[1])
+    damaged.write_bytes(damaged.read_bytes()[:-1])
     assert cache.missing(digests) == digests[1:]
-    assert str(cache.path(digests[1])) in caplog.text
-    for digest in (digests[0], digests[2]):  # sound, absent
-        assert str(cache.path(digest)) not in caplog.text
+    (record,) = caplog.records
+    assert str(damaged) in record.getMessage()
 
 
 def test_the_entry_of_another_utterance_or_cache_is_unsound(make_cache):
@@ -129,42 +112,16 @@ def test_the_entry_of_another_utterance_or_cache_is_unsound(make_cache):
     assert other.missing([DIGEST]) == [DIGEST]
 
 
-@pytest.mark.parametrize(
-    "content", [b"garbage " * 40, b"", json.dumps({"feats": [1]}).encode()]
-)
-def test_a_file_that_is_no_entry_is_unsound_and_cannot_be_read(
-    make_cache, content, caplog
-):
+@pytest.mark.parametrize("content", [None, b"garbage " * 40, b""])
+def test_what_is_no_entry_is_made_again_and_cannot_be_read(make_cache, content):
     cache = make_cache()
     cache.write(DIGEST, torch.randn(3, 4), 0.1)
-    cache.path(DIGEST).write_bytes(content)
+    cache.path(DIGEST).unlink()
+    if content is not None:
+        cache.path(DIGEST).write_bytes(content)
     assert cache.missing([DIGEST]) == [DIGEST]
-    assert str(cache.path(DIGEST)) in caplog.text
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(RecipeError, match=f"{DIGEST}.*command again"):
         cache.read(DIGEST)
-    assert str(cache.path(DIGEST)) in str(error.value)
-
-
-def test_an_absent_entry_cannot_be_read_and_the_error_names_it(make_cache):
-    with pytest.raises(RecipeError, match=DIGEST):
-        make_cache().read(DIGEST)
-
-
-def test_an_interrupted_write_leaves_the_old_entry_and_no_temporary_file(
-    make_cache, monkeypatch
-):
-    cache = make_cache(precision="float32")
-    cache.write(DIGEST, torch.zeros(2, 3), 0.1)
-
-    def interrupt(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("os.replace", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        cache.write(DIGEST, torch.ones(2, 3), 0.1)
-    assert torch.equal(cache.read(DIGEST), torch.zeros(2, 3))
-    assert cache.is_sound(DIGEST)
-    assert list_files(cache.folder) == [cache.path(DIGEST)]
 
 
 def test_frames_beyond_float16_are_refused_with_the_cure(make_cache):
@@ -174,16 +131,6 @@ def test_frames_beyond_float16_are_refused_with_the_cure(make_cache):
     assert make_cache().missing([DIGEST]) == [DIGEST]
     for precision in ("bfloat16", "float32"):
         make_cache(precision=precision).write(DIGEST, feats, 0.1)
-
-
-def test_an_entry_that_cannot_be_written_is_one_sentence_that_names_it(
-    make_cache,
-):
-    cache = make_cache()
-    cache.folder.mkdir(parents=True)
-    cache.path(DIGEST).parent.write_text("a file where a folder belongs")
-    with pytest.raises(RecipeError, match=f"{DIGEST}.*cannot be written"):
-        cache.write(DIGEST, torch.ones(2, 3), 0.1)
 
 
 def test_a_full_disk_is_one_sentence_that_names_the_entry(make_cache):
@@ -209,6 +156,36 @@ def test_entries_hold_plain_tensors_and_no_pickle(make_cache):
     assert header["feats"]["dtype"] == "F16"
     assert header["feats"]["shape"] == [3, 4]
     assert len(content) == 8 + size + 3 * 4 * 2
+
+
+def test_statistics_of_a_training_set_are_measured_once(
+    make_cache, monkeypatch
+):
+    """And are what its frames give, whatever was measured before."""
+    cache = make_cache()
+    feats = {f"{i}" * 32: torch.randn(5 + i, 2, 4) for i in range(3)}
+    for digest, each in feats.items():
+        cache.write(digest, each, 0.1)
+
+    def expect(weights):
+        return measure_frames((feats[d].half(), w) for d, w in weights)
+
+    one, two = ([(d, w) for d in feats] for w in (1.0, 0.5))
+    sets = [one, one[:2], [*two[:1], *one[1:]]]
+    for weights in sets:
+        found = cache.measure_frames(weights)
+        for mine, theirs in zip(found, expect(weights), strict=True):
+            assert torch.equal(mine, theirs)
+    monkeypatch.setattr(tested, "measure_frames", None)
+    for weights in sets:
+        again = make_cache().measure_frames(weights)
+        for mine, theirs in zip(again, expect(weights), strict=True):
+            assert torch.equal(mine, theirs)
+    monkeypatch.undo()
+    for path in (cache.folder / "statistics").iterdir():
+        flip_a_byte(path)
+    for mine, theirs in zip(cache.measure_frames(one), expect(one)):
+        assert torch.equal(mine, theirs)
 
 
 def test_the_cache_says_what_its_key_stands_for(make_cache):
@@ -250,13 +227,7 @@ def test_nothing_is_hashed_until_the_key_is_asked_for(make_cache):
 
 @pytest.mark.parametrize(
     "version, is_same",
-    [
-        ("7.8.9", True),
-        ("7.8.10+cu130", True),
-        ("7.8.0.dev1", True),
-        ("7.9.9", False),
-        ("8.8.9", False),
-    ],
+    [("7.8.10+cu130", True), ("7.9.9", False), ("8.8.9", False)],
 )
 @pytest.mark.parametrize(
     "library", ["soxr", "speechbrain", "torch", "transformers"]

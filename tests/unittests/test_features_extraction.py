@@ -1,6 +1,5 @@
 """Filling the cache: workers, ranks and runs make what is missing, once."""
 
-import builtins
 import gc
 import logging
 import multiprocessing
@@ -17,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from encoder_cases import Blocks, flip_a_byte
+from encoder_cases import Blocks
 
 from speechbrain_wap.data.audio import inspect_audio
 from speechbrain_wap.encoders import SpeechEncoder
@@ -124,52 +123,32 @@ def entries(tmp_path, make_wav):
     )
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
-def test_extraction_makes_damaged_entries_again_and_no_others(
-    make_cache, entries, damage
-):
-    encoder = Blocks()
-    cache = make_cache(encoder)
-    assert cache.extract(entries) == {}
-    # clones, since what is read stays mapped to the file
-    expected = {digest: cache.read(digest).clone() for digest in entries}
-    path = cache.path(list(entries)[2])
-    if damage == "flip":
-        flip_a_byte(path)
-    elif damage == "cut":
-        path.write_bytes(path.read_bytes()[:-5])
-    else:
-        path.unlink()
-
-    calls = count_calls(encoder)
-    assert cache.extract(entries) == {}
-    assert len(calls) == 1
-    for digest, feats in expected.items():
-        assert torch.equal(cache.read(digest), feats)
-    assert cache.missing(entries) == []
-
-
 def test_an_interrupted_extraction_continues_where_it_stopped(
     make_cache, entries
 ):
+    """And makes a damaged entry again, with the same bytes."""
     encoder = Blocks()
     count_calls(encoder, interrupt_at=3)
     with pytest.raises(KeyboardInterrupt):
         make_cache(encoder).extract(entries)
+    # neither locks nor temporary files
+    assert list(make_cache().folder.rglob(".*")) == []
     encoder = Blocks()
     calls = count_calls(encoder)
     cache = make_cache(encoder)
-    left = cache.missing(entries)
-    assert left == list(entries)[2:]
-    written = {d: cache.path(d).stat().st_mtime_ns for d in list(entries)[:2]}
+    first, second, *rest = entries
+    assert cache.missing(entries) == rest
+    written = cache.path(first).stat().st_mtime_ns
+    expected = cache.path(second).read_bytes()
+    cache.path(second).write_bytes(expected[:-5])
 
     assert cache.extract(entries) == {}
-    assert len(calls) == 5
+    assert len(calls) == 6
     assert cache.missing(entries) == []
-    for digest, mtime in written.items():
-        assert cache.path(digest).stat().st_mtime_ns == mtime
+    assert cache.path(first).stat().st_mtime_ns == written
+    assert cache.path(second).read_bytes() == expected
     cache.extract(entries)
-    assert len(calls) == 5
+    assert len(calls) == 6
 
 
 def test_features_are_of_the_audio_at_the_encoders_own_rate(
@@ -181,108 +160,52 @@ def test_features_are_of_the_audio_at_the_encoders_own_rate(
     path = make_wav(tmp_path / "a.wav", seconds=0.4, sample_rate=16000)
     cache.extract({DIGEST: {"wav": str(path), "duration": 0.4}})
     assert cache.read(DIGEST).shape == (10, 320)
-
-
-def test_temporary_files_are_neither_left_nor_read(make_cache, entries):
-    cache = make_cache()
-    digest = list(entries)[0]
-    stray = cache.path(digest).with_name(f".{digest}.safetensors.123.tmp")
-    cache.write(DIGEST, torch.ones(2, 3), 0.1)
-    stray.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(cache.path(DIGEST), stray)
-    assert digest in cache.missing(entries)
-    cache.extract(entries)
-    assert cache.missing(entries) == []
-    assert list(cache.folder.rglob("*.tmp")) == [stray]
+    assert read_duration(cache.path(DIGEST)) == pytest.approx(0.4, abs=1e-3)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_what_cannot_be_encoded_is_returned_with_its_reason(
-    make_cache, entries, tmp_path, make_wav, num_workers
-):
-    text = tmp_path / "text.wav"
-    text.write_text("no audio")
-    short = make_wav(tmp_path / "short.wav", seconds=0.01)
-    bad = {
-        "1" * 32: {"wav": str(text), "duration": 0.1},
-        "2" * 32: {"wav": str(short), "duration": 0.01},
-        "3" * 32: {"wav": str(tmp_path / "none.wav"), "duration": 0.1},
-    }
-    cache = make_cache(SpeechEncoder("fbank"), num_workers=num_workers)
-    failures = cache.extract({**bad, **entries})
-    assert failures.keys() == bad.keys()
-    for digest, reason in failures.items():
-        assert bad[digest]["wav"] in reason
-    assert "too short" in failures["2" * 32]
-    assert cache.missing({**bad, **entries}) == list(bad)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_cache_that_cannot_be_written_is_no_fault_of_the_utterance(
-    make_cache, entries, tmp_path, num_workers
+@pytest.mark.parametrize("fault", ["written", "precision: float32"])
+def test_what_cannot_be_stored_is_no_fault_of_the_utterance(
+    make_cache, entries, num_workers, fault
 ):
     """Else a full disk would be a corpus with a few utterances less."""
-    encoder = log_calls(Blocks(), tmp_path / "log")
+    encoder, digest = Blocks(), list(entries)[1]
+    if fault != "written":
+        encoder = Odd(1920, lambda wavs: torch.full((1, 2, 3), 1e6))
     cache = make_cache(encoder, num_workers=num_workers)
-    cache.folder.mkdir(parents=True)
-    digest = list(entries)[1]
-    cache.path(digest).parent.write_text("a file where a folder belongs")
+    if fault == "written":
+        cache.folder.mkdir(parents=True)
+        cache.path(digest).parent.write_text("a file where a folder belongs")
     with pytest.raises(RecipeError) as error:
         cache.extract(entries)
-    assert "\n" not in str(error.value)
-    for part in (entries[digest]["wav"], f"{digest}.safetensors", "cannot be"):
-        assert part in str(error.value)
-    if num_workers == 0:
-        assert len(read_log(tmp_path / "log")) == 2
+    assert re.fullmatch(
+        f"{entries[digest]['wav']}: .*{fault}.*", str(error.value)
+    )
 
 
-def test_an_extraction_renews_when_the_cache_was_used(make_cache, entries):
-    cache = make_cache()
-    for complete in (False, True):
-        cache.extract(entries)
-        record = cache.folder / "cache.json"
-        assert abs(record.stat().st_mtime - time.time()) < 60, complete
-        os.utime(record, (0, 0))
-
-
-def test_a_complete_cache_may_be_read_only(make_cache, entries, monkeypatch):
+def test_a_complete_cache_may_be_read_only_and_needs_no_encoder(
+    make_cache, entries, monkeypatch
+):
     cache = make_cache()
     cache.extract(entries)
+    record = cache.folder / "cache.json"
+    os.utime(record, (0, 0))
     files = {path: path.stat().st_mtime_ns for path in cache.folder.rglob("*")}
-    read_only = make_cache(num_workers=2)
 
     def refuse(*args, **kwargs):
         raise PermissionError("read-only")
 
-    def open_to_read(file, mode="r", *args, **kwargs):
-        assert not {*mode} & {*"wax+"}, file
-        return original(file, mode, *args, **kwargs)
-
-    original = builtins.open
-    monkeypatch.setattr("os.utime", refuse)
-    monkeypatch.setattr("os.mkdir", refuse)
-    monkeypatch.setattr("os.replace", refuse)
-    monkeypatch.setattr(builtins, "open", open_to_read)
-    assert read_only.extract(entries) == {}
-    assert len(read_only.read(next(iter(entries)))) == 5
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.delattr(Blocks, "forward")
+        for name in ("utime", "mkdir", "replace", "unlink"):
+            patch.setattr(f"os.{name}", refuse)
+        again = make_cache(num_workers=2)
+        assert again.extract(entries) == {}
+        assert len(again.read(next(iter(entries)))) == 5
     found = cache.folder.rglob("*")
     assert files == {path: path.stat().st_mtime_ns for path in found}
-
-
-def test_what_is_cached_needs_no_encoder(make_cache, entries, monkeypatch):
-    make_cache().extract(entries)
-    monkeypatch.delattr(Blocks, "forward")
     assert make_cache().extract(entries) == {}
-    assert make_cache().extract({}) == {}
-
-
-def test_an_own_modules_load_is_its_own_affair(make_cache, entries):
-    class Loading(Blocks):
-        def load(self, path, strict):
-            raise FileNotFoundError(path)
-
-    assert make_cache(Loading()).extract(entries) == {}
+    assert abs(record.stat().st_mtime - time.time()) < 60  # the last use
 
 
 # Processes -----------------------------------------------------------------
@@ -310,8 +233,9 @@ def read_all(cache, entries):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    "num_workers, threads", [(0, 2), (1, 1), (2, 2), (3, 1)]
+)
 def test_features_do_not_depend_on_workers_threads_and_order(
     make_cache, entries, num_threads, num_workers, threads
 ):
@@ -326,18 +250,7 @@ def test_features_do_not_depend_on_workers_threads_and_order(
     shuffled = dict(sorted(entries.items()))
     assert cache.extract(shuffled) == {}
     assert read_all(cache, entries) == expected
-
-
-def test_an_entry_says_how_long_its_audio_is(make_cache, entries):
-    encoder = Blocks()
-    encoder.sample_rate = 8000  # the duration is not that of 16 kHz
-    cache = make_cache(encoder, num_workers=2)
-    cache.extract(entries)
-    for digest, entry in entries.items():
-        duration = read_duration(cache.path(digest))
-        assert duration == pytest.approx(entry["duration"], abs=1e-3)
-        cache.path(digest).write_bytes(b"no entry")
-        assert read_duration(cache.path(digest)) is None
+    assert torch.get_num_threads() == threads
 
 
 class ByLength(torch.nn.Module):
@@ -356,13 +269,18 @@ def test_workers_encode_on_a_cpu_and_only_read_for_another_device(
 ):
     text = tmp_path / "text.wav"
     text.write_text("no audio")
-    bad = {"1" * 32: {"wav": str(text), "duration": 0.1}}
+    bad = {
+        "1" * 32: {"wav": str(text), "duration": 0.1},
+        "2" * 32: {"wav": str(tmp_path / "none.wav"), "duration": 0.1},
+    }
     log = tmp_path / "log"
     encoder = log_calls(ByLength(), log)
     cache = make_cache(encoder, "float32", num_workers, device)
-    failures = cache.extract({**entries, **bad})
+    failures = cache.extract({**bad, **entries})
     assert failures.keys() == bad.keys()
-    assert str(text) in failures["1" * 32]
+    for digest, reason in failures.items():
+        assert bad[digest]["wav"] in reason
+    assert cache.missing({**bad, **entries}) == list(bad)
     calls = read_log(log)
     assert sorted(n for _, n in calls) == NUM_SAMPLES
     assert {pid == os.getpid() for pid, _ in calls} == {is_here}
@@ -373,62 +291,38 @@ def test_workers_encode_on_a_cpu_and_only_read_for_another_device(
 
 
 @pytest.mark.parametrize(
-    "wanted, device, utterances, expected",
+    "cores, ranks, wanted, device, utterances, expected",
     [
-        (None, "cpu", 1000, 6),
-        (None, "cuda", 1000, 6),
-        (3, "cpu", 1000, 3),
-        (0, "cpu", 1000, 0),
-        (1, "cpu", 1000, 1),
-        (20, "cpu", 1000, 20),
-        (4, "cpu", 7, 3),
-        (4, "cpu", 1, 0),
+        (6, 1, None, "cpu", 1000, 6),
+        (6, 1, 20, "cpu", 1000, 20),
+        (6, 1, 0, "cpu", 1000, 0),
+        (6, 1, 4, "cpu", 7, 3),
+        (6, 1, 4, "cpu", 1, 0),
+        (64, 1, None, "cpu", 1000, 8),
+        (64, 16, None, "cpu", 1000, 4),
+        (2, 4, None, "cpu", 1000, 0),
+        (1, 1, None, "cpu", 1000, 0),  # no faster than none ...
+        (1, 1, None, "cuda", 1000, 1),  # ... unless a GPU encodes meanwhile
     ],
 )
 def test_workers_are_as_many_as_wanted_or_one_per_core_but_few_for_little(
-    monkeypatch, wanted, device, utterances, expected
+    monkeypatch, cores, ranks, wanted, device, utterances, expected
 ):
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {*range(6)})
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {*range(cores)})
     assert count_workers(wanted, device, utterances) == expected
 
 
 @pytest.mark.parametrize(
-    "cores, ranks, device, expected",
+    "do, reason, num_workers",
     [
-        (64, 1, "cpu", 8),
-        (64, 16, "cpu", 4),
-        (2, 4, "cpu", 0),
-        (1, 1, "cpu", 0),  # one worker is no faster than none ...
-        (1, 1, "cuda", 1),  # ... unless it reads while a GPU encodes
-        (4, 2, "cpu", 2),
-    ],
-)
-def test_cores_are_shared_among_ranks(
-    monkeypatch, cores, ranks, device, expected
-):
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {*range(cores)})
-    assert count_workers(None, device, 1000) == expected
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize(
-    "do, reason",
-    [
-        (do_raise(RuntimeError("too odd")), "too odd"),
-        (do_raise(ValueError("line 1\nline 2")), "line 1"),
-        (do_raise(RuntimeError()), "RuntimeError()"),
-        (do_raise(RecipeError("no speech")), "no speech"),
-        (lambda wavs: wavs, "shape [1, 1920], not [1, T, D]"),
-        (lambda wavs: wavs.expand(2, 3, -1), "shape [2, 3, 1920]"),
-        (lambda wavs: wavs.reshape(1, 2, 3, -1), "shape [1, 2, 3, 320]"),
-        (lambda wavs: torch.zeros(1, 0, 320), "shape [1, 0, 320]"),
-        (lambda wavs: torch.full((1, 2, 3), torch.nan), "not finite"),
-    ],
-    ids=[
-        *("runtime", "value", "silent", "recipe"),
-        *("2 dimensions", "2 at once", "layers", "no frames", "nan"),
+        (do_raise(ValueError("line 1\nline 2")), "line 1", 2),
+        (do_raise(RuntimeError()), "RuntimeError()", 0),
+        (do_raise(RecipeError("no speech")), "no speech", 0),
+        (lambda wavs: wavs, "shape [1, 1920], not [1, T, D]", 0),
+        (lambda wavs: wavs.expand(2, 3, -1), "shape [2, 3, 1920]", 0),
+        (lambda wavs: torch.zeros(1, 0, 320), "shape [1, 0, 320]", 0),
+        (lambda wavs: torch.full((1, 2, 3), torch.nan), "not finite", 2),
     ],
 )
 def test_an_utterance_that_the_encoder_fails_on_is_no_fault_of_the_others(
@@ -444,44 +338,14 @@ def test_an_utterance_that_the_encoder_fails_on_is_no_fault_of_the_others(
     assert cache.missing(entries) == [digest]
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_frames_that_cannot_be_stored_stop_the_extraction(
-    make_cache, entries, num_workers
-):
-    wav = list(entries.values())[1]["wav"]
-    large = Odd(1920, lambda wavs: torch.full((1, 2, 3), 1e6))
-    cache = make_cache(large, num_workers=num_workers)
-    with pytest.raises(RecipeError) as error:
-        cache.extract(entries)
-    for part in (wav, "precision: float32"):
-        assert part in str(error.value)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_lock_file_that_cannot_be_made_is_one_sentence_that_names_it(
-    make_cache, entries, num_workers
-):
-    cache = make_cache(num_workers=num_workers)
-    (cache.folder / ".lock").mkdir(parents=True)
-    with pytest.raises(RecipeError) as error:
-        cache.extract(entries)
-    assert f"{cache.folder / '.lock'} cannot be written" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize(
-    "error",
+    "error, num_workers",
     [
-        torch.OutOfMemoryError("out of memory"),
-        RuntimeError(
-            "[enforce fail at alloc_cpu.cpp:127] err == 0. "
-            "DefaultCPUAllocator: can't allocate memory: you tried to "
-            "allocate 4000000000000000 bytes."
-        ),
+        (torch.OutOfMemoryError("out of memory"), 0),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), 0),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you"), 2),
     ],
-    ids=["gpu", "cpu"],
 )
-@pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_lack_of_memory_is_no_fault_of_the_utterance(
     make_cache, entries, error, num_workers
 ):
@@ -543,8 +407,9 @@ def random_states():
     )
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("source", ["own", "fbank", "hubert"])
+@pytest.mark.parametrize(
+    "source, num_workers", [("own", 2), ("fbank", 0), ("hubert", 2)]
+)
 def test_an_extraction_draws_no_random_numbers(
     make_cache, entries, sources, num_workers, source
 ):
@@ -575,33 +440,13 @@ def test_an_own_module_may_refuse_silence(make_cache, entries):
     assert cache.extract(entries) == {}
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize(
-    "do",
-    [
-        lambda wavs: wavs.unfold(1, 320, 320),
-        lambda wavs: torch.full((1, 2, 3), torch.nan),
-        do_raise(TypeError("a bug")),
-    ],
-    ids=["success", "refusal", "bug"],
-)
-def test_the_number_of_threads_is_restored(
-    make_cache, entries, num_threads, do, num_workers
+def test_a_bug_is_no_failure_and_the_number_of_threads_is_restored(
+    make_cache, entries, num_threads
 ):
     torch.set_num_threads(2)
-    inside = []
-
-    def watch(wavs):
-        inside.append(torch.get_num_threads())
-        return do(wavs)
-
-    cache = make_cache(Odd(1920, watch), num_workers=num_workers)
-    try:
-        cache.extract(entries)
-    except (RecipeError, TypeError):
-        pass
+    with pytest.raises(TypeError, match="a bug"):
+        make_cache(Odd(1920, do_raise(TypeError("a bug")))).extract(entries)
     assert torch.get_num_threads() == 2
-    assert inside == ([] if num_workers else [1])
 
 
 # Several processes at one cache --------------------------------------------
@@ -616,16 +461,15 @@ def wait_for(condition, seconds=20):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
 def test_two_processes_at_one_cache_encode_each_utterance_once(
-    make_cache, entries, tmp_path, monkeypatch, start, num_workers
+    make_cache, entries, tmp_path, monkeypatch, start
 ):
     monkeypatch.setattr(extraction, "POLL_SECONDS", 0.02)
     log, barrier = tmp_path / "log", fork.Barrier(2)
 
     def extract():
         encoder = log_calls(Blocks(), log, 0.05)
-        cache = make_cache(encoder, num_workers=num_workers)
+        cache = make_cache(encoder, num_workers=2)
         barrier.wait()
         failures = cache.extract(entries)
         sys.exit(bool(failures or cache.missing(entries)))
@@ -641,7 +485,7 @@ def test_two_processes_at_one_cache_encode_each_utterance_once(
 
 
 @pytest.mark.parametrize("end", ["killed", "finished"])
-def test_what_another_process_is_at_is_waited_for(
+def test_what_another_process_encodes_is_waited_for(
     make_cache, entries, tmp_path, monkeypatch, start, end
 ):
     """And is made, where that process is ended."""
@@ -733,112 +577,58 @@ def test_ranks_share_the_utterances_and_know_all_failures(
 # What is said before -------------------------------------------------------
 
 
-def announcement(caplog):
-    """Reads what was said before an extraction."""
-    pattern = (
-        r"Extracting features of (?P<missing>\d+) of (?P<all>\d+) utterances "
-        r"\((?P<names>.*?)\): (?P<hours>[\d.]+) h of speech, about "
-        r"(?P<size>[\d.]+) (?P<unit>bytes|kB|MB|GB|TB) in (?P<rest>.*)\."
-    )
-    (found,) = re.finditer(pattern, caplog.text)
-    return SimpleNamespace(**found.groupdict())
-
-
-@pytest.mark.parametrize("precision", ["float16", "float32"])
 @pytest.mark.parametrize(
-    "make_encoder",
+    "source, layer, precision",
     [
-        lambda sources: Blocks(),
-        lambda sources: SpeechEncoder("fbank"),
-        lambda sources: SpeechEncoder(sources["hubert"], 1),
-        lambda sources: SpeechEncoder(sources["hubert"], [0, 2]),
-        lambda sources: SpeechEncoder(sources["hubert"], "weighted"),
+        ("own", None, "float16"),
+        ("fbank", "last", "float32"),
+        ("hubert", 1, "float16"),
+        ("hubert", [0, 2], "float32"),
     ],
-    ids=["own", "fbank", "hubert", "two layers", "all layers"],
 )
 def test_the_size_that_is_said_is_what_is_written(
-    make_cache, tmp_path, make_wav, sources, caplog, make_encoder, precision
+    make_cache, tmp_path, make_wav, sources, caplog, source, layer, precision
 ):
     caplog.set_level(logging.INFO)
     paths = [make_wav(tmp_path / f"{i}.wav", i + 3, seed=i) for i in range(2)]
     entries = make_entries(paths)
-    cache = make_cache(make_encoder(sources), precision)
-    cache.extract(entries)
-    said = announcement(caplog)
+    if source == "own":
+        encoder = Blocks()
+        encoder.layers = torch.nn.ModuleList()  # no encoder_layer
+    else:
+        encoder = SpeechEncoder(sources[source], layer)
+    cache = make_cache(encoder, precision)
+    cache.extract({DIGEST: list(entries.values())[0], **entries})
+    (said,) = re.finditer(
+        r"features of 3 of 3 utterances \(0.wav, 0.wav, 1.wav\): 0.00 h of "
+        r"speech, about ([\d.]+) (bytes|kB|MB) in (.*)\.",
+        caplog.text,
+    )
     units = {"bytes": 1, "kB": 1e3, "MB": 1e6}
-    size = sum(cache.path(digest).stat().st_size for digest in entries)
-    assert float(said.size) * units[said.unit] == pytest.approx(size, rel=0.2)
-    assert str(cache.folder) in said.rest
-    layers = getattr(cache.encoder, "layers", None)
-    assert (f"layers {layers}" in said.rest) == (layers is not None)
-
-
-def test_an_own_modules_parts_are_not_taken_for_layers(
-    make_cache, entries, caplog
-):
-    caplog.set_level(logging.INFO)
-    encoder = Blocks()
-    encoder.layers = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
-    make_cache(encoder).extract(entries)
-    assert "encoder layers" not in caplog.text
-    assert "Linear" not in caplog.text
-
-
-def test_number_hours_and_first_names_of_what_is_missing_are_said(
-    make_cache, entries, caplog
-):
-    caplog.set_level(logging.INFO)
-    for hours, entry in enumerate(entries.values(), start=1):
-        entry["duration"] = 3600.0 * hours
-    first, second, *rest = entries
-    cache = make_cache()
-    cache.extract({first: entries[first]})
-    assert announcement(caplog).names == "1600.wav"
+    size = sum(path.stat().st_size for path in cache.folder.glob("??/*"))
+    assert float(said[1]) * units[said[2]] == pytest.approx(size, rel=0.2)
+    layers = "" if source == "own" else f", encoder layers {encoder.layers}"
+    assert said[3] == f"{cache.folder}{layers}"
     caplog.clear()
     cache.extract(entries)
-    said = announcement(caplog)
-    assert (said.missing, said.all) == ("6", "7")
-    assert said.names == "1920.wav, 2240.wav, 2560.wav, ..."
-    assert said.hours == "27.00"
-    caplog.clear()
-    cache.extract(entries)
-    assert caplog.text == ""
+    assert caplog.text == ""  # nothing is missing
 
 
-@pytest.mark.parametrize("is_enough", [True, False])
 def test_what_the_disk_cannot_hold_is_refused_before_it_is_encoded(
-    make_cache, entries, monkeypatch, is_enough
+    make_cache, entries, monkeypatch
 ):
-    seconds = sum(entry["duration"] for entry in entries.values())
-    size = seconds * 50 * 80 * 2
-    places = []
-
-    def disk_usage(path):
-        places.append(path)
-        return SimpleNamespace(free=size * (1.01 if is_enough else 0.99))
-
-    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    size = sum(entry["duration"] for entry in entries.values()) * 50 * 80 * 2
+    free = SimpleNamespace(free=0.99 * size)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     encoder = SpeechEncoder("fbank")
     calls = count_calls(encoder)
     cache = make_cache(encoder)
     parent = Path(cache.cache_folder).parent
-    if is_enough:
-        assert cache.extract(entries) == {}
-    else:
-        with pytest.raises(RecipeError) as error:
-            cache.extract(entries)
-        for part in (format_bytes(size), str(parent), "encoder_layer"):
-            assert part in str(error.value)
-        assert calls == []
-        assert not cache.folder.exists()
-    # the folder itself need not be there yet
-    assert places == [parent]
-
-
-def test_caches_of_different_encoders_do_not_meet(make_cache, entries):
-    one, other = make_cache(Blocks(1.0)), make_cache(Blocks(2.0))
-    one.extract(entries)
-    assert other.missing(entries) == list(entries)
-    other.extract(entries)
-    digest = list(entries)[0]
-    assert torch.equal(other.read(digest), 2 * one.read(digest))
+    with pytest.raises(RecipeError) as error:
+        cache.extract(entries)
+    for part in (format_bytes(size), str(parent), "encoder_layer"):
+        assert part in str(error.value)
+    assert calls == []
+    assert not cache.folder.exists()
+    free.free = 1.01 * size
+    assert cache.extract(entries) == {}

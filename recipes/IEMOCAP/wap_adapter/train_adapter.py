@@ -39,7 +39,6 @@ from speechbrain_wap.training.command_line import read_command
 from speechbrain_wap.training.experiment import Experiment, run_script
 from speechbrain_wap.training.ranks import start_ranks
 from speechbrain_wap.training.statistics import EpochStatistics
-from speechbrain_wap.wap_transformer import measure_frames
 
 logger = get_logger(__name__)
 
@@ -394,9 +393,11 @@ def train(experiment):
     )
     datasets = dataio_prep(hparams, splits, cache, plan)
     if hparams["input_norm"]:
-        statistics = measure_frames(
-            (cache.read(entry["digest"]), plan.weights[key])
-            for key, entry in splits["train"].items()
+        statistics = cache.measure_frames(
+            [
+                (entry["digest"], plan.weights[key])
+                for key, entry in splits["train"].items()
+            ]
         )
         hparams["student"].set_input_statistics(*statistics)
         hparams["teacher"].model.set_input_statistics(*statistics)
