@@ -283,7 +283,7 @@ class RecipeBrain(sb.Brain):
 
     # Numbers that are not finite stop the run, before they are saved ----------
 
-    def not_finite(self, what, ahead=0):
+    def nonfinite_error(self, what, ahead=0):
         """Makes the error for numbers that are not finite.
 
         Arguments
@@ -305,20 +305,22 @@ class RecipeBrain(sb.Brain):
     def check_loss_isfinite(self, loss):
         """Stops at the first training loss that is not finite."""
         if not torch.isfinite(loss):
-            raise self.not_finite(f"the loss is {float(loss.detach())}", 1)
+            raise self.nonfinite_error(f"the loss is {float(loss.detach())}", 1)
 
     def evaluate_batch(self, batch, stage):
         """Evaluates a batch, and stops where its loss is not finite."""
         loss = super().evaluate_batch(batch, stage)
         if not torch.isfinite(loss):
-            raise self.not_finite(f"the {stage.name} loss is {float(loss)}")
+            raise self.nonfinite_error(
+                f"the {stage.name} loss is {float(loss)}"
+            )
         return loss
 
     def _check_weights(self):
         """Stops before weights that are not finite are saved or tested."""
         weights = [p for p in self.modules.parameters() if p.requires_grad]
         if not all(torch.isfinite(weight).all() for weight in weights):
-            raise self.not_finite("weights are not finite")
+            raise self.nonfinite_error("weights are not finite")
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Checks the weights that an epoch has learned."""

@@ -79,14 +79,10 @@ def test_only_the_adapter_of_the_same_fold_is_taken(
         held_out = {fold, fold % 5 + 1} if protocol == "held_out" else {fold}
         assert str(error.value).split()[1][:2] in {f"s{k}" for k in held_out}
         assert str(adapter) in str(error.value)
-
-
-def test_an_adapter_that_saw_the_validation_speakers_is_refused(
-    make_adapter, check
-):
-    adapter = make_adapter(1, "paper")  # trained on all but session 1
-    with pytest.raises(RecipeError, match="speaker s2. is in the valid split"):
-        check(adapter, 1, "held_out")  # validates on session 2
+    # of the same fold, but it has heard those who are validated on
+    if protocol == "held_out":
+        with pytest.raises(RecipeError, match="is in the valid split"):
+            check(make_adapter(fold, "paper"), fold, protocol)
 
 
 def test_a_speaker_is_recognised_in_utterances_the_adapter_did_not_see(
@@ -213,8 +209,7 @@ def test_the_adapter_of_the_same_fold_is_taken_with_its_further_tables(
     make_universal, write_table, check, own_csv
 ):
     audio = own_csv.parent / "wav" / "s1f0.wav"
-    rows = [("u1", "s1f"), ("u2", "s2f"), ("u3", "x", audio), ("u4", "x")]
-    b = write_table("b", *rows)
+    b = write_table("b", ("u1", "s1f"), ("u2", "s2f"), ("u3", "x", audio))
     adapter = make_universal(b, corpus_csv=str(own_csv))
     check(adapter, 1)
     with pytest.raises(RecipeError, match="speaker s2. is in"):
@@ -251,7 +246,7 @@ def test_an_adapter_of_another_model_is_refused_by_the_key(
 ):
     mine = dict.fromkeys((*MODEL_KEYS, *ENCODER_KEYS), "this")
     adapter, splits = make_adapter(1, **mine), prepare_classifier(1)
-    assert check_adapter(adapter, mine, splits)
+    check_adapter(adapter, mine, splits)
     for key in mine:
         changed = {**mine, key: "that"}
         if key in ENCODER_KEYS:
@@ -263,17 +258,6 @@ def test_an_adapter_of_another_model_is_refused_by_the_key(
         said = str(error.value)
         assert f"with {named}=this, but the classifier's is that" in said
         assert (f"--{key}=this" in said) == (key != "encoder_key")
-
-
-def test_a_record_may_be_completed(make_adapter, check):
-    """A stage 2 that goes on is not another one for what was added since."""
-    adapter = make_adapter(1)
-    identity = check(adapter)
-    path = adapter / "adapter.json"
-    record = json.loads(path.read_text())
-    assert record.pop("sounds") and record.pop("encoder")
-    path.write_text(json.dumps(record))
-    assert check(adapter) == identity
 
 
 def test_the_model_keys_are_those_of_both_stages_networks(repository):

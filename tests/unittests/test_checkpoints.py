@@ -82,8 +82,8 @@ def run(tmp_path):
 @pytest.mark.parametrize(
     "error, raised, said",
     [
-        (KeyboardInterrupt(), KeyboardInterrupt, ""),
-        (OSError(errno.ENOSPC, "No space left"), RecipeError, "No space left"),
+        (KeyboardInterrupt("killed"), KeyboardInterrupt, "killed"),
+        (OSError(errno.ENOSPC, "No space left"), RecipeError, "No space"),
     ],
     ids=str,
 )
@@ -313,4 +313,6 @@ def save_twice(rank, folder):
 
 
 def test_ranks_that_list_checkpoints_at_other_moments_do_not_deadlock(tmp_path):
-    torch.multiprocessing.spawn(save_twice, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(
+        save_twice, (str(tmp_path),), nprocs=2, start_method="fork"
+    )

@@ -58,7 +58,7 @@ NEEDED = (
 
 
 def prepare_data(experiment, corpora):
-    """Writes the manifests, encodes their audio, records what trains."""
+    """Writes the manifests, encodes their audio; gives the splits."""
     hparams, settings = experiment.hparams, experiment.settings
     if not hparams["skip_prep"]:
         table = {"corpus_table": experiment.corpus_table}
@@ -254,7 +254,7 @@ class AdapterBrain(RecipeBrain):
             args=[self.hparams.student, self.hparams.teacher],
         )
         if any(value != value for value in values.values()):  # NaN
-            raise self.not_finite("the networks' frames are not finite")
+            raise self.nonfinite_error("the networks' frames are not finite")
         if epoch > 0:
             rows = self.statistics.rows
             rows = [row for row in rows if row.get("probe_raw") is not None]

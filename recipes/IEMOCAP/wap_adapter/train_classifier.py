@@ -65,7 +65,7 @@ NEEDED = (
 
 
 def prepare_data(experiment):
-    """Writes the manifests and encodes their audio; splits and classes."""
+    """Writes the manifests, encodes their audio; gives splits and classes."""
     hparams, settings = experiment.hparams, experiment.settings
     if not hparams["skip_prep"]:
         table = {"corpus_table": experiment.corpus_table}
@@ -253,40 +253,44 @@ class EmotionBrain(RecipeBrain):
     def init_optimizers(self):
         """Makes one optimiser for the backbone and one for all else."""
         backbone = getattr(self.hparams.model, "backbone", None)
-        ground = [] if backbone is None else list(backbone.parameters())
-        known = set(map(id, ground))
-        top = [p for p in self.modules.model.parameters() if id(p) not in known]
+        lower = [] if backbone is None else list(backbone.parameters())
+        known = set(map(id, lower))
+        upper = [
+            parameter
+            for parameter in self.modules.model.parameters()
+            if id(parameter) not in known
+        ]
         self.optimizers_dict = {}
-        if ground:
-            self.optimizers_dict["optimizer"] = self.opt_class(ground)
-        if top:
+        if lower:
+            self.optimizers_dict["optimizer"] = self.opt_class(lower)
+        if upper:
             make = self.hparams.classifier_opt_class
-            self.optimizers_dict["classifier_optimizer"] = make(top)
+            self.optimizers_dict["classifier_optimizer"] = make(upper)
         self.optimizer = next(iter(self.optimizers_dict.values()))
         for name, optimizer in self.optimizers_dict.items():
             self.checkpointer.add_recoverable(name, optimizer)
 
-    def show_data(self, hook):
+    def call_hook(self, hook):
         """Calls a hook of the model on one rank, and shares what it found."""
         model = self.hparams.model  # as it is under the wrappers
         if not hasattr(model, hook):
             return
 
-        def look():
-            """Calls the hook; returns the model's state."""
+        def measure():
+            """Lets the model look at the data; gives its state."""
             getattr(model, hook)(OneByOne(self.measured, self.device))
             return {
                 key: value.cpu() if torch.is_tensor(value) else value
                 for key, value in model.state_dict().items()
             }
 
-        model.load_state_dict(run_on_main(look))
+        model.load_state_dict(run_on_main(measure))
 
     def on_fit_start(self):
         """Shows the model the training data, unless a run goes on."""
         super().on_fit_start()
         if self.optimizer_step == 0:
-            self.show_data("before_fit")
+            self.call_hook("before_fit")
 
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rate of the coming step."""
@@ -295,7 +299,7 @@ class EmotionBrain(RecipeBrain):
     def on_evaluate_start(self, **kwargs):
         """Shows the model that is tested the training data."""
         super().on_evaluate_start(**kwargs)
-        self.show_data("after_fit")
+        self.call_hook("after_fit")
 
     def on_stage_start(self, stage, epoch=None):
         """Empties the list of predictions."""
@@ -384,8 +388,8 @@ class EmotionBrain(RecipeBrain):
 # The experiment --------------------------------------------------------------
 
 
-def accept_adapter(experiment, splits):
-    """Refuses an adapter that does not fit; its identity, if there is one."""
+def find_adapter_identity(experiment, splits):
+    """Checks the adapter to start from; gives its identity, None without."""
     model = experiment.hparams["model"]
     adapter_folder = experiment.hparams["adapter_folder"]
     if not adapter_folder:
@@ -422,7 +426,7 @@ def train(experiment):
         f"label_fraction={hparams['label_fraction']}: {len(labelled)} of "
         f"{len(splits['train'])} labelled training utterances ({listing})."
     )
-    settings["adapter_identity"] = accept_adapter(experiment, splits)
+    settings["adapter_identity"] = find_adapter_identity(experiment, splits)
     experiment.record()
     datasets, plan = dataio_prep(
         hparams, experiment.caches, splits, labelled, classes
