@@ -6,19 +6,10 @@ import sys
 from contextlib import contextmanager
 
 # Errors of the system that are about a place, not about the code
-PLACES = {
-    errno.EACCES,
-    errno.EDQUOT,
-    errno.EEXIST,
-    errno.EFBIG,
-    errno.EISDIR,
-    errno.ENAMETOOLONG,
-    errno.ENOENT,
-    errno.ENOSPC,
-    errno.ENOTDIR,
-    errno.EPERM,
-    errno.EROFS,
-}
+PLACES = {errno.EACCES, errno.EPERM, errno.EROFS}  # no access
+PLACES |= {errno.EDQUOT, errno.EFBIG, errno.ENOSPC}  # no room
+PLACES |= {errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG}  # no such place
+PLACES |= {errno.EISDIR, errno.ENOTDIR}
 
 
 class RecipeError(ValueError):
@@ -26,16 +17,11 @@ class RecipeError(ValueError):
 
     The message is one sentence (or two) that names the file, key or utterance
     and the cure. The scripts print it without a traceback.
-
-    Example
-    -------
-    >>> str(RecipeError("fold 7 does not exist: choose one of 1 to 5."))
-    'fold 7 does not exist: choose one of 1 to 5.'
     """
 
 
 def first_line(error):
-    """Says in one line what another library's error says in many.
+    """Shortens another library's error to one line.
 
     Arguments
     ---------
@@ -64,17 +50,15 @@ def check_number(name, value, least=None, most=None, above=None):
         What the user calls the value: an argument, or a YAML key.
     value : object
         An int or a float will do, a bool will not.
-    least : float, optional
-        The least it may be.
-    most : float, optional
-        The most it may be.
+    least, most : float, optional
+        The least and the most that it may be.
     above : float, optional
         What it must be above, in the place of ``least``.
 
     Raises
     ------
     RecipeError
-        If it is another; one sentence with name, value and bounds.
+        If it is another; names it and the bounds.
 
     Example
     -------
@@ -83,17 +67,15 @@ def check_number(name, value, least=None, most=None, above=None):
     ...
     speechbrain_wap.errors.RecipeError: mask_ratio=2 must be within 0 and 1.
     """
-    is_number = isinstance(value, (int, float)) and type(value) is not bool
-    if (
-        is_number
-        and (least is None or value >= least)
-        and (most is None or value <= most)
-        and (above is None or value > above)
-    ):
-        if math.isfinite(value):
-            return
-        bounds = "finite"
-    elif above is not None:
+    if isinstance(value, (int, float)) and type(value) is not bool:
+        is_low = least is not None and not value >= least
+        is_low = is_low or (above is not None and not value > above)
+        is_high = most is not None and not value <= most
+        if not is_low and not is_high:
+            if math.isfinite(value):
+                return
+            raise RecipeError(f"{name}={value} must be finite.")
+    if above is not None:
         bounds = f"above {above:g}"
         bounds += "" if most is None else f" and at most {most:g}"
     elif least is not None and most is not None:
@@ -116,17 +98,15 @@ def check_whole(name, value, least=0, most=2**31 - 1, or_none=None):
         What the user calls the value: an argument, or a YAML key.
     value : object
         An int will do; a bool or a float will not.
-    least : int
-        The least it may be.
-    most : int
-        The most it may be.
+    least, most : int
+        The least and the most that it may be.
     or_none : str, optional
         What None means, such as "never"; without it, None is refused.
 
     Raises
     ------
     RecipeError
-        If it is another; one sentence with name, value and bounds.
+        If it is another; names it and the bounds.
 
     Example
     -------
@@ -163,15 +143,7 @@ def check_choice(name, value, choices):
     Raises
     ------
     RecipeError
-        If it is another; one sentence with name, value and choices.
-
-    Example
-    -------
-    >>> check_choice("similarity", "dot", ("cosine", "distance"))
-    Traceback (most recent call last):
-    ...
-    speechbrain_wap.errors.RecipeError: similarity=dot is unknown: choose one \
-of cosine, distance.
+        If it is another; names it and the choices.
     """
     choices = tuple(choices)
     if value not in choices:
@@ -192,14 +164,7 @@ def check_flag(name, value):
     Raises
     ------
     RecipeError
-        If it is another; one sentence with name and value.
-
-    Example
-    -------
-    >>> check_flag("mlp_residual", "no")
-    Traceback (most recent call last):
-    ...
-    speechbrain_wap.errors.RecipeError: mlp_residual=no must be True or False.
+        If it is another; names it.
     """
     if type(value) is not bool:
         raise RecipeError(f"{name}={value} must be True or False.")
@@ -207,17 +172,7 @@ def check_flag(name, value):
 
 @contextmanager
 def report_places():
-    """Makes a place that cannot be read or written the user's mistake.
-
-    Example
-    -------
-    >>> with report_places():
-    ...     raise OSError(errno.ENOSPC, "No space left on device", "/a/b")
-    Traceback (most recent call last):
-    ...
-    speechbrain_wap.errors.RecipeError: /a/b cannot be used: No space left on \
-device. Make room or choose another folder, and run the same command again.
-    """
+    """Turns the system's error about a place into a :class:`RecipeError`."""
     try:
         yield
     except OSError as error:
@@ -237,10 +192,11 @@ def report_errors():
     Example
     -------
     >>> with report_errors():
-    ...     raise RecipeError("no corpus given.")
+    ...     raise OSError(errno.ENOSPC, "No space left on device", "/a/b")
     Traceback (most recent call last):
     ...
-    SystemExit: error: no corpus given.
+    SystemExit: error: /a/b cannot be used: No space left on device. Make room \
+or choose another folder, and run the same command again.
     """
     try:
         with report_places():

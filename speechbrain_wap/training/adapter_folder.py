@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,45 +24,20 @@ from speechbrain_wap.training.resume_guard import guard
 logger = get_logger(__name__)
 
 RECORD = "adapter.json"
-# What both stages must agree on (shapes alone would not show nhead), and the
-# keys that set it.
-MODEL_KEYS = {
-    "encoder_key": "encoder_source, encoder_layer, encoder_context or "
-    "feature_precision",
-    "d_model": "d_model",
-    "num_layers": "num_layers",
-    "nhead": "nhead",
-    "d_ffn": "d_ffn",
-    "max_frames": "max_frames",
-    "mlp_layers": "mlp_layers",
-    "mlp_residual": "mlp_residual",
-    "normalize_before": "normalize_before",
-    "input_norm": "input_norm",
-}
+# What both stages must agree on; shapes alone would not show nhead.
+MODEL_KEYS = ("encoder_key", "d_model", "num_layers", "nhead", "d_ffn")
+MODEL_KEYS += ("max_frames", "mlp_layers", "mlp_residual")
+MODEL_KEYS += ("normalize_before", "input_norm")
+# What the encoder_key comes of, beside the checkpoint's content
+ENCODER_KEYS = ("encoder_source", "encoder_layer", "encoder_context")
+ENCODER_KEYS += ("feature_precision",)
 # Of the record, what says nothing of what was learned
 UNIDENTIFIED = {"corpora", "speaker_names", "sounds", "encoder"}
-# What the encoder_key comes of, beside the checkpoint's content
-ENCODER_KEYS = (
-    "encoder_source",
-    "encoder_layer",
-    "encoder_context",
-    "feature_precision",
-)
 
 
-def record_digest(text):
-    """Digests a text for comparison.
-
-    Arguments
-    ---------
-    text : str
-        Any text.
-
-    Returns
-    -------
-    digest : str
-        16 hexadecimal digits.
-    """
+def _digest(content):
+    """Digests what JSON can hold, to 16 hexadecimal digits."""
+    text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
 
 
@@ -93,7 +67,7 @@ def write_adapter_record(output_folder, settings, train, adapter_data):
     record = {
         "model": {key: settings[key] for key in MODEL_KEYS},
         "encoder": {key: settings.get(key) for key in ENCODER_KEYS},
-        "settings": _settings_digest(output_folder, kept),
+        "settings": _digest(kept),
         "number_of_epochs": settings["number_of_epochs"],
         "adapter_data": adapter_data,
         **list_heard(tables.pop("", [])),
@@ -102,26 +76,13 @@ def write_adapter_record(output_folder, settings, train, adapter_data):
         record["corpora"] = [
             {
                 "name": name,
-                "speaker_names": "own" if mine[0].has_own_names else "shared",
-                **list_heard(mine),
+                "speaker_names": "own" if heard[0].has_own_names else "shared",
+                **list_heard(heard),
             }
-            for name, mine in tables.items()
+            for name, heard in tables.items()
         ]
     path = os.path.join(output_folder, RECORD)
     write_text(path, json.dumps(record, indent=1))
-
-
-def _settings_digest(output_folder, settings):
-    """Digests settings; those of a run that goes on are what they were.
-
-    The guard has let them pass, which may have keys now that there were not
-    when the run began.
-    """
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        record = json.loads(Path(output_folder, RECORD).read_text("utf-8"))
-        if Checkpointer(Path(output_folder, "save")).find_checkpoint():
-            return str(record["settings"])
-    return record_digest(json.dumps(settings))
 
 
 def read_adapter_record(adapter_folder, cure="run train_adapter.py again."):
@@ -150,11 +111,11 @@ def read_adapter_record(adapter_folder, cure="run train_adapter.py again."):
             f"adapter_folder={adapter_folder} holds no {RECORD}: give the "
             "output folder of train_adapter.py."
         )
-    keys = ("model", "number_of_epochs", "adapter_data")
-    keys += ("speakers", "utterances")
+    heard = ("speakers", "utterances")
+    keys = ("model", "number_of_epochs", "adapter_data", *heard)
     record = {"corpora": [], **read_json(path, cure, keys)}
     for table in record["corpora"]:
-        lacks = {"name", "speaker_names", "speakers", "utterances"} - {*table}
+        lacks = {"name", "speaker_names", *heard} - {*table}
         if lacks:
             raise RecipeError(
                 f"{path} is damaged (it lacks {min(lacks)}): {cure}"
@@ -186,77 +147,27 @@ def describe_adapter(adapter_folder):
     return f"{record['number_of_epochs']} epochs on {heard}"
 
 
-def _list_held_out(splits, corpus_table):
-    """Lists split and utterance of the speakers who are validated or tested on.
-
-    The corpus table, where it is given, has those in no class, too.
-    """
-    held_out = [
-        (name, utterance)
-        for name in ("valid", "test")
-        for utterance in list_utterances(splits[name])
-    ]
-    if corpus_table is not None and not Path(corpus_table).is_file():
-        logger.warning(
-            f"{corpus_table} is missing: the held-out speakers' utterances in "
-            "no class are not compared with what the adapter has heard."
-        )
-    elif corpus_table is not None:
-        splits_of = {one.speaker: name for name, one in held_out}
-        table = read_corpus_table(corpus_table)
-        is_held_out = table["speaker"].isin(splits_of)
-        is_known = table["id"].isin([one.id for _, one in held_out])
-        held_out += [
-            (splits_of[one.speaker], one)
-            for one in list_utterances(table[is_held_out & ~is_known])
-        ]
-    return held_out
-
-
-def check_model(adapter_folder, record, settings):
-    """Refuses an adapter of another network or encoder.
+def identify_adapter(record):
+    """Digests what an adapter is.
 
     Arguments
     ---------
-    adapter_folder : str
-        Output folder of an adapter training.
     record : dict
         What :func:`read_adapter_record` gave.
-    settings : dict
-        Settings of the classifier training.
 
-    Raises
-    ------
-    RecipeError
-        If a key differs; names it and both values.
+    Returns
+    -------
+    identity : str
+        What only serves to compare speakers and to say what differs is no
+        part of it, so that a record may be completed.
     """
-    model, encoder = record["model"], record.get("encoder") or {}
-    # a system of one's own need not have all of them as keys
-    both = [key for key in MODEL_KEYS if key in settings and key in model]
-    different = [key for key in both if settings[key] != model[key]]
-    if not different:
-        return
-    names = {key: MODEL_KEYS[key] for key in different}
-    theirs, mine = dict(model), dict(settings)
-    if "encoder_key" in names:
-        # an earlier version did not record them
-        others = [k for k in encoder if encoder[k] != settings.get(k)]
-        theirs.update(encoder)
-        if others:
-            del names["encoder_key"]
-            names = {**dict(zip(others, others)), **names}
-        elif encoder:
-            names["encoder_key"] = "the content of encoder_source"
-    said = ", ".join(f"{names[key]}={theirs.get(key)}" for key in names)
-    options = [
-        f"--{key}={theirs.get(key)}" for key in names if key != "encoder_key"
-    ]
-    cure = f", as with {' '.join(options)}" if options else ""
-    raise RecipeError(
-        f"the adapter in {adapter_folder} was trained with {said}, but the "
-        f"classifier's is {', '.join(f'{mine.get(key)}' for key in names)}: "
-        f"make them agree{cure}."
+    what, *corpora = (
+        {key: table[key] for key in table.keys() - UNIDENTIFIED}
+        for table in (record, *record["corpora"])
     )
+    if corpora:
+        what["corpora"] = corpora
+    return _digest(what)
 
 
 def check_adapter(adapter_folder, settings, splits, corpus_table=None):
@@ -291,8 +202,7 @@ def check_adapter(adapter_folder, settings, splits, corpus_table=None):
         trained on a speaker of the validation or test split (named).
     """
     record = read_adapter_record(adapter_folder)
-    identity = identify_adapter(record)
-    check_model(adapter_folder, record, settings)
+    _check_model(adapter_folder, record, settings)
     held_out = _list_held_out(splits, corpus_table)
     mine = [one for split in splits.values() for one in list_utterances(split)]
     namesakes = []
@@ -303,34 +213,22 @@ def check_adapter(adapter_folder, settings, splits, corpus_table=None):
         for split, one in held_out:
             match = heard.find(one)
             is_heard = match.audio or match.id or match.name
-            if not is_heard and not (is_this_corpus and match.namesake):
-                if table is record and match.namesake:
-                    namesakes.append(one.speaker)
-                continue
-            if record["adapter_data"] == "all":
+            if is_heard or (is_this_corpus and match.namesake):
+                if record["adapter_data"] != "all":
+                    refusal = _explain_leak(table, match, one)
+                    raise RecipeError(
+                        f"speaker {one.speaker} is in the {split} split, but "
+                        f"the adapter in {adapter_folder} was trained on that "
+                        f"speaker{refusal}."
+                    )
                 logger.warning(
                     f"The adapter in {adapter_folder} is transductive "
                     "(adapter_data=all): it has seen the held-out speakers, "
                     f"{one.speaker} for one."
                 )
-                return identity
-            place = cure = ""
-            if table is not record:
-                place = f", in the table {table['name']} of corpora"
-                cure = ", or one that has this corpus under test"
-            if match.audio:
-                place += f" ({one.key} is the same audio)"
-            elif table.get("speaker_names") == "shared":
-                cure += (
-                    "; if they are but called alike, run train_adapter.py "
-                    "again with speakers: own for that table, which trains "
-                    "nothing anew"
-                )
-            raise RecipeError(
-                f"speaker {one.speaker} is in the {split} split, but the "
-                f"adapter in {adapter_folder} was trained on that speaker"
-                f"{place}: use the adapter of the same fold and protocol{cure}."
-            )
+                return identify_adapter(record)
+            if table is record and match.namesake:
+                namesakes.append(one.speaker)
     if namesakes:
         logger.warning(
             f"The adapter in {adapter_folder} was trained on a corpus that has "
@@ -338,59 +236,78 @@ def check_adapter(adapter_folder, settings, splits, corpus_table=None):
             "are taken for two people, since the corpora have no utterance in "
             "common; if they are one, scores are too good."
         )
-    return identity
+    return identify_adapter(record)
 
 
-def identify_adapter(record):
-    """Digests what an adapter is.
+def _explain_leak(table, match, utterance):
+    """Says where an adapter has heard a held-out speaker, and what to do."""
+    place = cure = ""
+    if "speaker_names" in table:  # a further one
+        place = f", in the table {table['name']} of corpora"
+        cure = ", or one that has this corpus under test"
+    if match.audio:
+        place += f" ({utterance.key} is the same audio)"
+    elif table.get("speaker_names") == "shared":
+        cure += (
+            "; if they are but called alike, run train_adapter.py again with "
+            "speakers: own for that table, which trains nothing anew"
+        )
+    return f"{place}: use the adapter of the same fold and protocol{cure}"
 
-    Arguments
-    ---------
-    record : dict
-        What :func:`read_adapter_record` gave.
 
-    Returns
-    -------
-    identity : str
-        What only serves to compare speakers and to say what differs is no
-        part of it, so that a record may be completed.
+def _list_held_out(splits, corpus_table):
+    """Lists split and utterance of the speakers who are validated or tested on.
+
+    The corpus table, where it is given, has those in no class, too.
     """
-    what, *corpora = (
-        {key: value for key, value in table.items() if key not in UNIDENTIFIED}
-        for table in (record, *record["corpora"])
+    held_out = [
+        (name, utterance)
+        for name in ("valid", "test")
+        for utterance in list_utterances(splits[name])
+    ]
+    if corpus_table is not None and not Path(corpus_table).is_file():
+        logger.warning(
+            f"{corpus_table} is missing: the held-out speakers' utterances in "
+            "no class are not compared with what the adapter has heard."
+        )
+    elif corpus_table is not None:
+        splits_of = {one.speaker: name for name, one in held_out}
+        table = read_corpus_table(corpus_table)
+        is_held_out = table["speaker"].isin(splits_of)
+        is_known = table["id"].isin([one.id for _, one in held_out])
+        held_out += [
+            (splits_of[one.speaker], one)
+            for one in list_utterances(table[is_held_out & ~is_known])
+        ]
+    return held_out
+
+
+def _check_model(adapter_folder, record, settings):
+    """Refuses an adapter of another network or encoder, by key and values."""
+    theirs = {**record.get("encoder", {}), **record["model"]}
+
+    def list_changed(keys):
+        """Lists those that differ; a system need not have them all."""
+        both = [key for key in keys if key in theirs and key in settings]
+        return [key for key in both if theirs[key] != settings[key]]
+
+    changed = list_changed(MODEL_KEYS)
+    if not changed:
+        return
+    content = {"encoder_key": "the content of encoder_source"}
+    encoder = list_changed(ENCODER_KEYS)
+    if "encoder_key" in changed and encoder:
+        changed = encoder + [key for key in changed if key not in content]
+    listing = ", ".join(f"{content.get(k, k)}={theirs[k]}" for k in changed)
+    values = ", ".join(str(settings[key]) for key in changed)
+    options = " ".join(
+        f"--{key}={theirs[key]}" for key in changed if key not in content
     )
-    if corpora:
-        what["corpora"] = corpora
-    return record_digest(json.dumps(what, sort_keys=True))
-
-
-def read_branch(adapter_folder, branch):
-    """Reads what a finished adapter training has learned.
-
-    Arguments
-    ---------
-    adapter_folder : str
-        Output folder of an adapter training.
-    branch : str
-        "teacher" or "student".
-
-    Returns
-    -------
-    state : dict
-        Weights of the WAP-Transformer.
-
-    Raises
-    ------
-    RecipeError
-        If there is no checkpoint, or the training is not finished.
-    """
-    checkpoint = find_finished(adapter_folder)
-    state = torch.load(
-        checkpoint.paramfiles[branch], map_location="cpu", weights_only=True
+    cure = f", as with {options}" if options else ""
+    raise RecipeError(
+        f"the adapter in {adapter_folder} was trained with {listing}, but the "
+        f"classifier's is {values}: make them agree{cure}."
     )
-    if branch == "teacher":
-        state = {k.removeprefix("model."): v for k, v in state.items()}
-    return state
 
 
 def find_finished(adapter_folder):
@@ -445,9 +362,10 @@ def load_branch(adapter_folder, branch, adapter):
     Raises
     ------
     RecipeError
-        If the weights do not fit, or see :func:`read_branch`.
+        If the weights do not fit, there is no checkpoint, or the training is
+        not finished.
     """
-    state = run_on_main(read_branch, args=[adapter_folder, branch])
+    state = run_on_main(_read_branch, args=[adapter_folder, branch])
     try:
         adapter.load_state_dict(state)
     except RuntimeError as error:
@@ -455,3 +373,12 @@ def load_branch(adapter_folder, branch, adapter):
         raise RecipeError(
             f"the adapter in {adapter_folder} does not fit the YAML: {reason}"
         )
+
+
+def _read_branch(adapter_folder, branch):
+    """Reads the WAP-Transformer's weights of a finished adapter training."""
+    path = find_finished(adapter_folder).paramfiles[branch]
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if branch == "teacher":
+        state = {k.removeprefix("model."): v for k, v in state.items()}
+    return state

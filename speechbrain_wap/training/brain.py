@@ -7,6 +7,7 @@ ranks, for accumulated gradients, and after an interruption.
 import speechbrain as sb
 import torch
 from speechbrain import Stage
+from speechbrain.utils.distributed import ddp_all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_wap.errors import RecipeError
@@ -17,7 +18,6 @@ from speechbrain_wap.training.memory import (
 )
 from speechbrain_wap.training.ranks import (
     BatchOrderSampler,
-    average_over_ranks,
     count_ranks,
     own_rank,
 )
@@ -39,17 +39,21 @@ class RecipeBrain(sb.Brain):
     experiment : speechbrain_wap.training.experiment.Experiment
         The run.
     **wired : dict
-        ``modules``, ``opt_class`` and ``checkpointer``, as SpeechBrain's.
+        SpeechBrain's ``modules``, ``opt_class`` and ``checkpointer``.
     """
 
     def __init__(self, experiment, **wired):
         super().__init__(
             hparams=experiment.hparams, run_opts=experiment.run_opts, **wired
         )
+        # --compile would take minutes anew for each length of a batch
+        self.compile_using_dynamic_shape_tracing = True
         self.statistics = EpochStatistics(experiment.history)
         self.checkpointer.add_recoverables(
             {"statistics": self.statistics, "random_state": RandomState()}
         )
+
+    # The way through an epoch ------------------------------------------------
 
     def make_train_loader(
         self, dataset, seed, batch_size, plan=None, **options
@@ -79,17 +83,17 @@ class RecipeBrain(sb.Brain):
         RecipeError
             If an epoch has no more utterances than there are ranks.
         """
-        num_utterances = len(dataset if plan is None else plan)
-        if 1 < count_ranks() >= num_utterances:
+        ranks = count_ranks()
+        self.num_utterances = len(dataset if plan is None else plan)
+        if 1 < ranks >= self.num_utterances:
             raise RecipeError(
-                f"an epoch has {num_utterances} training utterances for "
-                f"{count_ranks()} ranks, which need one more at least: start "
-                "fewer ranks, or give more data (or corpora higher weights)."
+                f"an epoch has {self.num_utterances} training utterances for "
+                f"{ranks} ranks, which need one more at least: start fewer "
+                "ranks, or give more data (or corpora higher weights)."
             )
         self.train_sampler = BatchOrderSampler(
-            dataset, batch_size, count_ranks(), plan, seed=seed
+            dataset, batch_size, ranks, plan, seed=seed
         )
-        self.num_utterances = len(self.train_sampler)
         loader = self.make_dataloader(
             dataset,
             Stage.TRAIN,
@@ -104,35 +108,41 @@ class RecipeBrain(sb.Brain):
         )
         self.num_steps = self.hparams.number_of_epochs * self.steps_per_epoch
         # Within an epoch, the place is counted in batches of all ranks.
-        self.checkpointer.batch_size = batch_size * count_ranks()
+        self.checkpointer.batch_size = batch_size * ranks
         return loader
 
-    def make_dataloader(self, dataset, stage, ckpt_prefix=None, **options):
-        """Makes a loader; ranks share what is to be evaluated.
+    def make_dataloader(self, dataset, stage, **options):
+        """Makes a loader; ranks share what is to be evaluated."""
+        if stage != Stage.TRAIN and count_ranks() > 1:
+            # each utterance once, none repeated to make the shares even
+            options["sampler"] = range(own_rank(), len(dataset), count_ranks())
+        return super().make_dataloader(dataset, stage, **options)
 
-        Arguments
-        ---------
-        dataset : speechbrain.dataio.dataset.DynamicItemDataset
-            The data.
-        stage : speechbrain.Stage
-            TRAIN, VALID or TEST.
-        ckpt_prefix : str, optional
-            See SpeechBrain's; the training loader is always checkpointed.
-        **options : dict
-            Further options of the loader.
+    def on_stage_start(self, stage, epoch=None):
+        """Finds the place in the training where an epoch starts or goes on."""
+        if stage == Stage.TRAIN:
+            self.batch_counts = []
+            self._find_place()
+
+    def _find_place(self):
+        """Counts the optimiser steps before the current one."""
+        epochs = self.hparams.epoch_counter.current - 1
+        # a resumed epoch may have no batch left: the last one's step, then
+        batches = max(self.step - 1, 0)
+        steps = batches // self.grad_accumulation_factor
+        self.place = epochs * self.steps_per_epoch + steps
+
+    def progress(self):
+        """Computes the share of the training that is done.
 
         Returns
         -------
-        loader : speechbrain.dataio.dataloader.SaveableDataLoader
+        progress : float
+            0 at the first optimiser step, 1 at the last.
         """
-        if stage == Stage.TRAIN:
-            ckpt_prefix = "dataloader-"
-        elif count_ranks() > 1:
-            # each utterance once, none repeated to make the shares even
-            options["sampler"] = range(own_rank(), len(dataset), count_ranks())
-        return super().make_dataloader(
-            dataset, stage, ckpt_prefix=ckpt_prefix, **options
-        )
+        return self.place / max(self.num_steps - 1, 1)
+
+    # Ranks -------------------------------------------------------------------
 
     def on_fit_start(self):
         """Lets each rank draw its own dropout, then resumes."""
@@ -141,11 +151,6 @@ class RecipeBrain(sb.Brain):
         if own_rank() > 0:
             torch.manual_seed(self.hparams.seed + 1_000_003 * own_rank())
         super().on_fit_start()
-
-    def _compile(self):
-        """Compiles for any lengths: else each new one would take minutes."""
-        self.compile_using_dynamic_shape_tracing = True
-        super()._compile()
 
     def _wrap_distributed(self):
         """Wraps what is trained, and makes all else the same on all ranks."""
@@ -162,47 +167,6 @@ class RecipeBrain(sb.Brain):
                 for tensor in module.state_dict().values():
                     if torch.is_tensor(tensor):
                         torch.distributed.broadcast(tensor, 0)
-
-    def on_stage_start(self, stage, epoch=None):
-        """Finds the place in the training where an epoch starts or goes on.
-
-        Arguments
-        ---------
-        stage : speechbrain.Stage
-            TRAIN, VALID or TEST.
-        epoch : int, optional
-            From 1.
-        """
-        if stage == Stage.TRAIN:
-            self.batch_counts = []
-            # of the batch before, which may have been the epoch's last
-            self.place = self.find_place(max(self.step - 1, 0))
-
-    def find_place(self, step):
-        """Counts the optimiser steps before a batch of the current epoch.
-
-        Arguments
-        ---------
-        step : int
-            Number of batches of the epoch before it.
-
-        Returns
-        -------
-        place : int
-        """
-        before = self.hparams.epoch_counter.current - 1
-        done = step // self.grad_accumulation_factor
-        return before * self.steps_per_epoch + done
-
-    def progress(self):
-        """Computes the share of the training that is done.
-
-        Returns
-        -------
-        progress : float
-            0 at the first optimiser step, 1 at the last.
-        """
-        return self.place / max(self.num_steps - 1, 1)
 
     def repeats_last(self):
         """Tells whether this batch ends with an utterance of another rank.
@@ -236,27 +200,23 @@ class RecipeBrain(sb.Brain):
         """
         mean = count
         if count_ranks() > 1:
-            mean = float(average_over_ranks(torch.tensor(float(count))))
+            total = torch.tensor(float(count), device=self.device)
+            ddp_all_reduce(total, torch.distributed.ReduceOp.SUM)
+            mean = float(total / count_ranks())
         mean = max(mean, 1e-6)
         self.batch_counts.append(mean)
         share = count / mean
         # the later batches' counts are not known yet: see optimizers_step
         return share, share * mean / self.batch_counts[0]
 
+    # Steps -------------------------------------------------------------------
+
     def fit_batch(self, batch):
-        """Fits a batch; SpeechBrain drops the last ones of an epoch.
+        """Fits a batch, of which SpeechBrain leaves out an epoch's last ones.
 
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            The batch.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            A scalar, on the CPU.
+        It steps at every n-th batch of those accumulated, and at the last.
         """
-        self.place = self.find_place(self.step - 1)
+        self._find_place()
         should_step = self.should_step = (
             self.step % self.grad_accumulation_factor == 0
             or self.step == self.num_batches
@@ -287,98 +247,6 @@ class RecipeBrain(sb.Brain):
         for optimizer in self.optimizers_dict.values():
             for group in optimizer.param_groups:
                 group["lr"] = share * optimizer.defaults["lr"]
-
-    def check_loss_isfinite(self, loss):
-        """Stops at the first loss that is not finite, and says where.
-
-        Arguments
-        ---------
-        loss : torch.Tensor
-            A scalar.
-
-        Raises
-        ------
-        RecipeError
-            If it is NaN or infinite.
-        """
-        if not torch.isfinite(loss):
-            raise self.not_finite(f"the loss is {float(loss.detach())}", 1)
-
-    def not_finite(self, what, ahead=0):
-        """Makes the error for numbers that are not finite.
-
-        Arguments
-        ---------
-        what : str
-            What they are.
-        ahead : int
-            1 within a step that is not yet counted.
-
-        Returns
-        -------
-        error : RecipeError
-        """
-        return RecipeError(
-            f"{what} at optimiser step {self.optimizer_step + ahead}: try a "
-            "lower lr, or --precision=fp32; the last checkpoint is kept."
-        )
-
-    def evaluate_batch(self, batch, stage):
-        """Evaluates a batch, and stops where its loss is not finite.
-
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            The batch.
-        stage : speechbrain.Stage
-            VALID or TEST.
-
-        Returns
-        -------
-        loss : torch.Tensor
-            A scalar, on the CPU.
-
-        Raises
-        ------
-        RecipeError
-            If it is NaN or infinite.
-        """
-        loss = super().evaluate_batch(batch, stage)
-        if not torch.isfinite(loss):
-            raise self.not_finite(f"the {stage.name} loss is {float(loss)}")
-        return loss
-
-    def check_weights(self):
-        """Stops before weights that are not finite are saved or tested.
-
-        Raises
-        ------
-        RecipeError
-            If a weight is NaN or infinite.
-        """
-        weights = [p for p in self.modules.parameters() if p.requires_grad]
-        if not all(torch.isfinite(weight).all() for weight in weights):
-            raise self.not_finite("weights are not finite")
-
-    def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Looks at what an epoch has learned.
-
-        Arguments
-        ---------
-        stage : speechbrain.Stage
-            TRAIN, VALID or TEST.
-        stage_loss : float
-            Taken for SpeechBrain's interface.
-        epoch : int, optional
-            From 1.
-        """
-        if stage == Stage.TRAIN:
-            self.check_weights()
-
-    def _save_intra_epoch_ckpt(self):
-        """Saves within an epoch what is worth it."""
-        self.check_weights()
-        super()._save_intra_epoch_ckpt()
 
     def optimizers_step(self):
         """Clips the gradient of all parameters together, and steps.
@@ -413,7 +281,58 @@ class RecipeBrain(sb.Brain):
         self.has_stepped = self.scaler.get_scale() >= before
         self.optimizer_step += 1
 
+    # Numbers that are not finite stop the run, before they are saved ----------
+
+    def nonfinite_error(self, what, ahead=0):
+        """Makes the error for numbers that are not finite.
+
+        Arguments
+        ---------
+        what : str
+            What they are.
+        ahead : int
+            1 within a step that is not yet counted.
+
+        Returns
+        -------
+        error : RecipeError
+        """
+        return RecipeError(
+            f"{what} at optimiser step {self.optimizer_step + ahead}: try a "
+            "lower lr, or --precision=fp32; the last checkpoint is kept."
+        )
+
+    def check_loss_isfinite(self, loss):
+        """Stops at the first training loss that is not finite."""
+        if not torch.isfinite(loss):
+            raise self.nonfinite_error(f"the loss is {float(loss.detach())}", 1)
+
+    def evaluate_batch(self, batch, stage):
+        """Evaluates a batch, and stops where its loss is not finite."""
+        loss = super().evaluate_batch(batch, stage)
+        if not torch.isfinite(loss):
+            raise self.nonfinite_error(
+                f"the {stage.name} loss is {float(loss)}"
+            )
+        return loss
+
+    def _check_weights(self):
+        """Stops before weights that are not finite are saved or tested."""
+        weights = [p for p in self.modules.parameters() if p.requires_grad]
+        if not all(torch.isfinite(weight).all() for weight in weights):
+            raise self.nonfinite_error("weights are not finite")
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Checks the weights that an epoch has learned."""
+        if stage == Stage.TRAIN:
+            self._check_weights()
+
     def _should_save_intra_epoch_ckpt(self, *args):
         """Saves between optimiser steps only: gradients are not saved."""
         is_due = super()._should_save_intra_epoch_ckpt(*args)
         return is_due and not self.batch_counts
+
+    def _save_intra_epoch_ckpt(self):
+        """Saves within an epoch weights that are finite."""
+        self._check_weights()
+        super()._save_intra_epoch_ckpt()

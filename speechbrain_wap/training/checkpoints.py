@@ -30,6 +30,7 @@ from speechbrain_wap.training.ranks import gather_over_ranks, own_rank
 logger = get_logger(__name__)
 
 METAFILE = sb_checkpoints.METAFNAME
+PARTIAL = f"{METAFILE}.partial"  # its name while the other files are written
 # What the others of a checkpoint hold; the meta file is read far more often
 FILES = "files.json"
 # For what has to hear of all ranks before the main process writes it.
@@ -38,69 +39,19 @@ saved_by_all_ranks = partial(
 )
 
 
-def load_weights(module, path, end_of_epoch=True):
-    """Loads a state that torch saved, and no code with it.
-
-    Arguments
-    ---------
-    module : object
-        Whatever has ``load_state_dict``.
-    path : str
-        The file.
-    end_of_epoch : bool
-        Taken for SpeechBrain's interface.
-    """
-    del end_of_epoch
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    module.load_state_dict(state)
+def _measure_file(path):
+    """Gives a file's size and CRC-32."""
+    content = path.read_bytes()
+    return [len(content), zlib.crc32(content)]
 
 
-def describe_file(path):
-    """Says how to tell whether a file is what it was.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        The file.
-
-    Returns
-    -------
-    description : list of int
-        Size and CRC-32.
-
-    Example
-    -------
-    >>> path = Path(getfixture("tmpdir")) / "a"
-    >>> _ = path.write_bytes(b"abc")
-    >>> describe_file(path)
-    [3, 891568578]
-    """
-    size, checksum = 0, 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            size += len(block)
-            checksum = zlib.crc32(block, checksum)
-    return [size, checksum]
-
-
-def find_damage(checkpoint):
-    """Looks for files of a checkpoint that are not as they were written.
-
-    Arguments
-    ---------
-    checkpoint : speechbrain.utils.checkpoints.Checkpoint
-        The checkpoint.
-
-    Returns
-    -------
-    damaged : pathlib.Path or None
-        The first such file.
-    """
+def _find_damage(checkpoint):
+    """Finds the first file that is not as it was written; None: all are."""
     path = checkpoint.path / FILES
     try:
-        for name, description in json.loads(path.read_text("utf-8")).items():
+        for name, expected in json.loads(path.read_text("utf-8")).items():
             path = checkpoint.path / name
-            if describe_file(path) != description:
+            if _measure_file(path) != expected:
                 return path
     except (OSError, ValueError, AttributeError):
         return path
@@ -115,22 +66,17 @@ class Checkpointer(sb_checkpoints.Checkpointer):
     others. A damaged checkpoint is not used, but the one before it. Ranks on
     nodes that do not see the folder get the main process's checkpoint.
 
-    Arguments
-    ---------
-    *args : tuple
-        As SpeechBrain's.
-    **kwargs : dict
-        As SpeechBrain's.
+    Attributes
+    ----------
+    batch_size : int or None
+        Of all ranks; an interrupted epoch goes on with the same batches only.
     """
 
-    def __init__(self, *args, **kwargs):
-        # of all ranks: where an interrupted epoch is taken up depends on it
-        self.batch_size = None
-        super().__init__(*args, **kwargs)
+    batch_size = None
 
     def _save_checkpoint_metafile(self, fpath, *args, **kwargs):
-        hidden = fpath.with_name(f"{METAFILE}.partial")
-        return super()._save_checkpoint_metafile(hidden, *args, **kwargs)
+        path = fpath.with_name(PARTIAL)
+        return super()._save_checkpoint_metafile(path, *args, **kwargs)
 
     def save_checkpoint(self, meta=None, **kwargs):
         """Saves a checkpoint and makes it visible in the end.
@@ -138,13 +84,19 @@ class Checkpointer(sb_checkpoints.Checkpointer):
         Arguments
         ---------
         meta : dict, optional
-            As SpeechBrain's.
+            What else its meta file holds, such as the epoch.
         **kwargs : dict
-            As SpeechBrain's.
+            Further arguments of SpeechBrain's method.
 
         Returns
         -------
         checkpoint : speechbrain.utils.checkpoints.Checkpoint or None
+            None on other ranks than the main one.
+
+        Raises
+        ------
+        RecipeError
+            If it cannot be written.
         """
         meta = {**(meta or {}), "batch_size": self.batch_size}
         try:
@@ -163,26 +115,24 @@ class Checkpointer(sb_checkpoints.Checkpointer):
 
     def _show(self, checkpoint):
         """Makes a written checkpoint visible, and removes what is none."""
-        files = {
-            path.name: describe_file(path)
-            for path in sorted(checkpoint.paramfiles.values())
-        }
-        with open(checkpoint.path / FILES, "w", encoding="utf-8") as file:
-            json.dump(files, file)
-        partial = checkpoint.path / f"{METAFILE}.partial"
-        os.replace(partial, checkpoint.path / METAFILE)
+        paths = sorted(checkpoint.paramfiles.values())
+        files = {path.name: _measure_file(path) for path in paths}
+        (checkpoint.path / FILES).write_text(json.dumps(files), "utf-8")
+        os.replace(checkpoint.path / PARTIAL, checkpoint.path / METAFILE)
         for left in self.checkpoints_dir.glob("CKPT*"):
             if not (left / METAFILE).is_file():  # of a run that was killed
                 shutil.rmtree(left, ignore_errors=True)
 
-    def delete_checkpoints(self, **kwargs):
+    def delete_checkpoints(
+        self, *, importance_keys=(sb_checkpoints.ckpt_recency,), **kwargs
+    ):
         """Deletes all checkpoints but the most important ones.
 
         The main process alone decides: ranks that list the folder at other
         moments would wait for different numbers of deletions.
-
-        The arguments are SpeechBrain's.
         """
+        # SpeechBrain 1.1 appends the same key to one list at every saving
+        kwargs["importance_keys"] = list(dict.fromkeys(importance_keys))
         run_on_main(super().delete_checkpoints, kwargs=kwargs)
 
     def list_checkpoints(self):
@@ -202,32 +152,45 @@ class Checkpointer(sb_checkpoints.Checkpointer):
                 logger.warning(f"{folder} is no whole checkpoint: left out.")
         return checkpoints
 
-    def find_checkpoint(
-        self,
-        importance_key=None,
-        max_key=None,
-        min_key=None,
-        ckpt_predicate=None,
-    ):
+    def find_checkpoint(self, *args, **kwargs):
         """Picks the newest or best checkpoint, if it is as it was written.
 
-        The arguments are SpeechBrain's.
+        Arguments
+        ---------
+        *args, **kwargs
+            As of SpeechBrain's method: importance_key, max_key, min_key,
+            ckpt_predicate.
 
         Returns
         -------
         checkpoint : speechbrain.utils.checkpoints.Checkpoint or None
-            None where there is none at all.
+            The main process's choice; None where there is none at all.
 
         Raises
         ------
         RecipeError
             If all are damaged, or the best one is.
         """
+        return run_on_main(self._find_whole, args, kwargs)
+
+    def _find_whole(
+        self, importance_key=None, max_key=None, min_key=None, predicate=None
+    ):
+        """Picks a checkpoint on the main process."""
+
+        def may_resume(checkpoint):
+            """Other batches have no place within an epoch in common."""
+            size = checkpoint.meta.get("batch_size")
+            return (predicate is None or predicate(checkpoint)) and (
+                checkpoint.meta["end-of-epoch"]
+                or self.batch_size in (None, size)
+            )
+
         found = self.find_checkpoints(
-            importance_key, max_key, min_key, ckpt_predicate
+            importance_key, max_key, min_key, may_resume
         )
         for checkpoint in found:
-            damaged = find_damage(checkpoint)
+            damaged = _find_damage(checkpoint)
             if damaged is None:
                 return checkpoint
             if max_key or min_key:  # another one would give other scores
@@ -243,37 +206,16 @@ class Checkpointer(sb_checkpoints.Checkpointer):
             )
         return None
 
-    def recover_if_possible(
-        self,
-        importance_key=None,
-        max_key=None,
-        min_key=None,
-        ckpt_predicate=None,
-    ):
-        """Loads the main process's choice of checkpoint on all ranks.
+    def load_checkpoint(self, checkpoint):
+        """Loads a checkpoint that the main process sees on all ranks.
 
-        The arguments are SpeechBrain's.
-
-        Returns
-        -------
-        checkpoint : speechbrain.utils.checkpoints.Checkpoint or None
+        Arguments
+        ---------
+        checkpoint : speechbrain.utils.checkpoints.Checkpoint
+            The checkpoint.
         """
-
-        def can_be_taken_up(checkpoint):
-            """Other batches have no place within an epoch in common."""
-            chosen = ckpt_predicate is None or ckpt_predicate(checkpoint)
-            same = checkpoint.meta.get("batch_size") == self.batch_size
-            return chosen and (same or checkpoint.meta["end-of-epoch"])
-
-        checkpoint = run_on_main(
-            self.find_checkpoint,
-            args=[importance_key, max_key, min_key, can_be_taken_up],
-        )
-        if checkpoint is None:
-            return None
         with self._within_reach(checkpoint) as reached:
-            self.load_checkpoint(reached)
-        return checkpoint
+            super().load_checkpoint(reached)
 
     @contextmanager
     def _within_reach(self, checkpoint):
@@ -293,37 +235,6 @@ class Checkpointer(sb_checkpoints.Checkpointer):
             for path in paths.values():
                 path.write_bytes(files[path.name])
             yield checkpoint._replace(path=Path(folder), paramfiles=paths)
-
-    def add_recoverable(self, name, obj, custom_load_hook=None, **kwargs):
-        """Registers what is to be saved.
-
-        Arguments
-        ---------
-        name : str
-            Its file's name.
-        obj : object
-            What is saved.
-        custom_load_hook : callable, optional
-            As SpeechBrain's; what has a ``state_dict`` is loaded as weights
-            only.
-        **kwargs : dict
-            As SpeechBrain's.
-        """
-        if custom_load_hook is None and hasattr(obj, "load_state_dict"):
-            custom_load_hook = load_weights
-        super().add_recoverable(name, obj, custom_load_hook, **kwargs)
-
-    def add_recoverables(self, recoverables):
-        """Registers several things to be saved.
-
-        Arguments
-        ---------
-        recoverables : dict
-            What is saved, by name.
-        """
-        self.custom_load_hooks = getattr(self, "custom_load_hooks", {})
-        for name, obj in recoverables.items():
-            self.add_recoverable(name, obj)
 
 
 @saved_by_all_ranks

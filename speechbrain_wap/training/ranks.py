@@ -5,6 +5,9 @@ the batch; here is the order with which these shares make up the batch that one
 rank would have. The weights are in brain.py.
 """
 
+from itertools import zip_longest
+
+import numpy as np
 import torch
 from speechbrain.dataio.sampler import ReproducibleRandomSampler
 from speechbrain.utils.distributed import (
@@ -22,15 +25,21 @@ def count_ranks():
     Returns
     -------
     world_size : int
-
-    Example
-    -------
-    >>> count_ranks()
-    1
     """
     if not is_distributed_initialized():
         return 1
     return torch.distributed.get_world_size()
+
+
+def own_rank():
+    """Gives this process's number among those that train together.
+
+    Returns
+    -------
+    rank : int
+        From 0.
+    """
+    return get_rank() if is_distributed_initialized() else 0
 
 
 def start_ranks(run_opts):
@@ -57,22 +66,6 @@ def start_ranks(run_opts):
             "--device=cpu --distributed_backend=gloo; on GPUs, one to each of "
             "--nproc_per_node."
         )
-
-
-def own_rank():
-    """Tells which of the processes that train together this one is.
-
-    Returns
-    -------
-    rank : int
-        From 0.
-
-    Example
-    -------
-    >>> own_rank()
-    0
-    """
-    return get_rank() if is_distributed_initialized() else 0
 
 
 class BatchOrderSampler(ReproducibleRandomSampler):
@@ -106,8 +99,9 @@ class BatchOrderSampler(ReproducibleRandomSampler):
     def __init__(
         self, data_source, batch_size, world_size=1, plan=None, **kwargs
     ):
-        places = data_source if plan is None else range(len(plan))
-        super().__init__(places, **kwargs)
+        super().__init__(
+            data_source if plan is None else range(len(plan)), **kwargs
+        )
         self.batch_size = batch_size
         self.world_size = world_size
         self.plan = plan
@@ -119,38 +113,11 @@ class BatchOrderSampler(ReproducibleRandomSampler):
             order = [chosen[place] for place in order]
         size = self.batch_size * self.world_size
         for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            blocks, first = [], 0
-            for rank in range(self.world_size):
-                length = len(range(rank, len(batch), self.world_size))
-                blocks.append(batch[first : first + length])
-                first += length
-            for number in range(len(batch)):
-                slot, rank = divmod(number, self.world_size)
-                yield blocks[rank][slot]
-
-
-def average_over_ranks(values):
-    """Averages numbers over the ranks.
-
-    Arguments
-    ---------
-    values : torch.Tensor
-        Any shape, the same on all ranks.
-
-    Returns
-    -------
-    means : torch.Tensor
-        On the CPU; what was given where there is one rank.
-    """
-    world_size = count_ranks()
-    if world_size == 1:
-        return values
-    on_gpu = torch.distributed.get_backend() == "nccl"
-    total = values.to(torch.cuda.current_device() if on_gpu else "cpu")
-    total = total.clone()
-    torch.distributed.all_reduce(total)
-    return total.cpu() / world_size
+            batch = np.array(order[start : start + size])
+            # the first ranks' blocks of an epoch's last batch may be longer
+            blocks = np.array_split(batch, self.world_size)
+            slots = zip_longest(*(block.tolist() for block in blocks))
+            yield from (x for slot in slots for x in slot if x is not None)
 
 
 def gather_over_ranks(value):
@@ -174,7 +141,7 @@ def gather_over_ranks(value):
 
 
 def is_lost_rank(error):
-    """Tells whether an error says that another rank is gone.
+    """Recognises an error that means that another rank is gone.
 
     Arguments
     ---------

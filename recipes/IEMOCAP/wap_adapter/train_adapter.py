@@ -47,36 +47,74 @@ logger = get_logger(__name__)
 COLLAPSED_SPREAD = 0.05
 # Keys that a YAML for this script must have; the first tells it from others
 NEEDED = (
-    "student",
-    "teacher",
-    "predictor",
-    "local_attributes",
-    "masks",
-    "targets",
-    "objective",
-    "modules",
-    "opt_class",
-    "lr_schedule",
-    "epoch_counter",
-    "train_logger",
-    "checkpointer",
-    "corpora",
-    "corpus",
-    "fold",
-    "fold_plan",
-    "adapter_data",
-    "seed",
-    "encoder_source",
-    "encoder_layer",
-    "number_of_epochs",
-    "batch_size",
-    "probe_every",
-)
+    "student teacher predictor local_attributes masks targets objective "
+    "modules opt_class lr_schedule epoch_counter train_logger checkpointer "
+    "corpora corpus fold fold_plan adapter_data seed encoder_source "
+    "encoder_layer number_of_epochs batch_size probe_every"
+).split()
+
+
+# Data ------------------------------------------------------------------------
+
+
+def prepare_data(experiment, corpora):
+    """Writes the manifests, encodes their audio; gives the splits."""
+    hparams, settings = experiment.hparams, experiment.settings
+    if not hparams["skip_prep"]:
+        table = {"corpus_table": experiment.corpus_table}
+        run_on_main(
+            prepare_adapter_data,
+            kwargs={
+                "corpus": {**hparams["corpus"], **table},
+                "plan": hparams["fold_plan"],
+                "adapter_data": hparams["adapter_data"],
+                "manifests": {
+                    "train": hparams["train_annotation"],
+                    "valid": hparams["valid_annotation"],
+                    "test": hparams["test_annotation"],
+                },
+                "corpora": corpora,
+                "left_out_csv": experiment.left_out_csv,
+            },
+        )
+    splits = experiment.read_splits(("wav", "speaker"))
+    cache = hparams["feature_cache"]
+    cache.device = experiment.run_opts.get("device") or infer_device()
+    settings["encoder_key"] = cache.key
+    settings["data"] = describe_data(splits)
+    experiment.record()
+
+    del splits["test"]  # the held-out session is not even encoded
+    splits = extract_features(
+        cache, splits, experiment.skipped_csv, hparams["max_skipped"]
+    )
+    record = [settings, splits["train"], hparams["adapter_data"]]
+    run_on_main(write_adapter_record, args=[experiment.folder, *record])
+    return splits
+
+
+def dataio_prep(hparams, splits, plan):
+    """Makes the datasets "train" and, where there is such a split, "valid"."""
+    entries = {"train": plan.entries, "valid": splits["valid"]}
+    return {
+        name: make_dataset(
+            entries[name],
+            {"": hparams["feature_cache"]},
+            max_frames=hparams["max_frames"],
+            long_utterances=hparams["long_utterances"],
+        )
+        for name in entries
+        if entries[name]
+    }
+
+
+# Model, loss, step, evaluation -----------------------------------------------
 
 
 class AdapterBrain(RecipeBrain):
     """Trains the student by mask prediction and self-distillation."""
 
+    has_validation = True
     diagnostics = None  # what is watched, if anything
 
     def compute_forward(self, batch, stage):
@@ -126,36 +164,21 @@ class AdapterBrain(RecipeBrain):
         if stage != sb.Stage.TRAIN:
             self.valid_statistics.add(values, len(masked))
             return losses["loss"]
-        # after the losses, which used the attributes as they were
-        self.update_attributes(frames, codes)
-        share, weight = self.weigh_batch(len(masked))
-        self.statistics.add(values, share)
-        return weight * losses["loss"]
-
-    def update_attributes(self, frames, codes):
-        """Moves the local attributes, once per optimiser step (Eq. 5)."""
-        attributes = self.modules.local_attributes
+        # Eq. 5, once per optimiser step; after the losses, which used the
+        # attributes as they were
         if self.should_step:
             attributes.update(frames, codes)
         else:
             attributes.collect_(frames, codes)
-
-    def on_fit_batch_start(self, batch, should_step):
-        """Sets the learning rate of the coming step."""
-        self.set_learning_rates(self.hparams.lr_schedule(self.progress()))
-
-    def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Moves the teacher, once per optimiser step (Eq. 2)."""
-        if self.has_stepped:
-            self.modules.teacher.update(self.modules.student, self.progress())
+        share, weight = self.weigh_batch(len(masked))
+        self.statistics.add(values, share)
+        return weight * losses["loss"]
 
     def init_optimizers(self):
         """Gives the optimiser the parameters of student and predictor."""
+        trained = [self.modules.student, self.modules.predictor]
         self.optimizer = self.opt_class(
-            [
-                *self.modules.student.parameters(),
-                *self.modules.predictor.parameters(),
-            ]
+            [parameter for part in trained for parameter in part.parameters()]
         )
         self.optimizers_dict = {"optimizer": self.optimizer}
         self.checkpointer.add_recoverable("optimizer", self.optimizer)
@@ -168,97 +191,30 @@ class AdapterBrain(RecipeBrain):
             row = dict.fromkeys(("lr", "rec_weight", "ema_decay"))
             self.log_row({"epoch": 0, "steps": 0, **row}, values, None, None)
 
-    def diagnose(self, epoch):
-        """Measures what the frames tell, in epochs that are due.
+    def on_fit_batch_start(self, batch, should_step):
+        """Sets the learning rate of the coming step."""
+        self.set_learning_rates(self.hparams.lr_schedule(self.progress()))
 
-        Arguments
-        ---------
-        epoch : int
-            0 before the training.
-
-        Returns
-        -------
-        values : dict
-            See
-            :class:`speechbrain_wap.evaluation.diagnostics.Diagnostics`; empty
-            in the other epochs.
-
-        Raises
-        ------
-        RecipeError
-            If frames are not finite.
-        """
-        every = self.hparams.probe_every
-        if self.diagnostics is None or not every:
-            return {}
-        if epoch % every != 0 and epoch != self.hparams.number_of_epochs:
-            return {}
-        # by one rank, which reads the cache of its node; the modules as they
-        # are under the wrappers for several ranks, or for torch.compile
-        values = run_on_main(
-            self.diagnostics.measure,
-            args=[self.hparams.student, self.hparams.teacher],
-        )
-        if any(value != value for value in values.values()):
-            raise self.not_finite("the networks' frames are not finite")
-        if epoch > 0:
-            rows = [
-                row
-                for row in self.statistics.rows
-                if row.get("probe_raw") is not None
-            ]
-            settings = {k: getattr(self.hparams, k, None) for k in CURES}
-            warning = explain_loss(epoch, values, rows, settings)
-            if warning:
-                logger.warning(warning)
-        return values
-
-    def log_row(self, row, values, train_stats, valid_stats):
-        """Writes an epoch to train_log.txt and history.json.
-
-        Arguments
-        ---------
-        row : dict
-            The epoch and what held in it.
-        values : dict
-            What :meth:`diagnose` gave.
-        train_stats : dict or None
-            Means over the training.
-        valid_stats : dict or None
-            Means over the validation.
-        """
-        shown = {**row, **values}
-        self.hparams.train_logger.log_stats(
-            {key: value for key, value in shown.items() if value is not None},
-            train_stats=train_stats,
-            valid_stats=valid_stats,
-        )
-        self.statistics.end_epoch(
-            {
-                **row,
-                **dict.fromkeys(DIAGNOSTICS),
-                **values,
-                "train": train_stats,
-                "valid": valid_stats,
-            }
-        )
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Moves the teacher, once per optimiser step (Eq. 2)."""
+        if self.has_stepped:
+            self.modules.teacher.update(self.modules.student, self.progress())
 
     def on_stage_start(self, stage, epoch=None):
         """Starts the count of used attributes or the validation means."""
         super().on_stage_start(stage, epoch)
-        if stage == sb.Stage.TRAIN:
-            if self.step == 0:
-                self.modules.local_attributes.reset_usage()
-        else:
+        if stage != sb.Stage.TRAIN:
             self.valid_statistics = EpochStatistics("")
+        elif self.step == 0:
+            self.modules.local_attributes.reset_usage()
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs the epoch and saves a checkpoint."""
         super().on_stage_end(stage, stage_loss, epoch)
+        valid_stats = None
         if stage == sb.Stage.TRAIN:
-            self.train_stats = self.statistics.means()
-            attributes = self.modules.local_attributes
-            self.train_stats |= attributes.usage_statistics()
+            usage = self.modules.local_attributes.usage_statistics()
+            self.train_stats = {**self.statistics.means(), **usage}
             spread = self.train_stats["teacher_spread"]
             if spread < COLLAPSED_SPREAD:
                 logger.warning(
@@ -268,8 +224,7 @@ class AdapterBrain(RecipeBrain):
                 )
             if self.has_validation:
                 return
-        valid_stats = None
-        if stage == sb.Stage.VALID:
+        else:
             valid_stats = self.valid_statistics.means()
         row = {
             "epoch": epoch,
@@ -285,113 +240,57 @@ class AdapterBrain(RecipeBrain):
             meta={"epoch": epoch}, num_to_keep=2
         )
 
-
-def dataio_prep(hparams, splits, cache, plan):
-    """Makes the datasets of the training and validation utterances.
-
-    Arguments
-    ---------
-    hparams : dict
-        The YAML's values.
-    splits : dict
-        Manifest entries by utterance id of each split.
-    cache : speechbrain_wap.features.FeatureCache
-        The filled feature cache.
-    plan : speechbrain_wap.data.sampling.EpochPlan
-        How often an epoch has each training utterance.
-
-    Returns
-    -------
-    datasets : dict
-        "train" and "valid"; the latter is None where there is nothing to
-        validate on but the held-out session.
-    """
-    entries = {"train": plan.entries, "valid": splits["valid"]}
-    return {
-        name: make_dataset(
-            entries[name],
-            {"": cache},
-            max_frames=hparams["max_frames"],
-            long_utterances=hparams["long_utterances"],
+    def diagnose(self, epoch):
+        """Measures what the frames tell, in epochs that are due; else {}."""
+        every, last = self.hparams.probe_every, self.hparams.number_of_epochs
+        if self.diagnostics is None or not every:
+            return {}
+        if epoch % every != 0 and epoch != last:
+            return {}
+        # by one rank, which reads the cache of its node; the modules as they
+        # are under the wrappers for several ranks, or for torch.compile
+        values = run_on_main(
+            self.diagnostics.measure,
+            args=[self.hparams.student, self.hparams.teacher],
         )
-        if entries[name]
-        else None
-        for name in entries
-    }
+        if any(value != value for value in values.values()):  # NaN
+            raise self.nonfinite_error("the networks' frames are not finite")
+        if epoch > 0:
+            rows = self.statistics.rows
+            rows = [row for row in rows if row.get("probe_raw") is not None]
+            settings = {k: getattr(self.hparams, k, None) for k in CURES}
+            warning = explain_loss(epoch, values, rows, settings)
+            if warning:
+                logger.warning(warning)
+        return values
+
+    def log_row(self, row, values, train_stats, valid_stats):
+        """Writes an epoch to train_log.txt and history.json."""
+        shown = {k: v for k, v in {**row, **values}.items() if v is not None}
+        stats = {"train": train_stats, "valid": valid_stats}
+        self.hparams.train_logger.log_stats(
+            shown, train_stats=train_stats, valid_stats=valid_stats
+        )
+        row = {**row, **dict.fromkeys(DIAGNOSTICS), **values, **stats}
+        self.statistics.end_epoch(row)
 
 
-def run(command):
-    """Trains one fold's adapter, or a universal one.
-
-    Arguments
-    ---------
-    command : speechbrain_wap.training.command_line.Command
-        A YAML file and the user's values.
-    """
-    start_ranks(command.run_opts)
-    experiment = Experiment(command, NEEDED)
-    check_flag("input_norm", experiment.hparams["input_norm"])
-    with experiment.open():
-        sb.create_experiment_directory(experiment.folder)
-        train(experiment)
+# The experiment --------------------------------------------------------------
 
 
 def train(experiment):
-    """Prepares one fold and trains its adapter.
-
-    Arguments
-    ---------
-    experiment : speechbrain_wap.training.experiment.Experiment
-        The run.
-    """
-    hparams, settings = experiment.hparams, experiment.settings
+    """Prepares one fold and trains its adapter."""
+    hparams = experiment.hparams
     corpora = parse_corpora(hparams["corpora"])
-    if not hparams["skip_prep"]:
-        run_on_main(
-            prepare_adapter_data,
-            kwargs={
-                "corpus": {
-                    **hparams["corpus"],
-                    "corpus_table": experiment.corpus_table,
-                },
-                "plan": hparams["fold_plan"],
-                "adapter_data": hparams["adapter_data"],
-                "manifests": {
-                    "train": hparams["train_annotation"],
-                    "valid": hparams["valid_annotation"],
-                    "test": hparams["test_annotation"],
-                },
-                "corpora": corpora,
-                "left_out_csv": experiment.left_out_csv,
-            },
-        )
-    splits = experiment.read_splits(("wav", "speaker"))
+    splits = prepare_data(experiment, corpora)
     cache = hparams["feature_cache"]
-    cache.device = experiment.run_opts.get("device") or infer_device()
-    settings["encoder_key"] = cache.key
-    settings["data"] = describe_data(splits)
-    experiment.record()
-
-    del splits["test"]  # the held-out session is not even encoded
-    splits = extract_features(
-        cache, splits, experiment.skipped_csv, hparams["max_skipped"]
-    )
-    run_on_main(
-        write_adapter_record,
-        args=[
-            experiment.folder,
-            settings,
-            splits["train"],
-            hparams["adapter_data"],
-        ],
-    )
     plan = plan_epochs(
         splits["train"],
         corpora,
         hparams["corpus_weight"],
         hparams["seed"],
     )
-    datasets = dataio_prep(hparams, splits, cache, plan)
+    datasets = dataio_prep(hparams, splits, plan)
     if hparams["input_norm"]:
         statistics = cache.measure_frames(
             [
@@ -410,7 +309,7 @@ def train(experiment):
         opt_class=hparams["opt_class"],
         checkpointer=hparams["checkpointer"],
     )
-    brain.has_validation = datasets["valid"] is not None
+    brain.has_validation = "valid" in datasets
     if hparams["probe_every"]:
         brain.diagnostics = Diagnostics(
             splits["train"],
@@ -429,19 +328,29 @@ def train(experiment):
     brain.fit(
         brain.hparams.epoch_counter,
         train_loader,
-        datasets["valid"],
+        datasets.get("valid"),
         valid_loader_kwargs=hparams["valid_dataloader_options"],
     )
 
 
-def main(arguments):
-    """Reads the command line and runs.
+def run(command):
+    """Trains one fold's adapter, or a universal one.
 
     Arguments
     ---------
-    arguments : list of str
-        A YAML file and ``--key=value``.
+    command : speechbrain_wap.training.command_line.Command
+        A YAML file and the user's values.
     """
+    start_ranks(command.run_opts)
+    experiment = Experiment(command, NEEDED)
+    check_flag("input_norm", experiment.hparams["input_norm"])
+    with experiment.open():
+        sb.create_experiment_directory(experiment.folder)
+        train(experiment)
+
+
+def main(arguments):
+    """Reads the command line, a list of str, and runs."""
     run(read_command(arguments))
 
 

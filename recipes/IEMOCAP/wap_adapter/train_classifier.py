@@ -19,6 +19,7 @@ import json
 import pandas as pd
 import speechbrain as sb
 import torch
+from sklearn.metrics import confusion_matrix
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.distributed import (
     if_main_process,
@@ -48,443 +49,36 @@ from speechbrain_wap.training.brain import RecipeBrain
 from speechbrain_wap.training.command_line import read_command
 from speechbrain_wap.training.experiment import Experiment, run_script
 from speechbrain_wap.training.ranks import gather_over_ranks, start_ranks
+from speechbrain_wap.training.statistics import EpochStatistics
 
 logger = get_logger(__name__)
 
 # Keys that a YAML for this script must have; the first tells it from others
 NEEDED = (
-    "model",
-    "augmenter",
-    "modules",
-    "compute_cost",
-    "opt_class",
-    "classifier_opt_class",
-    "lr_schedule",
-    "epoch_counter",
-    "train_logger",
-    "checkpointer",
-    "classes",
-    "corpus",
-    "fold",
-    "fold_plan",
-    "model_selection",
-    "label_fraction",
-    "adapter_folder",
-    "seed",
-    "encoder_source",
-    "encoder_layer",
-    "number_of_epochs",
-    "batch_size",
-)
+    "model augmenter modules compute_cost opt_class classifier_opt_class "
+    "lr_schedule epoch_counter train_logger checkpointer classes corpus fold "
+    "fold_plan model_selection label_fraction adapter_folder seed "
+    "encoder_source encoder_layer number_of_epochs batch_size"
+).split()
 
 
-class EmotionBrain(RecipeBrain):
-    """Trains whatever emotion model the YAML wires.
-
-    Arguments
-    ---------
-    experiment : speechbrain_wap.training.experiment.Experiment
-        The run.
-    splits : dict
-        Manifest entries by utterance id of each split.
-    classes : list of str
-        The classes in their order.
-    class_weights : torch.Tensor
-        Weight of each class in the cross entropy, shape [C] (D19).
-    **wired : dict
-        ``modules``, ``opt_class`` and ``checkpointer``, as SpeechBrain's.
-    """
-
-    def __init__(self, experiment, splits, classes, class_weights, **wired):
-        super().__init__(experiment, **wired)
-        self.experiment = experiment
-        self.splits, self.classes = splits, classes
-        self.class_weights = class_weights
-        # in what the model's hooks see: the training utterances, once each
-        self.measured = ()
-
-    def compute_forward(self, batch, stage):
-        """Computes the logits of the classes."""
-        # lengths and masks stay on the CPU: a GPU need not be waited for
-        frames = {
-            name: getattr(batch, feats_key(name))
-            for name in self.experiment.caches
-        }
-        lens = {name: frames[name].lengths for name in frames}
-        mask = dict.fromkeys(frames)
-        if stage == sb.Stage.TRAIN:
-            for name in frames:
-                num_frames, _ = valid_frames(
-                    lens[name], frames[name].data.shape[1]
-                )
-                mask[name] = self.hparams.augmenter.mask(
-                    batch.id,
-                    batch.mask_probability.tolist(),
-                    num_frames,
-                    self.hparams.epoch_counter.current,
-                )
-        feats = {
-            name: frames[name].data.to(self.device, non_blocking=True)
-            for name in frames
-        }
-        if list(feats) == [""]:
-            return self.modules.model(feats[""], lens[""], mask[""])
-        return self.modules.model(feats, lens, mask)
-
-    def compute_objectives(self, predictions, batch, stage):
-        """Adds up the losses, and keeps predictions to be scored."""
-        predictions = predictions.float()
-        batch = batch.to(self.device)
-        batch.speaker = batch.speaker_index
-        if stage == sb.Stage.TRAIN:
-            return self.train_objectives(predictions, batch)
-        losses = self.compute_losses(predictions, batch)
-        probabilities = predictions.softmax(dim=-1).cpu().tolist()
-        self.predicted.update(zip(batch.id, probabilities))
-        sums = {name: float(loss) for name, loss in losses.items()}
-        self.loss_sums.add(sums, len(batch.id))
-        return losses["loss"]
-
-    def compute_losses(self, predictions, batch):
-        """Joins the cross entropy with the model's own losses.
-
-        Arguments
-        ---------
-        predictions : torch.Tensor
-            Logits, shape [B, C].
-        batch : speechbrain.dataio.batch.PaddedBatch
-            Has target and speaker, each of shape [B].
-
-        Returns
-        -------
-        losses : dict
-            Scalars; "loss" is their sum, which stands alone where there is
-            the cross entropy only.
-        """
-        losses = {"cross_entropy": self.cross_entropy(predictions, batch)}
-        model = self.hparams.model
-        if hasattr(model, "losses"):
-            losses.update(model.losses(predictions, batch))
-        if "loss" in losses:
-            raise RecipeError(
-                f"{type(model).__name__}.losses gives one that is called loss, "
-                "which their sum is called: give it another name."
-            )
-        if list(losses) == ["cross_entropy"]:
-            return {"loss": losses["cross_entropy"]}
-        return {"loss": sum(losses.values()), **losses}
-
-    def cross_entropy(self, predictions, batch):
-        """Computes the cross entropy with the classes' weights (D19)."""
-        targets = batch.target
-        weights = self.class_weights.to(targets.device)[targets]
-        losses = self.hparams.compute_cost(
-            predictions, targets, reduction="none"
-        )
-        # not divided by the batch's own weights: batches add up
-        return (weights * losses).mean()
-
-    def train_objectives(self, predictions, batch):
-        """Computes the loss of which the ranks' mean is the batch's."""
-        count = len(batch.target) - self.repeats_last()
-        if count < len(batch.target):
-            predictions = predictions[:count]
-            batch.target = batch.target[:count]
-            batch.speaker = batch.speaker[:count]
-        if count:
-            losses = self.compute_losses(predictions, batch)
-        else:
-            losses = {"loss": predictions.sum()}  # 0, a part of the graph
-        share, weight = self.weigh_batch(count)
-        self.statistics.add(losses, share)
-        return weight * losses["loss"]
-
-    def init_optimizers(self):
-        """Makes one optimiser for the backbone and one for all else."""
-        backbone = getattr(self.hparams.model, "backbone", None)
-        ground = [] if backbone is None else list(backbone.parameters())
-        known = set(map(id, ground))
-        top = [
-            parameter
-            for parameter in self.modules.model.parameters()
-            if id(parameter) not in known
-        ]
-        self.optimizers_dict = {}
-        if ground:
-            self.optimizers_dict["optimizer"] = self.opt_class(ground)
-        if top:
-            make = self.hparams.classifier_opt_class
-            self.optimizers_dict["classifier_optimizer"] = make(top)
-        self.optimizer = next(iter(self.optimizers_dict.values()))
-        for name, optimizer in self.optimizers_dict.items():
-            self.checkpointer.add_recoverable(name, optimizer)
-
-    def on_fit_start(self):
-        """Shows the model the training data, unless a run goes on."""
-        super().on_fit_start()
-        if self.optimizer_step == 0:
-            self.show_data("before_fit")
-
-    def on_evaluate_start(self, **kwargs):
-        """Shows the model that is tested the training data."""
-        super().on_evaluate_start(**kwargs)
-        self.show_data("after_fit")
-
-    def show_data(self, hook):
-        """Calls a hook of the model on one rank, and shares what it found.
-
-        Arguments
-        ---------
-        hook : str
-            "before_fit" or "after_fit".
-        """
-        model = self.hparams.model  # as it is under the wrappers
-        if not hasattr(model, hook):
-            return
-
-        def look():
-            """Calls the hook; returns the model's state."""
-            getattr(model, hook)(OneByOne(self.measured, self.device))
-            return {
-                key: value.cpu() if torch.is_tensor(value) else value
-                for key, value in model.state_dict().items()
-            }
-
-        model.load_state_dict(run_on_main(look))
-
-    def on_fit_batch_start(self, batch, should_step):
-        """Sets the learning rate of the coming step."""
-        self.set_learning_rates(self.hparams.lr_schedule(self.progress()))
-
-    def on_stage_start(self, stage, epoch=None):
-        """Empties the list of predictions."""
-        super().on_stage_start(stage, epoch)
-        if stage != sb.Stage.TRAIN:
-            self.predicted = {}
-            self.loss_sums = type(self.statistics)("")
-
-    def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Logs the scores, saves checkpoints, writes the predictions."""
-        super().on_stage_end(stage, stage_loss, epoch)
-        if stage == sb.Stage.TRAIN:
-            self.train_stats = self.statistics.means()
-            return
-        self.gather_predictions()
-        split = "valid" if stage == sb.Stage.VALID else "test"
-        table = self.prediction_table(self.splits[split])
-        scores = emotion_scores(
-            table["label"], table["prediction"], self.classes
-        )
-        stats = {**self.loss_sums.means(), **scores}
-        if stage == sb.Stage.VALID:
-            row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
-            self.hparams.train_logger.log_stats(
-                row, train_stats=self.train_stats, valid_stats=stats
-            )
-            self.statistics.end_epoch(
-                {**row, "train": self.train_stats, "valid": stats}
-            )
-            best = self.hparams.model_selection == "best"
-            self.checkpointer.save_and_keep_only(
-                meta={"epoch": epoch, "UA": scores["UA"]},
-                num_to_keep=2,
-                max_keys=["UA"] if best else [],
-            )
-        else:
-            self.hparams.train_logger.log_stats(
-                {"Epoch loaded": self.hparams.epoch_counter.current},
-                test_stats=stats,
-            )
-            if if_main_process():
-                self.write_results(table, scores)
-
-    def gather_predictions(self):
-        """Joins the ranks' shares of the predictions."""
-        shares = gather_over_ranks(self.predicted)
-        self.predicted = {k: v for share in shares for k, v in share.items()}
-
-    def prediction_table(self, split):
-        """Tabulates the predictions in the order of the manifest."""
-        rows = []
-        for key, entry in split.items():
-            if self.debug and key not in self.predicted:
-                continue  # --debug stops after a few batches
-            probabilities = self.predicted[key]
-            best = max(range(len(self.classes)), key=probabilities.__getitem__)
-            rows.append(
-                {
-                    "id": key,
-                    "session": entry["session"],
-                    "speaker": entry["speaker"],
-                    "label": entry["label"],
-                    "prediction": self.classes[best],
-                    **dict(zip(self.classes, probabilities)),
-                }
-            )
-        return pd.DataFrame(rows)
-
-    def write_results(self, table, scores):
-        """Writes predictions.csv, then scores.json, which marks the end."""
-        predictions_csv = self.experiment.predictions_csv
-        with write_atomically(predictions_csv) as temporary:
-            table.to_csv(temporary, index=False)
-        if self.debug:
-            return  # scores.json says that a fold is finished
-        confusion = pd.crosstab(table["label"], table["prediction"])
-        confusion = confusion.reindex(
-            index=self.classes, columns=self.classes, fill_value=0
-        )
-        result = {
-            "classes": self.classes,
-            "fold": self.hparams.fold,
-            "seed": self.hparams.seed,
-            "number_of_epochs": self.hparams.number_of_epochs,
-            "num_labelled": self.experiment.settings["num_labelled"],
-            "session": "+".join(sorted(set(table["session"]))),
-            "n": len(table),
-            **scores,
-            "confusion": confusion.to_numpy().tolist(),
-            "predictions_digest": digest_file(predictions_csv),
-        }
-        write_text(self.experiment.scores, json.dumps(result, indent=1))
+# Data ------------------------------------------------------------------------
 
 
-class OneByOne:
-    """Batches of one utterance each, as often as they are asked for.
-
-    Arguments
-    ---------
-    dataset : speechbrain.dataio.dataset.DynamicItemDataset
-        The utterances.
-    device : torch.device
-        Where the batches go.
-    """
-
-    def __init__(self, dataset, device):
-        self.dataset = dataset
-        self.device = device
-
-    def __len__(self):
-        """Counts the utterances."""
-        return len(self.dataset)
-
-    def __iter__(self):
-        for item in self.dataset:
-            yield PaddedBatch([item]).to(self.device)
-
-
-def dataio_prep(hparams, caches, splits, labelled, classes):
-    """Makes the datasets of the labelled utterances.
-
-    Arguments
-    ---------
-    hparams : dict
-        The YAML's values.
-    caches : dict
-        The filled feature caches, by name.
-    splits : dict
-        Manifest entries by utterance id of each split.
-    labelled : dict
-        Those of the training utterances whose labels are used.
-    classes : list of str
-        The classes in their order.
-
-    Returns
-    -------
-    datasets : dict
-        "train" (with the minority classes' copies), "valid", "test", and
-        "measured": all training utterances, once each.
-    plan : speechbrain_wap.data.sampling.EpochPlan
-        How often an epoch has each training utterance: it has as many of them
-        as with all labels.
-    """
-    augmenter = hparams["augmenter"]
-    train = augmenter.plan(labelled)
-    places = len(augmenter.plan(splits["train"]))
-    plan = EpochPlan(train, [(list(train), places)], hparams["seed"])
-    speakers = sorted({e["speaker"] for e in splits["train"].values()})
-    entries = {
-        **splits,
-        "train": plan.entries,
-        "measured": splits["train"],
-    }
-    datasets = {
-        name: make_labelled_dataset(
-            entries[name],
-            caches,
-            classes,
-            speakers,
-            max_frames=hparams["max_frames"],
-            long_utterances=hparams["long_utterances"],
-            keys=["mask_probability"] * (name == "train"),
-        )
-        for name in ("train", "valid", "test", "measured")
-    }
-    return datasets, plan
-
-
-def weigh_classes(plan, classes, class_weights):
-    """Weighs the classes' losses.
-
-    Arguments
-    ---------
-    plan : speechbrain_wap.data.sampling.EpochPlan
-        How often an epoch has each utterance.
-    classes : list of str
-        The classes in their order.
-    class_weights : str
-        "none": 1; "balanced": inverse to how often an epoch has the class,
-        with a mean of 1 over the epoch.
-
-    Returns
-    -------
-    weights : torch.Tensor
-        Shape [C].
-    """
-    if class_weights == "none":
-        return torch.ones(len(classes))
-    counts = torch.zeros(len(classes))
-    for key, weight in plan.weights.items():
-        counts[classes.index(plan.entries[key]["label"])] += weight
-    return counts.sum() / (len(classes) * counts)
-
-
-def run(command):
-    """Trains and tests one fold.
-
-    Arguments
-    ---------
-    command : speechbrain_wap.training.command_line.Command
-        A YAML file and the user's values.
-    """
-    start_ranks(command.run_opts)
-    experiment = Experiment(command, NEEDED)
-    with experiment.open():
-        sb.create_experiment_directory(experiment.folder)
-        train(experiment)
-
-
-def train(experiment):
-    """Prepares, trains and tests one fold.
-
-    Arguments
-    ---------
-    experiment : speechbrain_wap.training.experiment.Experiment
-        The run.
-    """
+def prepare_data(experiment):
+    """Writes the manifests, encodes their audio; gives splits and classes."""
     hparams, settings = experiment.hparams, experiment.settings
     if not hparams["skip_prep"]:
+        table = {"corpus_table": experiment.corpus_table}
+        # an own corpus given to a recipe for another one has other classes
+        is_own = "corpus_csv" in experiment.overrides
         run_on_main(
             prepare_classifier_data,
             kwargs={
-                "corpus": {
-                    **hparams["corpus"],
-                    "corpus_table": experiment.corpus_table,
-                },
+                "corpus": {**hparams["corpus"], **table},
                 "plan": hparams["fold_plan"],
                 "classes": hparams["classes"],
-                # an own corpus given to a recipe for another one
-                "explicit_classes": "corpus_csv" not in experiment.overrides
+                "explicit_classes": not is_own
                 or "classes" in experiment.overrides,
                 "dialogue_style": hparams["dialogue_style"],
                 "manifests": {
@@ -502,16 +96,328 @@ def train(experiment):
         splits = extract_features(
             cache, splits, experiment.skipped_csv, hparams["max_skipped"]
         )
-    check_labels(
-        {
-            name: [entry["label"] for entry in split.values()]
-            for name, split in splits.items()
-        },
-        classes,
-    )
+    labels = {
+        name: [entry["label"] for entry in split.values()]
+        for name, split in splits.items()
+    }
+    check_labels(labels, classes)
     settings["encoder_key"] = experiment.encoder_key
     settings["class_names"] = classes
     settings["data"] = describe_data(splits, classes)
+    return splits, classes
+
+
+def dataio_prep(hparams, caches, splits, labelled, classes):
+    """Makes the datasets, and the plan of how often an epoch has what.
+
+    "train" has the labelled utterances, and copies: an epoch has as many as
+    with all labels; "measured" has all training utterances, once each.
+    """
+    augmenter = hparams["augmenter"]
+    train = augmenter.plan(labelled)
+    places = len(augmenter.plan(splits["train"]))
+    plan = EpochPlan(train, [(list(train), places)], hparams["seed"])
+    speakers = sorted({e["speaker"] for e in splits["train"].values()})
+    entries = {**splits, "train": plan.entries, "measured": splits["train"]}
+    datasets = {
+        name: make_labelled_dataset(
+            entries[name],
+            caches,
+            classes,
+            speakers,
+            max_frames=hparams["max_frames"],
+            long_utterances=hparams["long_utterances"],
+            keys=["mask_probability"] * (name == "train"),
+        )
+        for name in ("train", "valid", "test", "measured")
+    }
+    return datasets, plan
+
+
+def weigh_classes(plan, classes, class_weights):
+    """Weighs the classes' losses, shape [C] (D19).
+
+    By 1, or ("balanced") inversely to how often an epoch has the class, with a
+    mean of 1 over the epoch.
+    """
+    if class_weights == "none":
+        return torch.ones(len(classes))
+    counts = torch.zeros(len(classes))
+    for key, weight in plan.weights.items():
+        counts[classes.index(plan.entries[key]["label"])] += weight
+    return counts.sum() / (len(classes) * counts)
+
+
+class OneByOne:
+    """Batches of one utterance each, as often as they are iterated over."""
+
+    def __init__(self, dataset, device):
+        self.dataset, self.device = dataset, device
+
+    def __iter__(self):
+        for item in self.dataset:
+            yield PaddedBatch([item]).to(self.device)
+
+
+# Model, loss, step, evaluation -----------------------------------------------
+
+
+class EmotionBrain(RecipeBrain):
+    """Trains whatever emotion model the YAML wires.
+
+    Arguments
+    ---------
+    experiment : speechbrain_wap.training.experiment.Experiment
+        The run.
+    splits : dict
+        Manifest entries by utterance id of each split.
+    classes : list of str
+        The classes in their order.
+    class_weights : torch.Tensor
+        Weight of each class in the cross entropy, shape [C] (D19).
+    **wired : dict
+        SpeechBrain's ``modules``, ``opt_class`` and ``checkpointer``.
+    """
+
+    measured = ()  # the training utterances that the model's hooks see
+
+    def __init__(self, experiment, splits, classes, class_weights, **wired):
+        super().__init__(experiment, **wired)
+        self.experiment = experiment
+        self.splits, self.classes = splits, classes
+        self.class_weights = class_weights
+
+    def compute_forward(self, batch, stage):
+        """Computes the logits of the classes."""
+        feats, lens, mask = {}, {}, {}
+        for name in self.experiment.caches:
+            # lengths and masks stay on the CPU: a GPU need not be waited for
+            frames, lens[name] = getattr(batch, feats_key(name))
+            mask[name] = None
+            if stage == sb.Stage.TRAIN:
+                num_frames, _ = valid_frames(lens[name], frames.shape[1])
+                mask[name] = self.hparams.augmenter.mask(
+                    batch.id,
+                    batch.mask_probability.tolist(),
+                    num_frames,
+                    self.hparams.epoch_counter.current,
+                )
+            feats[name] = frames.to(self.device, non_blocking=True)
+        if list(feats) == [""]:
+            feats, lens, mask = feats[""], lens[""], mask[""]
+        return self.modules.model(feats, lens, mask)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """Adds up the losses, and keeps predictions to be scored."""
+        predictions = predictions.float()
+        batch = batch.to(self.device)
+        batch.speaker = batch.speaker_index
+        training = stage == sb.Stage.TRAIN
+        if training and self.repeats_last():
+            predictions = predictions[:-1]
+            batch.target, batch.speaker = batch.target[:-1], batch.speaker[:-1]
+        count = len(predictions)
+        if count:
+            losses = self.compute_losses(predictions, batch)
+        else:
+            losses = {"loss": predictions.sum()}  # 0, a part of the graph
+        if training:
+            share, weight = self.weigh_batch(count)
+            self.statistics.add(losses, share)
+            return weight * losses["loss"]
+        probabilities = predictions.softmax(dim=-1).cpu().tolist()
+        self.predicted.update(zip(batch.id, probabilities))
+        sums = {name: float(loss) for name, loss in losses.items()}
+        self.loss_sums.add(sums, count)
+        return losses["loss"]
+
+    def compute_losses(self, predictions, batch):
+        """Joins the cross entropy with the model's own losses, if any."""
+        weights = self.class_weights.to(predictions.device)[batch.target]
+        losses = self.hparams.compute_cost(
+            predictions, batch.target, reduction="none"
+        )
+        # not divided by the batch's own weights: batches add up
+        losses = {"cross_entropy": (weights * losses).mean()}
+        model = self.hparams.model
+        if hasattr(model, "losses"):
+            losses.update(model.losses(predictions, batch))
+        if "loss" in losses:
+            raise RecipeError(
+                f"{type(model).__name__}.losses gives one that is called loss, "
+                "which their sum is called: give it another name."
+            )
+        if list(losses) == ["cross_entropy"]:
+            return {"loss": losses["cross_entropy"]}
+        return {"loss": sum(losses.values()), **losses}
+
+    def init_optimizers(self):
+        """Makes one optimiser for the backbone and one for all else."""
+        backbone = getattr(self.hparams.model, "backbone", None)
+        lower = [] if backbone is None else list(backbone.parameters())
+        known = set(map(id, lower))
+        upper = [
+            parameter
+            for parameter in self.modules.model.parameters()
+            if id(parameter) not in known
+        ]
+        self.optimizers_dict = {}
+        if lower:
+            self.optimizers_dict["optimizer"] = self.opt_class(lower)
+        if upper:
+            make = self.hparams.classifier_opt_class
+            self.optimizers_dict["classifier_optimizer"] = make(upper)
+        self.optimizer = next(iter(self.optimizers_dict.values()))
+        for name, optimizer in self.optimizers_dict.items():
+            self.checkpointer.add_recoverable(name, optimizer)
+
+    def call_hook(self, hook):
+        """Calls a hook of the model on one rank, and shares what it found."""
+        model = self.hparams.model  # as it is under the wrappers
+        if not hasattr(model, hook):
+            return
+
+        def measure():
+            """Lets the model look at the data; gives its state."""
+            getattr(model, hook)(OneByOne(self.measured, self.device))
+            return {
+                key: value.cpu() if torch.is_tensor(value) else value
+                for key, value in model.state_dict().items()
+            }
+
+        model.load_state_dict(run_on_main(measure))
+
+    def on_fit_start(self):
+        """Shows the model the training data, unless a run goes on."""
+        super().on_fit_start()
+        if self.optimizer_step == 0:
+            self.call_hook("before_fit")
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Sets the learning rate of the coming step."""
+        self.set_learning_rates(self.hparams.lr_schedule(self.progress()))
+
+    def on_evaluate_start(self, **kwargs):
+        """Shows the model that is tested the training data."""
+        super().on_evaluate_start(**kwargs)
+        self.call_hook("after_fit")
+
+    def on_stage_start(self, stage, epoch=None):
+        """Empties the list of predictions."""
+        super().on_stage_start(stage, epoch)
+        if stage != sb.Stage.TRAIN:
+            self.predicted, self.loss_sums = {}, EpochStatistics("")
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Logs the scores, saves checkpoints, writes the predictions."""
+        super().on_stage_end(stage, stage_loss, epoch)
+        if stage == sb.Stage.TRAIN:
+            self.train_stats = self.statistics.means()
+            return
+        table = self.tabulate_predictions(
+            self.splits["valid" if stage == sb.Stage.VALID else "test"]
+        )
+        scores = emotion_scores(
+            table["label"], table["prediction"], self.classes
+        )
+        stats = {**self.loss_sums.means(), **scores}
+        if stage == sb.Stage.TEST:
+            self.hparams.train_logger.log_stats(
+                {"Epoch loaded": self.hparams.epoch_counter.current},
+                test_stats=stats,
+            )
+            if if_main_process():
+                self.write_results(table, scores)
+            return
+        row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
+        self.hparams.train_logger.log_stats(
+            row, train_stats=self.train_stats, valid_stats=stats
+        )
+        self.statistics.end_epoch(
+            {**row, "train": self.train_stats, "valid": stats}
+        )
+        best = self.hparams.model_selection == "best"
+        self.checkpointer.save_and_keep_only(
+            meta={"epoch": epoch, "UA": scores["UA"]},
+            num_to_keep=2,
+            max_keys=["UA"] if best else [],
+        )
+
+    def tabulate_predictions(self, split):
+        """Joins the ranks' predictions, in the order of the manifest."""
+        predicted = {}
+        for share in gather_over_ranks(self.predicted):
+            predicted.update(share)
+        # --debug stops after a few batches
+        keys = [key for key in split if key in predicted or not self.debug]
+        probabilities = pd.DataFrame(
+            [predicted[key] for key in keys], columns=self.classes
+        )
+        table = pd.DataFrame(
+            [split[key] for key in keys],
+            columns=["session", "speaker", "label"],
+        )
+        table.insert(0, "id", keys)
+        table["prediction"] = probabilities.idxmax(axis="columns")
+        return pd.concat([table, probabilities], axis="columns")
+
+    def write_results(self, table, scores):
+        """Writes predictions.csv, then scores.json, which marks the end."""
+        predictions_csv = self.experiment.predictions_csv
+        with write_atomically(predictions_csv) as temporary:
+            table.to_csv(temporary, index=False)
+        if self.debug:
+            return  # scores.json says that a fold is finished
+        confusion = confusion_matrix(
+            table["label"], table["prediction"], labels=self.classes
+        )
+        result = {
+            "classes": self.classes,
+            "fold": self.hparams.fold,
+            "seed": self.hparams.seed,
+            "number_of_epochs": self.hparams.number_of_epochs,
+            "num_labelled": self.experiment.settings["num_labelled"],
+            "session": "+".join(sorted(set(table["session"]))),
+            "n": len(table),
+            **scores,
+            "confusion": confusion.tolist(),
+            "predictions_digest": digest_file(predictions_csv),
+        }
+        write_text(self.experiment.scores, json.dumps(result, indent=1))
+
+
+# The experiment --------------------------------------------------------------
+
+
+def find_adapter_identity(experiment, splits):
+    """Checks the adapter to start from; gives its identity, None without."""
+    model = experiment.hparams["model"]
+    adapter_folder = experiment.hparams["adapter_folder"]
+    if not adapter_folder:
+        return None
+    if not hasattr(model, "backbone"):
+        raise RecipeError(
+            f"adapter_folder={adapter_folder} is of no use to the system "
+            f"{type(model).__name__}, which has no backbone to start from it: "
+            "leave it out."
+        )
+    if len(experiment.caches) > 1:
+        raise RecipeError(
+            f"adapter_folder={adapter_folder} was trained on one stream of "
+            "features, but the YAML wires several feature_caches: leave one "
+            "of them out."
+        )
+    return run_on_main(
+        check_adapter,
+        args=[adapter_folder, experiment.settings, splits],
+        kwargs={"corpus_table": experiment.corpus_table},
+    )
+
+
+def train(experiment):
+    """Prepares, trains and tests one fold."""
+    hparams, settings = experiment.hparams, experiment.settings
+    splits, classes = prepare_data(experiment)
     labelled = choose_labelled(
         splits["train"], hparams["label_fraction"], hparams["seed"]
     )
@@ -521,26 +427,7 @@ def train(experiment):
         f"label_fraction={hparams['label_fraction']}: {len(labelled)} of "
         f"{len(splits['train'])} labelled training utterances ({listing})."
     )
-    model, adapter_folder = hparams["model"], hparams["adapter_folder"]
-    settings["adapter_identity"] = None
-    if adapter_folder:
-        if not hasattr(model, "backbone"):
-            raise RecipeError(
-                f"adapter_folder={adapter_folder} is of no use to the system "
-                f"{type(model).__name__}, which has no backbone to start from "
-                "it: leave it out."
-            )
-        if len(experiment.caches) > 1:
-            raise RecipeError(
-                f"adapter_folder={adapter_folder} was trained on one stream of "
-                "features, but the YAML wires several feature_caches: leave "
-                "one of them out."
-            )
-        settings["adapter_identity"] = run_on_main(
-            check_adapter,
-            args=[adapter_folder, settings, splits],
-            kwargs={"corpus_table": experiment.corpus_table},
-        )
+    settings["adapter_identity"] = find_adapter_identity(experiment, splits)
     experiment.record()
     datasets, plan = dataio_prep(
         hparams, experiment.caches, splits, labelled, classes
@@ -548,6 +435,7 @@ def train(experiment):
 
     # Loading an encoder draws random numbers, reading the cache does not.
     sb.utils.seed.seed_everything(hparams["seed"])
+    model, adapter_folder = hparams["model"], hparams["adapter_folder"]
     model.set_classes(len(classes))
     if adapter_folder:
         load_branch(adapter_folder, hparams["adapter_branch"], model.backbone)
@@ -587,14 +475,23 @@ def train(experiment):
     )
 
 
-def main(arguments):
-    """Reads the command line and runs.
+def run(command):
+    """Trains and tests one fold.
 
     Arguments
     ---------
-    arguments : list of str
-        A YAML file and ``--key=value``.
+    command : speechbrain_wap.training.command_line.Command
+        A YAML file and the user's values.
     """
+    start_ranks(command.run_opts)
+    experiment = Experiment(command, NEEDED)
+    with experiment.open():
+        sb.create_experiment_directory(experiment.folder)
+        train(experiment)
+
+
+def main(arguments):
+    """Reads the command line, a list of str, and runs."""
     run(read_command(arguments))
 
 
