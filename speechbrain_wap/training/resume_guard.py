@@ -65,15 +65,6 @@ LABELS = {
 def is_guarded(key):
     """Tells whether a setting decides what a run computes.
 
-    Arguments
-    ---------
-    key : str
-        A key of the settings.
-
-    Returns
-    -------
-    is_guarded : bool
-
     Example
     -------
     >>> is_guarded("lr"), is_guarded("my_own_key"), is_guarded("cache_folder")
@@ -103,17 +94,7 @@ def guard(settings):
 
 
 def select_named(settings):
-    """Keeps the settings that a default folder's name tells apart.
-
-    Arguments
-    ---------
-    settings : dict
-        Plain values by key.
-
-    Returns
-    -------
-    named : dict
-    """
+    """Keeps the settings that a default folder's name tells apart."""
     return {
         key: value
         for key, value in settings.items()
