@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import joblib
 import torch
@@ -62,10 +63,13 @@ def _warn_of_bf16(option):
 def _time_product(dtype, size=256):
     """Times a matrix product of a type, in seconds."""
     matrix, seconds = torch.ones(size, size, dtype=dtype), []
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several may wait for a core
     for _ in range(4):  # the first one is prepared
         start = time.perf_counter()
         matrix @ matrix
         seconds.append(time.perf_counter() - start)
+    torch.set_num_threads(num_threads)
     return min(seconds)
 
 
@@ -76,19 +80,27 @@ def _warn_of_threads(num_processes, num_threads):
     Threads that wait for each other spin: two processes with two threads each
     on two cores were up to thirty times slower than with one.
     """
-    cores, load = os.cpu_count() or 1, 0.0
-    with suppress(AttributeError, OSError):  # not everywhere
-        load = os.getloadavg()[0]
-    free = cores - int(load + 0.25)  # of a process of a minute's age, 0.63
-    with suppress(AttributeError):
+    cores = os.cpu_count() or 1
+    free = cores - _count_busy_cores()
+    if hasattr(os, "sched_getaffinity"):
         free = min(free, len(os.sched_getaffinity(0)))
-    free = max(free, 1)
-    if num_threads > 1 and num_processes * num_threads > free:
+    free, wanted = max(free, 1), num_processes * num_threads
+    if num_threads > 1 and wanted > free:
         logger.warning(
-            f"{num_processes * num_threads} threads will share {free} free "
-            f"cores (of {cores}, with a load of {load:.1f}), which can make a "
-            "run many times slower: set OMP_NUM_THREADS=1 in the environment."
+            f"this run has {wanted} threads, but {free} of {cores} cores free, "
+            "which may make it many times slower: set OMP_NUM_THREADS=1 in the "
+            "environment."
         )
+
+
+def _count_busy_cores(path="/proc/loadavg"):
+    """Counts the cores that others have used for a minute, and use now."""
+    try:
+        load, _, _, running, _ = Path(path).read_text().split()
+    except OSError:  # not everywhere
+        return 0
+    others = int(running.partition("/")[0]) - 1  # without this process
+    return round(min(float(load), others))
 
 
 def keep_freed_memory():
