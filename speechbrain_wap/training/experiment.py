@@ -85,7 +85,6 @@ class Experiment:
         refuse_changes(Path(reading.output_folder, "save"), self.settings)
         self.hparams = reading.build()
         self.folder = Path(self.hparams["output_folder"])
-
         self.save_folder = self.hparams["save_folder"]
         # the corpus under test
         self.corpus_table = str(self.folder / "corpus.csv")
