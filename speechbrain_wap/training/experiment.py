@@ -1,5 +1,6 @@
 """A run of a train script: what it is told, what is built, where it writes."""
 
+import gc
 import json
 import os
 import sys
@@ -151,6 +152,7 @@ class Experiment:
                 origin = f"# Generated from:\n# {self.hparams_file}\n"
                 write_text(written[0], origin + self.text)
             yield
+        gc.collect()  # a Brain and its checkpointer refer to each other
         give_back_freed_memory()  # a next fold would leave other holes
 
     def remove_empty_save_folder(self):
