@@ -32,6 +32,7 @@ setup(
         "transformers>=5.0,<6",
         "huggingface_hub",
         "hyperpyyaml>=1.2.2",
+        "joblib>=1.4",
         "numpy",
         "ruamel.yaml",
         "scipy",

@@ -35,13 +35,13 @@ def cross_validate(plan):
         """Sums up the runs, and writes what the main process writes."""
         results = sum_up(runs, summarise_settings(plan, folds))
         if if_main_process():
-            adapters, classifiers = list_run_folders(plan, runs)
+            adapters, classifiers = _list_run_folders(plan, runs)
             write_report(
                 plan.output_folder,
                 results,
                 adapters,
                 classifiers,
-                list_notes(plan),
+                _list_notes(plan),
             )
             print(
                 f"\n{score_table(results)}\n\n"
@@ -52,23 +52,8 @@ def cross_validate(plan):
     return run_all(plan, report)
 
 
-def list_run_folders(plan, runs):
-    """Names the output folders of both stages' runs.
-
-    Arguments
-    ---------
-    plan : speechbrain_wap.training.cross_validation.CrossValidation
-        What was run.
-    runs : list of dict
-        Each with fold and seed.
-
-    Returns
-    -------
-    adapters : dict
-        Folder of each stage-1 run, or earlier adapter, by name.
-    classifiers : dict
-        Folder of each stage-2 run, by name.
-    """
+def _list_run_folders(plan, runs):
+    """Names the output folders of both stages' runs, by the run's name."""
     places = {
         f"fold {run['fold']}, seed {run['seed']}": (run["seed"], run["fold"])
         for run in runs
@@ -93,18 +78,8 @@ def list_run_folders(plan, runs):
     return adapters, classifiers
 
 
-def list_notes(plan):
-    """Says in words how the scores came about.
-
-    Arguments
-    ---------
-    plan : speechbrain_wap.training.cross_validation.CrossValidation
-        What was run.
-
-    Returns
-    -------
-    notes : list of str
-    """
+def _list_notes(plan):
+    """Says in words how the scores came about."""
     settings = plan.settings["classifier"]
     source = os.path.basename(os.path.normpath(settings["encoder_source"]))
     how = "without adapter training (from scratch)."
@@ -169,19 +144,7 @@ def list_notes(plan):
 
 
 def summarise_settings(plan, folds):
-    """Picks the settings that results.json and the report show.
-
-    Arguments
-    ---------
-    plan : speechbrain_wap.training.cross_validation.CrossValidation
-        What was run.
-    folds : list of int
-        The folds that were run.
-
-    Returns
-    -------
-    settings : dict
-    """
+    """Picks the settings that results.json and the report show."""
     summary = {
         "adapter_training": plan.adapter_training,
         "folds": folds,

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.training.checkpoints import RandomState
-from speechbrain_wap.training.memory import (
+from speechbrain_wap.training.machine import (
     give_back_freed_memory,
     keep_freed_memory,
 )
@@ -232,7 +232,9 @@ class RecipeBrain(sb.Brain):
         if should_step:
             self.optimizers_step()
         self.on_fit_batch_end(batch, outputs, loss, should_step)
-        if self.device_type == "cpu" and self.step % GIVE_BACK_EVERY == 0:
+        is_last = self.step == self.num_batches
+        is_due = is_last or self.step % GIVE_BACK_EVERY == 0
+        if self.device_type == "cpu" and is_due:
             give_back_freed_memory()
         return loss.detach().cpu()
 

@@ -41,17 +41,7 @@ class Command(NamedTuple):
     run_opts: RunOptions
 
     def change(self, **overrides):
-        """Makes a command with further values.
-
-        Arguments
-        ---------
-        **overrides : dict
-            They count more than those that there are.
-
-        Returns
-        -------
-        command : Command
-        """
+        """Makes a command with further values, which count more."""
         return self._replace(overrides={**self.overrides, **overrides})
 
 
@@ -149,36 +139,22 @@ def read_options(hparams_file, options):
         if key in keys:
             if text is None:
                 raise RecipeError(f"--{key} needs a value: --{key}=...")
-            overrides[key] = parse_value(key, text)
+            overrides[key] = _parse_value(key, text)
         elif key in RunOptions().keys():  # argparse would take prefixes, too
             rest.append(f"--{key}" if text is None else f"--{key}={text}")
         else:
             raise unknown_key(key, [*keys, *RunOptions().keys()])
-    run_opts = read_run_options(rest)
+    run_opts = _read_run_options(rest)
     if run_opts["ckpt_interval_steps"] > 0 and "ckpt_interval_minutes" in keys:
         overrides.setdefault("ckpt_interval_minutes", 0)  # one or the other
     return Command(hparams_file, overrides, run_opts)
 
 
-def parse_value(key, text):
-    """Turns what stands behind ``--key=`` into a value.
+def _parse_value(key, text):
+    """Reads what stands behind ``--key=`` as YAML.
 
-    Arguments
-    ---------
-    key : str
-        The key.
-    text : str
-        YAML, but for folders, files and lists of files without brackets, which
-        stay text: a folder may be called 2024.
-
-    Returns
-    -------
-    value : object
-
-    Example
-    -------
-    >>> parse_value("fold", "2"), parse_value("output_folder", "2")
-    (2, '2')
+    Folders, files and lists of files without brackets stay text: a folder may
+    be called 2024.
     """
     is_text = key in ("encoder_source", "system", "train_log")
     is_text |= key.endswith(PLACE_SUFFIXES)
@@ -193,41 +169,14 @@ def parse_value(key, text):
 
 
 def unknown_key(key, known):
-    """Makes the error for a key that nothing reads.
-
-    Arguments
-    ---------
-    key : str
-        What the user wrote.
-    known : list of str
-        What there is.
-
-    Returns
-    -------
-    error : RecipeError
-    """
+    """Makes the error for a key that is none of those that are known."""
     close = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean --{close[0]}?" if close else "see the YAML file."
     return RecipeError(f"unknown key --{key}: {hint}")
 
 
-def read_run_options(arguments):
-    """Reads SpeechBrain's own options, refusing those that cannot be met.
-
-    Arguments
-    ---------
-    arguments : list of str
-        A YAML file and options of SpeechBrain alone.
-
-    Returns
-    -------
-    run_opts : speechbrain.utils.run_opts.RunOptions
-
-    Raises
-    ------
-    RecipeError
-        If a value is unknown, or the device is not there or cannot compute so.
-    """
+def _read_run_options(arguments):
+    """Reads SpeechBrain's own options, refusing those that cannot be met."""
     said, stderr = io.StringIO(), sys.stderr
     try:
         sys.stderr = said  # argparse prints its usage

@@ -11,7 +11,6 @@ import importlib
 import os
 import shutil
 import time
-from contextlib import suppress
 from copy import copy
 from pathlib import Path
 
@@ -50,6 +49,7 @@ from speechbrain_wap.training.command_line import (
 )
 from speechbrain_wap.training.experiment import Experiment
 from speechbrain_wap.training.jobs import run_jobs
+from speechbrain_wap.training.machine import warn_of_slow_run
 from speechbrain_wap.training.ranks import start_ranks
 from speechbrain_wap.training.resume_guard import (
     default_output_folder,
@@ -116,26 +116,10 @@ def load_scripts():
 
 
 def route_options(options, stages):
-    """Sends each option to the stages that know it.
+    """Splits options into the command's own and those of each stage.
 
-    Arguments
-    ---------
-    options : list of tuple
-        Key and text, or None for a flag.
-    stages : dict
-        Keys of each stage's YAML, by the stage's name.
-
-    Returns
-    -------
-    own : dict
-        Text of the command's own options.
-    routed : dict
-        Options of each stage.
-
-    Raises
-    ------
-    RecipeError
-        If no stage has a key, or the command sets it itself.
+    An option goes to the stages whose YAML has its key (``stages``: the keys
+    by the stage's name); one that none has is refused.
     """
     run_options = set(RunOptions().keys())
     own, routed = {}, {name: [] for name in stages}
@@ -241,14 +225,10 @@ class CrossValidation:
                 "give two hyperparameter files, hparams/adapter.yaml and "
                 "hparams/classifier.yaml."
             )
-        files = dict(zip(STAGES, files))
-        typed = dict(options)
-        keys = {
-            name: HparamsFile(
-                file, {**typed, **_without_stage(typed, name)}
-            ).keys()
-            for name, file in files.items()
-        }
+        files, keys = dict(zip(STAGES, files)), {}
+        for stage, file in files.items():
+            typed = {k.removeprefix(f"{stage}."): text for k, text in options}
+            keys[stage] = HparamsFile(file, typed).keys()
         own, routed = route_options(options, keys)
         self._set_adapter(own, options, keys)
         jobs = parse_list(own.get("jobs", "1"), "jobs")
@@ -258,8 +238,8 @@ class CrossValidation:
             )
         self.jobs = jobs[0]
         self.commands = {
-            name: read_options(file, routed[name])
-            for name, file in files.items()
+            stage: read_options(file, routed[stage])
+            for stage, file in files.items()
         }
         self._read()
         self.output_folder = own.get("output_folder")
@@ -272,6 +252,39 @@ class CrossValidation:
         if seeds is not None:
             self.seeds = parse_list(seeds, "seeds")
 
+    def _set_adapter(self, own, options, keys):
+        """Settles where the adapters come from."""
+        text = own.get("adapter_training", "True")
+        self.adapter_training = yaml.safe_load(text)
+        if not isinstance(self.adapter_training, bool):
+            raise RecipeError(
+                f"--adapter_training={text} must be True or False."
+            )
+        self.adapter_folder = own.get("adapter_folder")
+        if self.adapter_folder is not None:
+            self._refuse_stage_1_options(options, keys)
+            self.adapter_training = False
+        elif "adapters_folder" in own and not self.adapter_training:
+            raise RecipeError(
+                "--adapters_folder is of no use with --adapter_training=False."
+            )
+
+    def _refuse_stage_1_options(self, options, keys):
+        """Refuses what has no effect beside an earlier adapter."""
+        if not self.adapter_folder:
+            raise RecipeError(
+                "--adapter_folder= is empty: give the output folder of "
+                "train_adapter.py, or --adapter_training=False."
+            )
+        only = set(keys["adapter"]) - set(keys["classifier"])
+        only |= {"adapter_training", "adapters_folder"}
+        for key, _ in options:
+            if key in only or key.startswith("adapter."):
+                raise RecipeError(
+                    f"--{key} has no effect with --adapter_folder, whose "
+                    "adapter is used for all folds: leave one of them out."
+                )
+
     def _read(self):
         """Reads the settings of what the stages are told."""
         readings = {name: Reading(c) for name, c in self.commands.items()}
@@ -279,10 +292,17 @@ class CrossValidation:
         self._further = readings["adapter"].corpora
         self._data = readings["classifier"].data
 
-    @property
-    def corpora(self):
-        """Further tables of stage 1; none where it is not run."""
-        return self._further if self.adapter_training else []
+    def _default_folder(self):
+        """Names a folder that no other settings share."""
+        named = {s: select_named(x) for s, x in self.settings.items()}
+        folder = default_output_folder(
+            {**self.settings["classifier"], "fold": "s", **named},
+            "results/cross_validation",
+            name_data(self._data, self.corpora) + (self.adapter_folder or ""),
+        )
+        if self.adapter_folder:
+            return f"{folder}-earlier_adapter"
+        return folder + "-no_adapter" * (not self.adapter_training)
 
     def change(self, adapter=None, classifier=None, **attributes):
         """Makes another cross-validation of the same folds and seeds.
@@ -301,50 +321,29 @@ class CrossValidation:
         changed : CrossValidation
         """
         changed = copy(self)
-        for name, value in attributes.items():
-            setattr(changed, name, value)
+        vars(changed).update(attributes)
+        values = {"adapter": adapter or {}, "classifier": classifier or {}}
         changed.commands = {
-            "adapter": self.commands["adapter"].change(**(adapter or {})),
-            "classifier": self.commands["classifier"].change(
-                **(classifier or {})
-            ),
+            stage: self.commands[stage].change(**values[stage])
+            for stage in STAGES
         }
         changed._read()
         return changed
 
-    def _set_adapter(self, own, options, keys):
-        """Settles where the adapters come from."""
-        text = own.get("adapter_training", "True")
-        self.adapter_training = yaml.safe_load(text)
-        if not isinstance(self.adapter_training, bool):
-            raise RecipeError(
-                f"--adapter_training={text} must be True or False."
-            )
-        self.adapter_folder = own.get("adapter_folder")
-        if self.adapter_folder is not None:
-            refuse_stage_1_options(own, options, keys)
-            self.adapter_training = False
-        elif "adapters_folder" in own and not self.adapter_training:
-            raise RecipeError(
-                "--adapters_folder is of no use with --adapter_training=False."
-            )
-
-    def _default_folder(self):
-        """Names a folder that no other settings share."""
-        named = {s: select_named(x) for s, x in self.settings.items()}
-        folder = default_output_folder(
-            {**self.settings["classifier"], "fold": "s", **named},
-            "results/cross_validation",
-            name_data(self._data, self.corpora) + (self.adapter_folder or ""),
-        )
-        if self.adapter_folder:
-            return f"{folder}-earlier_adapter"
-        return folder + "-no_adapter" * (not self.adapter_training)
+    @property
+    def corpora(self):
+        """Further tables of stage 1; none where it is not run."""
+        return self._further if self.adapter_training else []
 
     @property
     def stages(self):
-        """The stages whose YAML says how the scores came about."""
+        """The stages that are run."""
         return list(STAGES) if self.adapter_training else ["classifier"]
+
+    @property
+    def has_adapter(self):
+        """Whether stage 2 starts from an adapter."""
+        return bool(self.adapter_training or self.adapter_folder)
 
     @property
     def earlier_adapters(self):
@@ -380,16 +379,6 @@ class CrossValidation:
         )
 
 
-def _without_stage(options, stage):
-    """Picks the options that are for one stage, without its name."""
-    prefix = f"{stage}."
-    return {
-        key.removeprefix(prefix): text
-        for key, text in options.items()
-        if key.startswith(prefix)
-    }
-
-
 def find_run(root, seed, fold):
     """Names the folder of a fold and a seed.
 
@@ -410,76 +399,27 @@ def find_run(root, seed, fold):
     return os.path.join(root, f"seed{seed}", f"fold{fold}")
 
 
-def refuse_stage_1_options(own, options, keys):
-    """Refuses what would have no effect, since stage 1 is left out.
-
-    Arguments
-    ---------
-    own : dict
-        Text of the command's own options.
-    options : list of tuple
-        Key and text of all options.
-    keys : dict
-        Keys of each stage's YAML.
-
-    Raises
-    ------
-    RecipeError
-        If there is such an option; names it.
-    """
-    if not own["adapter_folder"]:
-        raise RecipeError(
-            "--adapter_folder= is empty: give the output folder of "
-            "train_adapter.py, or --adapter_training=False."
-        )
-    only = set(keys["adapter"]) - set(keys["classifier"])
-    only |= {"adapter_training", "adapters_folder"}
-    for key, _ in options:
-        if key in only or key.startswith("adapter."):
-            raise RecipeError(
-                f"--{key} has no effect with --adapter_folder, whose adapter "
-                "is used for all folds: leave one of them out."
-            )
-
-
 def prepare(plan):
     """Writes the corpus table and settles the folds before any training.
 
-    Arguments
-    ---------
-    plan : CrossValidation
-        What to run.
-
-    Returns
-    -------
-    folds : list of int
-    sessions : list of str
-        All sessions; fold k holds out the k-th.
+    Returns the folds that are run and all sessions; fold k holds out the k-th.
     """
     if plan.adapter_training:
-        refuse_different_models(plan)
+        _refuse_different_models(plan)
     scripts = load_scripts()
-    command = plan.commands["classifier"]
-    experiment = Experiment(
-        command.change(output_folder=plan.output_folder),
-        scripts["classifier"].NEEDED,
-    )
-    hparams = experiment.hparams
-    with suppress(OSError):  # building made it, each fold has its own
-        os.rmdir(experiment.save_folder)
-    has_adapter = plan.adapter_training or plan.adapter_folder
-    if has_adapter and not hasattr(hparams["model"], "backbone"):
+    for stage in plan.stages:  # what cannot be built is said at once
+        command = plan.commands[stage]
+        experiment = Experiment(
+            command.change(output_folder=plan.output_folder),
+            scripts[stage].NEEDED,
+        )
+        experiment.remove_empty_save_folder()
+    hparams = experiment.hparams  # the classifier's, which is the last one
+    if plan.has_adapter and not hasattr(hparams["model"], "backbone"):
         raise RecipeError(
             f"the system {type(hparams['model']).__name__} has no backbone to "
             "start from an adapter: give --adapter_training=False."
         )
-    if plan.adapter_training:  # what cannot be built is said at once
-        reading = Reading(plan.commands["adapter"])
-        reading.check_stage(scripts["adapter"].NEEDED)
-        reading.set_output_folder(plan.output_folder)
-        reading.build()
-        with suppress(OSError):
-            os.rmdir(experiment.save_folder)
     table = prepare_table(
         **hparams["corpus"], corpus_table=experiment.corpus_table
     )
@@ -504,16 +444,6 @@ def prepare(plan):
         for fold in folds
     }
     settings = {**experiment.settings, "encoder_key": experiment.encoder_key}
-    identity = None
-    for adapter in dict.fromkeys(plan.earlier_adapters.values()):
-        identity = check_earlier_adapter(
-            adapter, settings, splits, experiment.corpus_table
-        )
-    if plan.has_adapter_per_seed:
-        for seed, adapter in plan.earlier_adapters.items():
-            check_start(adapter, seed, settings)
-        # seeds may be added: each fold is guarded by itself
-        identity = "one for each seed"
     content = table[["id", "digest", "speaker", "session", "emo"]].to_csv()
     if plan.corpora:
         further, _ = read_tables(plan.corpora, hparams["cache_folder"])
@@ -526,35 +456,45 @@ def prepare(plan):
     }
     guarded["encoder_key"] = experiment.encoder_key
     guarded["adapter_training"] = plan.adapter_training
-    guarded["adapter_identity"] = identity
+    guarded["adapter_identity"] = _check_earlier_adapters(
+        plan, settings, splits, experiment.corpus_table
+    )
     guarded["data"] = hashlib.sha256(content.encode()).hexdigest()[:16]
     record_settings(plan.output_folder, {**guarded, "number_of_epochs": 0})
     return folds, sessions
 
 
-def check_earlier_adapter(adapter_folder, settings, splits, corpus_table):
+def _refuse_different_models(plan):
+    """Makes sure that both stages mean the same model and the same folds."""
+    adapter, classifier = (plan.settings[stage] for stage in STAGES)
+    keys = {*MODEL_KEYS, "encoder_source", "encoder_layer", "protocol"}
+    keys.add("feature_precision")
+    for key in sorted(keys & adapter.keys() & classifier.keys()):
+        if adapter[key] != classifier[key]:
+            raise RecipeError(
+                f"{key} is {adapter[key]} for the adapter, but "
+                f"{classifier[key]} for the classifier: both stages need the "
+                "same."
+            )
+
+
+def _check_earlier_adapters(plan, settings, splits, corpus_table):
+    """Refuses adapters that may not be used; returns what identifies them."""
+    identity = None
+    for adapter in dict.fromkeys(plan.earlier_adapters.values()):
+        identity = _check_folds(adapter, settings, splits, corpus_table)
+    if plan.has_adapter_per_seed:
+        for seed, adapter in plan.earlier_adapters.items():
+            _check_start(adapter, seed, settings)
+        # seeds may be added: each fold is guarded by itself
+        identity = "one for each seed"
+    return identity
+
+
+def _check_folds(adapter_folder, settings, splits, corpus_table):
     """Refuses an adapter that does not fit or heard a fold's held-out speakers.
 
-    Arguments
-    ---------
-    adapter_folder : str
-        Output folder of an adapter training.
-    settings : dict
-        Settings of the classifier, with the encoder's key.
-    splits : dict
-        Table of each split, by fold.
-    corpus_table : str
-        The corpus table.
-
-    Returns
-    -------
-    identity : str
-        What tells the adapter from others.
-
-    Raises
-    ------
-    RecipeError
-        If the adapter is not for all folds; names those that it is for.
+    The error names the folds that it may be used for.
     """
     identity, reasons = None, {}
     for fold, tables in splits.items():
@@ -577,32 +517,16 @@ def check_earlier_adapter(adapter_folder, settings, splits, corpus_table):
     return identity
 
 
-def check_start(adapter_folder, seed, settings):
+def _check_start(adapter_folder, seed, settings):
     """Refuses an adapter that did not begin as the seed's network does.
 
-    Arguments
-    ---------
-    adapter_folder : str
-        Output folder of an adapter training.
-    seed : int
-        The seed that it is for.
-    settings : dict
-        Settings of the classifier.
-
-    Raises
-    ------
-    RecipeError
-        If it was trained with another seed, or began with other weights:
-        against a network that began with the seed's, both would be compared,
-        the start and the training.
+    Else a comparison would be of two things, the start and the training.
     """
     path = Path(adapter_folder, "save", "settings.json")
     recorded = read_json(path, "run train_adapter.py again.", ("settings",))
     began = recorded["settings"]
-    for key, mine in {
-        "seed": seed,
-        **{key: settings[key] for key in START_KEYS if key in settings},
-    }.items():
+    wanted = {key: settings[key] for key in START_KEYS if key in settings}
+    for key, mine in {"seed": seed, **wanted}.items():
         if key in began and began[key] != mine:
             raise RecipeError(
                 f"the adapter in {adapter_folder} was trained with {key}="
@@ -615,23 +539,11 @@ def check_start(adapter_folder, seed, settings):
 def run_fold(plan, fold, seed):
     """Runs both stages of one fold, or takes up where they stopped.
 
-    Arguments
-    ---------
-    plan : CrossValidation
-        What to run.
-    fold : int
-        Counted from 1.
-    seed : int
-        The seed of both stages.
-
-    Returns
-    -------
-    scores : dict
-        Content of the classifier's scores.json.
+    Returns the content of the classifier's scores.json.
     """
     folder = find_run(plan.output_folder, seed, fold)
     adapter = plan.find_adapter(seed, fold)
-    scores = run_on_main(find_scores, args=[plan, folder, adapter])
+    scores = run_on_main(_find_scores, args=[plan, folder, adapter])
     if scores is not None:
         return scores
     scripts = load_scripts()
@@ -646,60 +558,36 @@ def run_fold(plan, fold, seed):
 
     if plan.adapter_training:
         run_stage("adapter", output_folder=adapter)
-    has_adapter = plan.adapter_training or plan.adapter_folder
     run_stage(
         "classifier",
         # none, whatever the YAML names
-        adapter_folder=adapter if has_adapter else None,
+        adapter_folder=adapter if plan.has_adapter else None,
         output_folder=os.path.join(folder, "classifier"),
     )
     ddp_barrier()  # the main process writes the scores
-    return run_on_main(read_scores, args=[folder])
+    return run_on_main(_read_scores, args=[folder])
 
 
-def read_scores(folder):
-    """Reads what a finished fold has scored.
-
-    Arguments
-    ---------
-    folder : str
-        Holds the folder classifier.
-
-    Returns
-    -------
-    scores : dict
-        Content of the classifier's scores.json.
-    """
+def _read_scores(folder):
+    """Reads what a finished fold has scored."""
     keys = ("classes", "fold", "seed", "session", "n", *SCORES, "confusion")
     path = os.path.join(folder, "classifier", "scores.json")
     return read_json(path, "run the same command again.", keys)
 
 
-def find_scores(plan, folder, adapter):
-    """Looks whether a fold has been run to its end.
+def _find_scores(plan, folder, adapter):
+    """Reads the scores of a fold that has been run to its end.
 
-    Arguments
-    ---------
-    plan : CrossValidation
-        What to run.
-    folder : str
-        Holds the folder classifier.
-    adapter : str
-        Output folder of stage 1, or of the earlier adapter.
-
-    Returns
-    -------
-    scores : dict or None
-        None where a stage is still to be run, or has got more epochs. Where
-        the adapter has, be it in a run that shares it, its stage 2 is
-        removed: it began with another one.
+    Returns None where a stage is still to be run, or has got more epochs.
+    Where the adapter has, be it in a run that shares it, its stage 2 is
+    removed: it began with another one.
     """
     wanted = {s: plan.settings[s]["number_of_epochs"] for s in STAGES}
     if plan.adapter_training and Path(adapter, RECORD).is_file():
         cure = f"delete {adapter} to run the fold anew."
         has = read_adapter_record(adapter, cure)
         missing = wanted["adapter"] - has["number_of_epochs"]
-        if missing > 0 or began_with_another(folder, has):
+        if missing > 0 or _began_with_another(folder, has):
             classifier = Path(folder, "classifier")
             if classifier.is_dir():
                 logger.warning(
@@ -709,7 +597,7 @@ def find_scores(plan, folder, adapter):
                 shutil.rmtree(classifier)
         if missing:
             return None  # stage 1 goes on, or refuses to shrink
-    if plan.adapter_folder and began_with_another(
+    if plan.adapter_folder and _began_with_another(
         folder, read_adapter_record(adapter)
     ):
         raise RecipeError(
@@ -720,7 +608,7 @@ def find_scores(plan, folder, adapter):
     if not Path(folder, "classifier", "scores.json").is_file():
         return None
     try:
-        scores = read_scores(folder)
+        scores = _read_scores(folder)
     except RecipeError as error:
         logger.warning(f"{error} The fold is tested again.")
         return None
@@ -743,71 +631,14 @@ def find_scores(plan, folder, adapter):
     return scores if done == wanted["classifier"] else None
 
 
-def began_with_another(folder, record):
-    """Tells whether stage 2 began with another adapter than there is.
-
-    Arguments
-    ---------
-    folder : str
-        Holds the folder classifier.
-    record : dict
-        What :func:`read_adapter_record` gave.
-
-    Returns
-    -------
-    is_another : bool
-        False where stage 2 has not begun.
-    """
+def _began_with_another(folder, record):
+    """Tells whether stage 2 has begun, with another adapter than there is."""
     path = Path(folder, "classifier", "save", "settings.json")
     if not path.is_file():
         return False
     settings = read_json(path, f"delete {folder} to run the fold anew.")
     identity = settings.get("settings", {}).get("adapter_identity")
     return identity != identify_adapter(record)
-
-
-def refuse_different_models(plan):
-    """Makes sure that both stages mean the same model and the same folds.
-
-    Arguments
-    ---------
-    plan : CrossValidation
-        What to run.
-    """
-    adapter, classifier = (plan.settings[stage] for stage in STAGES)
-    keys = {*MODEL_KEYS, "encoder_source", "encoder_layer", "protocol"}
-    keys.add("feature_precision")
-    for key in sorted(keys & adapter.keys() & classifier.keys()):
-        if adapter[key] != classifier[key]:
-            raise RecipeError(
-                f"{key} is {adapter[key]} for the adapter, but "
-                f"{classifier[key]} for the classifier: both stages need the "
-                "same."
-            )
-
-
-def run_folds(plan, tasks):
-    """Runs the folds, one after the other or several at a time.
-
-    Arguments
-    ---------
-    plan : CrossValidation
-        What to run.
-    tasks : list of tuple
-        Arguments of :func:`run_fold`.
-
-    Yields
-    ------
-    number : int
-        Number of the task that has ended.
-    scores : dict
-        Content of the classifier's scores.json.
-    """
-    if plan.jobs > 1:
-        yield from run_jobs(plan.jobs, __name__, "run_fold", tasks)
-        return
-    for number, task in enumerate(tasks):
-        yield number, run_fold(*task)
 
 
 def run_all(plan, report):
@@ -839,6 +670,8 @@ def run_all(plan, report):
             "--jobs is for a single process: under torchrun the ranks work on "
             "one fold together."
         )
+    for stage in plan.stages:
+        warn_of_slow_run(plan.commands[stage].run_opts, plan.jobs)
     folder = plan.output_folder
     written = [os.path.join(folder, "corpus.csv")]
     with only_process(folder), restored_if_refused(folder, written):
@@ -846,7 +679,8 @@ def run_all(plan, report):
         runs = [(seed, fold) for seed in plan.seeds for fold in folds]
         tasks = [(plan, fold, seed) for seed, fold in runs]
         results, started = [None] * len(runs), time.time()
-        for done, (number, scores) in enumerate(run_folds(plan, tasks), 1):
+        finished = run_jobs(plan.jobs, run_fold, tasks)
+        for done, (number, scores) in enumerate(finished, 1):
             results[number] = scores
             if if_main_process():
                 seed, fold = runs[number]

@@ -1,8 +1,10 @@
 """A run of a train script: what it is told, what is built, where it writes."""
 
+import gc
 import json
+import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -16,6 +18,10 @@ from speechbrain.utils.run_opts import RunOptions
 from speechbrain_wap.data.folds import SPLITS, read_manifests
 from speechbrain_wap.errors import report_errors
 from speechbrain_wap.files import only_process, write_text
+from speechbrain_wap.training.machine import (
+    give_back_freed_memory,
+    warn_of_slow_run,
+)
 from speechbrain_wap.training.ranks import is_lost_rank, own_rank
 from speechbrain_wap.training.resume_guard import (
     default_output_folder,
@@ -80,46 +86,24 @@ class Experiment:
         refuse_changes(Path(reading.output_folder, "save"), self.settings)
         self.hparams = reading.build()
         self.folder = Path(self.hparams["output_folder"])
-
-    @property
-    def save_folder(self):
-        """Where checkpoints and settings.json lie."""
-        return self.hparams["save_folder"]
-
-    @property
-    def corpus_table(self):
-        """The table of the corpus under test."""
-        return str(self.folder / "corpus.csv")
+        self.save_folder = self.hparams["save_folder"]
+        # the corpus under test
+        self.corpus_table = str(self.folder / "corpus.csv")
+        # what could not be read or encoded, with the reason
+        self.skipped_csv = str(self.folder / "skipped.csv")
+        # what of further corpora may not, or need not, train
+        self.left_out_csv = str(self.folder / "left_out.csv")
+        # a row for each epoch
+        self.history = str(self.folder / "history.json")
+        # the test utterances' probabilities
+        self.predictions_csv = str(self.folder / "predictions.csv")
+        # these mark a finished fold
+        self.scores = str(self.folder / "scores.json")
 
     @property
     def manifests(self):
         """The JSON manifest of each split."""
         return {name: self.hparams[f"{name}_annotation"] for name in SPLITS}
-
-    @property
-    def skipped_csv(self):
-        """What could not be read or encoded, with the reason."""
-        return str(self.folder / "skipped.csv")
-
-    @property
-    def left_out_csv(self):
-        """What of further corpora may not, or need not, train."""
-        return str(self.folder / "left_out.csv")
-
-    @property
-    def history(self):
-        """A row for each epoch."""
-        return str(self.folder / "history.json")
-
-    @property
-    def predictions_csv(self):
-        """The test utterances' probabilities."""
-        return str(self.folder / "predictions.csv")
-
-    @property
-    def scores(self):
-        """The scores, which mark a finished fold."""
-        return str(self.folder / "scores.json")
 
     def read_splits(self, fields):
         """Reads the manifests, and checks that no speaker leaks.
@@ -163,10 +147,18 @@ class Experiment:
             only_process(self.folder),
             restored_if_refused(self.save_folder, written),
         ):
+            warn_of_slow_run(self.run_opts)
             if if_main_process():
                 origin = f"# Generated from:\n# {self.hparams_file}\n"
                 write_text(written[0], origin + self.text)
             yield
+        gc.collect()  # a Brain and its checkpointer refer to each other
+        give_back_freed_memory()  # a next fold would leave other holes
+
+    def remove_empty_save_folder(self):
+        """Undoes what building has made where nothing is trained."""
+        with suppress(OSError):
+            os.rmdir(self.save_folder)
 
     def record(self):
         """Records the settings, or refuses those that differ."""

@@ -1,45 +1,27 @@
 """Independent pieces of work in several processes."""
 
 import ctypes
-import importlib
-import multiprocessing
 import os
 import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 
-import torch
+from joblib import Parallel, delayed
 
 PR_SET_PDEATHSIG = 1
 
 
-def _start_worker(num_threads):
-    """Sets a worker's threads, and lets it end with its parent."""
-    torch.set_num_threads(num_threads)
-    if sys.platform == "linux":
-        # else it would finish its piece of work after the parent was killed
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def run_jobs(num_jobs, function, tasks):
+    """Calls a function for each task, several at a time.
 
-
-def _call(module, function, arguments):
-    """Calls a function of a module that the parent could import."""
-    return getattr(importlib.import_module(module), function)(*arguments)
-
-
-def run_jobs(num_jobs, module, function, tasks):
-    """Calls a function for each task, in processes of their own.
-
-    The cores are shared among the processes, unless OMP_NUM_THREADS says how
-    many threads each has.
+    Unless OMP_NUM_THREADS says how many threads each process has, joblib
+    shares the cores among the processes. At an error, the others are ended.
 
     Arguments
     ---------
     num_jobs : int
-        Number of processes.
-    module : str
-        Name of an importable module.
-    function : str
-        Name of a function in it.
+        Number of processes; with 1, this process does it all.
+    function : callable
+        A module's function.
     tasks : list of tuple
         Arguments of each call; what can be pickled.
 
@@ -49,22 +31,24 @@ def run_jobs(num_jobs, module, function, tasks):
         Number of the task, from 0, in the order in which they end.
     result : object
         What the function returned.
+
+    Example
+    -------
+    >>> list(run_jobs(1, max, [(1, 2), (4, 3)]))
+    [(0, 2), (1, 4)]
     """
-    num_threads = max(1, (os.cpu_count() or 1) // num_jobs)
-    num_threads = int(os.environ.get("OMP_NUM_THREADS", num_threads))
-    pool = ProcessPoolExecutor(
-        num_jobs,
-        # a fork after a backward pass cannot make another one
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(num_threads,),
+    parallel = Parallel(num_jobs, batch_size=1, return_as="generator_unordered")
+    yield from parallel(
+        delayed(_run_task)(os.getpid(), number, function, arguments)
+        for number, arguments in enumerate(tasks)
     )
-    try:
-        futures = {
-            pool.submit(_call, module, function, arguments): number
-            for number, arguments in enumerate(tasks)
-        }
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+
+
+def _run_task(parent, number, function, arguments):
+    """Runs a task, and lets a worker end with its parent."""
+    if os.getpid() != parent and sys.platform == "linux":
+        # else it would finish its task after the parent was killed
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # which happened before
+            os._exit(1)
+    return number, function(*arguments)

@@ -65,15 +65,6 @@ LABELS = {
 def is_guarded(key):
     """Tells whether a setting decides what a run computes.
 
-    Arguments
-    ---------
-    key : str
-        A key of the settings.
-
-    Returns
-    -------
-    is_guarded : bool
-
     Example
     -------
     >>> is_guarded("lr"), is_guarded("my_own_key"), is_guarded("cache_folder")
@@ -103,17 +94,7 @@ def guard(settings):
 
 
 def select_named(settings):
-    """Keeps the settings that a default folder's name tells apart.
-
-    Arguments
-    ---------
-    settings : dict
-        Plain values by key.
-
-    Returns
-    -------
-    named : dict
-    """
+    """Keeps the settings that a default folder's name tells apart."""
     return {
         key: value
         for key, value in settings.items()
@@ -235,19 +216,14 @@ def refuse_changes(save_folder, settings, is_complete=False):
 
 
 def record_settings(save_folder, settings):
-    """Records the settings of a run, or refuses those that differ.
+    """Writes a run's settings.json, or refuses as :func:`refuse_changes` does.
 
     Arguments
     ---------
     save_folder : str
-        Where the run's checkpoints lie; settings.json is written there.
+        Where the run's checkpoints lie.
     settings : dict
         Plain values by key, and whatever else the run depends on.
-
-    Raises
-    ------
-    RecipeError
-        See :func:`refuse_changes`.
     """
     refuse_changes(save_folder, settings, is_complete=True)
     record = {
@@ -271,11 +247,6 @@ def restored_if_refused(save_folder, paths):
         Holds settings.json where there was an earlier run.
     paths : list of str
         Files that are written before the settings are compared.
-
-    Raises
-    ------
-    RecipeError
-        Whatever was raised within.
     """
     before = {}
     if if_main_process() and Path(save_folder, RECORD).is_file():

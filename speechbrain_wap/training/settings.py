@@ -1,8 +1,6 @@
 """The configuration: command line and YAML, read once.
 
-A script gets what HyperPyYAML built and one flat dictionary of plain settings:
-every plain value by its key, those of an included system among them, and of
-what is wired the class's name and whatever plain values are written inside.
+A script gets what HyperPyYAML built and one flat dictionary of plain settings.
 """
 
 import io
@@ -69,9 +67,9 @@ WIRED = ("!new:", "!name:", "!apply:", "!applyref:", "!module:")
 class HparamsFile:
     """A HyperPyYAML file as it is written, with the user's values.
 
-    A file that a top-level key includes (``!include:``) lends it its own keys:
-    they are given on the command line as the others are. A key that includes
-    may be set to another file, by its path or, beside the first one, by name.
+    The keys of a file that a top-level key includes (``!include:``) are given
+    as the others are. A key that includes may be set to another file, by its
+    path or, beside the first one, by its name.
 
     Arguments
     ---------
@@ -94,28 +92,29 @@ class HparamsFile:
         self.tree = _read_tree(path)
         self.included = {}
         for key, node in self.tree.items():
-            tag = _tag(node)
-            if not tag.startswith("!include:"):
-                continue
-            name = tag.removeprefix("!include:")
-            given = dict(node) if isinstance(node, dict) else {}
-            if key in (overrides or {}):
-                # what is given to the usual file is not for another one
-                name, given = self._choose(key, name, overrides[key]), {}
-            name = self._find(name)
-            try:
-                folder = os.path.dirname(os.path.realpath(path))
-                included = _read_tree(os.path.join(folder, name))
-            except RecipeError as error:
-                raise RecipeError(
-                    f"{path} includes {name} as {key}, from its own folder on: "
-                    f"{error}"
-                )
-            for same in included.keys() & self.tree.keys() - {key, "model"}:
-                given.setdefault(same, YAML().load(f"a: !ref <{same}>")["a"])
-            self.tree[key] = CommentedMap(given)
-            self.tree[key].yaml_set_ctag(Tag(suffix=f"!include:{name}"))
-            self.included[key] = included
+            if _tag(node).startswith("!include:"):
+                self._include(key, node, overrides or {})
+
+    def _include(self, key, node, overrides):
+        """Reads the file that a key includes."""
+        name = _tag(node).removeprefix("!include:")
+        given = dict(node) if isinstance(node, dict) else {}
+        if key in overrides:
+            # what is given to the usual file is not for another one
+            name, given = self._choose(key, name, overrides[key]), {}
+        name = self._find(name)
+        try:
+            folder = os.path.dirname(os.path.realpath(self.path))
+            included = _read_tree(os.path.join(folder, name))
+        except RecipeError as error:
+            raise RecipeError(
+                f"{self.path} includes {name} as {key}, from its own folder "
+                f"on: {error}"
+            )
+        for same in included.keys() & self.tree.keys() - {key, "model"}:
+            given.setdefault(same, TaggedScalar(f"<{same}>", tag="!ref"))
+        self.tree[key] = _make_wired(f"!include:{name}", given)
+        self.included[key] = included
 
     def _choose(self, key, usual, chosen):
         """Names the file that takes the place of the one that is included."""
@@ -161,13 +160,7 @@ class HparamsFile:
         return [self.tree, *self.included.values()]
 
     def set_values(self, overrides):
-        """Puts the user's values into the tree.
-
-        Arguments
-        ---------
-        overrides : dict
-            Values by key.
-        """
+        """Puts the user's values into the tree."""
         for key, value in overrides.items():
             if key in self.included:
                 continue  # which file it is was settled at first
@@ -184,8 +177,7 @@ class HparamsFile:
         """Puts a mapping's values into a key's, arguments of what it wires."""
         node = self.tree[key]
         if _tag(node).startswith(WIRED) and not isinstance(node, (dict, list)):
-            tag, node = _tag(node), CommentedMap()
-            node.yaml_set_ctag(Tag(suffix=tag))
+            node = _make_wired(_tag(node), {})
         if node is not None and not isinstance(node, dict):
             raise RecipeError(
                 f"--{key}={value} gives a mapping to a key that has none: give "
@@ -197,18 +189,7 @@ class HparamsFile:
         return node
 
     def resolve(self):
-        """Resolves references and includes.
-
-        Returns
-        -------
-        text : str
-            HyperPyYAML without references.
-
-        Raises
-        ------
-        RecipeError
-            If a reference leads nowhere.
-        """
+        """Writes the file as HyperPyYAML without references and includes."""
         stream = io.StringIO()
         YAML().dump(self.tree, stream)
         stream.seek(0)
@@ -219,14 +200,7 @@ class HparamsFile:
             raise RecipeError(f"{self.path}: {_one_line(error)}")
 
     def name_keys(self):
-        """Tells which keys set an argument.
-
-        Returns
-        -------
-        keys : dict
-            Lists by class and argument, where the argument is a reference to
-            a key.
-        """
+        """Lists, by class and argument, the keys that set the argument."""
         keys = {}
 
         def walk(node):
@@ -275,6 +249,13 @@ def _tag(node):
     return (tag.value or "") if tag is not None else ""
 
 
+def _make_wired(tag, arguments):
+    """Makes a YAML node with a tag and arguments."""
+    node = CommentedMap(arguments)
+    node.yaml_set_ctag(Tag(suffix=tag))
+    return node
+
+
 def _plain(node):
     """Turns a YAML node into a plain value."""
     if isinstance(node, dict):
@@ -288,23 +269,13 @@ def _plain(node):
     return str(node)
 
 
-def flatten(file, resolved):
-    """Lists the plain settings of a file.
+def _list_settings(file, resolved):
+    """Lists the plain settings of a file, given its tree without references.
 
-    Arguments
-    ---------
-    file : HparamsFile
-        The file, with the user's values.
-    resolved : dict
-        Its tree without references.
-
-    Returns
-    -------
-    settings : dict
-        Plain value of each key, resolved. Of what is wired, the class's name
-        without its module; a plain value that is written inside has the key
-        and the argument with a dot between them. A reference there is kept as
-        it is written: what it refers to is there by its own key.
+    Of what is wired, that is the class's name without its module; a plain
+    value that is written inside has the key and the argument with a dot between
+    them. A reference there is kept as it is written: what it refers to is
+    there by its own key.
     """
     settings = {}
 
@@ -348,15 +319,7 @@ def _has_tags(node):
 
 
 class Hparams(dict):
-    """What HyperPyYAML built of a file; a key it lacks is a user's mistake.
-
-    Arguments
-    ---------
-    hparams_file : str
-        The file.
-    built : dict
-        Its content.
-    """
+    """What HyperPyYAML built of a file; a key it lacks is a user's mistake."""
 
     def __init__(self, hparams_file, built):
         super().__init__(built)
@@ -378,8 +341,8 @@ class Reading:
     Attributes
     ----------
     settings : dict
-        See :func:`flatten`; the run options that decide what a run computes,
-        and ``fold``, None where there is no corpus under test, are among them.
+        Plain values by key, the run options that decide what a run computes
+        among them; ``fold`` is None where there is no corpus under test.
     corpora : list of dict
         See :func:`speechbrain_wap.data.further_corpora.parse_corpora`; empty
         where the YAML has no such key.
@@ -414,7 +377,7 @@ class Reading:
         if "corpora" in settings:
             settings["corpora"] = describe_corpora(self.corpora)
             if self.corpora and not self.data:
-                refuse_folds(settings)
+                _refuse_folds(settings)
                 settings["fold"] = None
         for option in NUMERIC_OPTIONS:
             settings.setdefault(option, command.run_opts[option])
@@ -423,7 +386,7 @@ class Reading:
     def _resolve(self):
         """Resolves the file; returns its settings."""
         self.text = self.file.resolve()
-        settings = flatten(self.file, YAML().load(self.text))
+        settings = _list_settings(self.file, YAML().load(self.text))
         self.output_folder = settings.get("output_folder")
         if not self.output_folder:
             raise RecipeError(
@@ -433,13 +396,7 @@ class Reading:
         return settings
 
     def set_output_folder(self, output_folder):
-        """Names the folder where the run is to write.
-
-        Arguments
-        ---------
-        output_folder : str
-            The folder.
-        """
+        """Sets the folder where the run is to write."""
         self.file.tree["output_folder"] = str(output_folder)
         self._resolve()
 
@@ -466,13 +423,7 @@ class Reading:
                 raise RecipeError(f"{path} lacks the key {key}: add it.")
 
     def check_corpus(self):
-        """Makes sure that there is something to train on.
-
-        Raises
-        ------
-        RecipeError
-            If there is not; says how to give it.
-        """
+        """Refuses a run that has nothing to train on."""
         if not self.data and not self.corpora:
             raise RecipeError(
                 "no corpus given: say where it lies with --data_folder=..., or "
@@ -492,9 +443,7 @@ class Reading:
         Raises
         ------
         RecipeError
-            If something cannot be built. What a constructor of ours says
-            reaches the user, with the key in place of the argument; all else
-            is said with the key and the class.
+            If something cannot be built; names the key.
         """
         recipe = Path(self.command.hparams_file).resolve().parent.parent
         for folder in (recipe, recipe.parent):
@@ -543,20 +492,8 @@ class Reading:
         return next(match[1] for match in keys if match)
 
 
-def refuse_folds(settings):
-    """Refuses keys that mean nothing without a corpus under test.
-
-    Arguments
-    ---------
-    settings : dict
-        Plain values by key.
-
-    Raises
-    ------
-    RecipeError
-        If a fold, a validation session or what is held out is asked for;
-        names the key.
-    """
+def _refuse_folds(settings):
+    """Refuses keys that mean nothing without a corpus under test."""
     without = {"fold": 1, "protocol": "paper", "adapter_data": "train"}
     for key, value in without.items():
         if settings.get(key, value) != value:

@@ -13,7 +13,6 @@ from speechbrain_wap.training.command_line import split_options
 from speechbrain_wap.training.cross_validation import (
     CrossValidation,
     load_scripts,
-    parse_list,
     prepare,
     route_options,
 )
@@ -69,29 +68,21 @@ def test_an_option_goes_to_the_stages_that_have_it(
     assert route(option) == ({}, expected)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize(
-    "option",
-    ["lr=0.1", "encoder_source=adapter.x", "precision=bf16", "compile"],
-)
-def test_a_prefix_sends_an_option_to_one_stage(route, stage, option):
-    _, routed = route(f"--{stage}.{option}")
-    assert routed == {**dict.fromkeys(STAGES, []), stage: [f"--{option}"]}
-
-
-def test_options_keep_their_order_so_that_the_last_one_counts(route):
+def test_a_prefix_sends_an_option_to_one_stage_and_the_last_one_counts(route):
+    for option in ("encoder_source=adapter.x", "precision=bf16", "compile"):
+        _, routed = route(f"--adapter.{option}")
+        assert routed == {"adapter": [f"--{option}"], "classifier": []}
     _, routed = route("--lr=1", "--adapter.lr=2", "--lr=3")
     assert routed["adapter"] == ["--lr=1", "--lr=2", "--lr=3"]
     assert routed["classifier"] == ["--lr=1", "--lr=3"]
 
 
-@pytest.mark.parametrize("prefix", ["", "classifier."])
-def test_the_keys_of_a_system_are_known_where_it_is_chosen(workplace, prefix):
+def test_the_keys_of_a_system_are_known_where_it_is_chosen(workplace):
     yaml = copy_yaml(workplace, "classifier")
     linear = (yaml.parent / "models" / "linear.yaml").read_text("utf-8")
     own = yaml.parent / "models" / "own.yaml"
     own.write_text(f"hidden_size: 3\n{linear}", "utf-8")
-    options = [f"--{prefix}system=own", "--hidden_size=4"]
+    options = ["--classifier.system=own", "--hidden_size=4"]
     command = CrossValidation([FILES[0], str(yaml), *options])
     assert command.settings["classifier"]["hidden_size"] == 4
     with pytest.raises(RecipeError, match="unknown key --hidden_size"):
@@ -117,28 +108,19 @@ def test_its_own_options_are_kept_from_the_stages(route):
 @pytest.mark.parametrize(
     "option, hint",
     [
-        ("--mask_ration=0.2", "did you mean --mask_ratio"),
         ("--sap_head=2", "did you mean --sap_heads"),
         ("--fold=1", "use --folds"),
         ("--adapter.num_layer=2", "did you mean --adapter.num_layers"),
         ("--adapter.sap_heads=2", "unknown key --adapter.sap_heads"),
-        ("--classifier.mask_ratio=0.2", "unknown key --classifier.mask_ratio"),
         ("--encoder.lr=1", "unknown key --encoder.lr"),
         ("--adapter.=1", "unknown key --adapter."),
         ("--adapter.folds=1", "unknown key --adapter.folds"),
-        ("--xyzzy", "unknown key --xyzzy"),
-        ("--debug", "--debug is for a single run"),
         ("--classifier.test_only", "--classifier.test_only is for a single"),
         # each run has its own
-        *(
-            (f"--{prefix}{key}=1", f"--{prefix}{key} cannot be set here")
-            for prefix in ("", "adapter.", "classifier.")
-            for key in ("seed", "skip_prep", "save_folder", "train_log")
-        ),
+        ("--train_log=x", "--train_log cannot be set here"),
+        ("--adapter.seed=1", "--adapter.seed cannot be set here"),
         ("--train_annotation=x", "--train_annotation cannot be set"),
         ("--classifier.adapter_folder=A", "use --adapter_folder without"),
-        ("--adapter.output_folder=O", "use --output_folder without"),
-        ("--classifier.output_folder=O", "use --output_folder without"),
     ],
 )
 def test_an_option_that_would_have_no_effect_is_refused(route, option, hint):
@@ -156,25 +138,16 @@ def test_all_folds_and_the_yamls_seed_are_the_default():
     assert command.adapter_training and command.stages == list(STAGES)
     overrides = [command.commands[stage].overrides for stage in STAGES]
     assert overrides == [{"data_folder": "D"}] * 2
-    command = plan("--folds=2,1", "--seeds=[7, 8]", "--jobs=3")
+    command = plan("--folds=2,1", "--seeds=[7, 8, 7]", "--jobs=3")
     assert (command.folds, command.seeds) == ([2, 1], [7, 8])
     assert command.jobs == 3
 
 
 @pytest.mark.parametrize(
-    "text, numbers", [("1,2,3", [1, 2, 3]), ("[3, 1, 3]", [3, 1]), ("5", [5])]
-)
-def test_folds_and_seeds_are_whole_numbers_once_each(text, numbers):
-    assert parse_list(text, "folds") == numbers
-
-
-@pytest.mark.parametrize(
     "options, sentence",
     [
-        *(([f"--folds={x}"], "whole numbers") for x in ("a", "1;2", "1.5", "")),
-        (["--seeds=x"], "--seeds=x must be whole numbers"),
+        (["--seeds=1.5"], "--seeds=1.5 must be whole numbers"),
         (["--jobs=0"], "--jobs=0 must be a whole number of at least 1"),
-        (["--jobs=1,2"], "--jobs=1,2 must be a whole number"),
         (["--adapter_training=maybe"], "adapter_training=maybe must be True"),
         (["--adapter_folder="], "--adapter_folder= is empty"),
         (
@@ -186,9 +159,6 @@ def test_folds_and_seeds_are_whole_numbers_once_each(text, numbers):
             (["--adapter_folder=A", f"--{option}"], f"{key}.* has no effect")
             for key, option in (
                 ("adapter_training", "adapter_training=True"),
-                ("adapter_training", "adapter_training=False"),
-                ("adapters_folder", "adapters_folder=B"),
-                ("corpora", "corpora=a.csv"),
                 ("mask_ratio", "mask_ratio=0.5"),
                 ("adapter.lr", "adapter.lr=0.5"),
             )
@@ -201,29 +171,22 @@ def test_options_that_do_not_fit_are_refused(options, sentence):
 
 
 def test_the_command_takes_two_yaml_files():
-    for files in (FILES[:1], [*FILES, FILES[0]]):
-        with pytest.raises(RecipeError, match="two hyperparameter files"):
-            CrossValidation([*files, "--folds=1"])
+    with pytest.raises(RecipeError, match="two hyperparameter files"):
+        CrossValidation([*FILES, FILES[0]])
 
 
 def test_stage_1_may_be_left_out_or_be_an_earlier_one():
-    for text in ("False", "false"):
-        without = plan("--corpora=a.csv", f"--adapter_training={text}")
-        assert not without.adapter_training and not without.adapter_folder
-        assert without.stages == ["classifier"] and not without.corpora
-        assert without.earlier_adapters == {}
+    without = plan("--corpora=a.csv", "--adapter_training=false")
+    assert not without.adapter_training and not without.adapter_folder
+    assert without.stages == ["classifier"] and not without.corpora
+    assert without.earlier_adapters == {} and not without.has_adapter
     command = plan("--adapter_folder=A", "--seeds=1,2", "--sap_heads=2")
     assert not command.adapter_training and not command.has_adapter_per_seed
     assert command.earlier_adapters == {1: "A", 2: "A"}
     command = plan("--adapter_folder=A_{seed}", "--seeds=1,2")
     assert command.has_adapter_per_seed
     assert command.find_adapter(2, fold=5) == "A_2"
-
-
-def test_each_fold_and_seed_has_its_adapter():
-    command = plan("--data_folder=D", "--output_folder=O")
-    assert command.find_adapter(7, fold=2) == "O/seed7/fold2/adapter"
-    # which other runs may share
+    # or that of another run
     command = plan("--output_folder=O", "--adapters_folder=A")
     assert command.find_adapter(7, fold=2) == "A/seed7/fold2/adapter"
 
@@ -237,14 +200,9 @@ def test_what_is_run_decides_about_the_default_folder():
         ["--adapter_training=False"],
         ["--adapter.lr=0.5"],
         ["--classifier.lr=0.5"],
-        ["--encoder_layer=3"],
-        ["--sap_heads=2"],
         ["--data_folder=E"],
-        ["--corpus_csv=own.csv"],
         ["--corpora=a.csv"],
         ["--corpora=x/a.csv"],
-        ["--corpora=[{table: a.csv, speakers: own}]"],
-        ["--corpora=[{table: a.csv, weight: 2}]"],
         ["--adapter_folder=A"],
         ["--adapter_folder=B"],
     ]
@@ -254,8 +212,8 @@ def test_what_is_run_decides_about_the_default_folder():
     assert folders[1].endswith("-no_adapter")
     assert folders[-1].endswith("-earlier_adapter")
     # folds and seeds may be added
-    for option in ("--folds=2", "--seeds=1,2", "--jobs=2", "--num_workers=1"):
-        assert plan("--data_folder=D", option).output_folder == folders[0]
+    more = ["--folds=2", "--seeds=1,2", "--jobs=2", "--num_workers=1"]
+    assert plan("--data_folder=D", *more).output_folder == folders[0]
     command = plan("--data_folder=D", "--output_folder=O")
     assert command.output_folder == command.adapters_folder == "O"
 
@@ -275,19 +233,16 @@ def test_results_say_what_they_came_about_with():
     assert expected.items() <= summary.items()
     # not where things lie, nor what is told otherwise
     assert not {"adapter.data_folder", "classifier.seed"} & summary.keys()
-    command = plan("--adapter_folder=A")
-    assert summarise_settings(command, [1])["adapter_folder"] == "A"
 
 
 # Before any work -------------------------------------------------------------
 
 
 def test_a_system_without_backbone_has_no_use_for_an_adapter(workplace):
-    for option in ("--adapter_training=True", "--adapter_folder=A"):
-        command = plan(*SMALL[:2], "--system=linear", option)
-        with pytest.raises(RecipeError, match="MeanPooling.* has no backbone"):
-            prepare(command)
-        assert not list(workplace.rglob("corpus.csv"))
+    command = plan(*SMALL[:2], "--system=linear", "--adapter_folder=A")
+    with pytest.raises(RecipeError, match="MeanPooling.* has no backbone"):
+        prepare(command)
+    assert not list(workplace.rglob("corpus.csv"))
     # the corpus does not exist, which is what comes next
     command = plan(*SMALL[:2], "--system=linear", "--adapter_training=False")
     with pytest.raises(RecipeError, match="D"):
@@ -298,7 +253,6 @@ def test_a_system_without_backbone_has_no_use_for_an_adapter(workplace):
     "options, sentence",
     [
         (["--adapter.d_model=16"], "d_model is 16 for the adapter, but 8 for"),
-        (["--adapter.encoder_layer=0"], "encoder_layer is 0 for the adapter"),
         (["--classifier.protocol=held_out"], "protocol is paper for the"),
         (
             ["--ema_decay_start=1.0"],

@@ -54,39 +54,25 @@ def test_folders_files_and_the_encoder_are_the_text_that_was_typed():
     assert TEXTS.items() <= reading.command.overrides.items()
     assert TEXTS.items() <= reading.settings.items()
     assert TEXTS.items() <= reading.build().items()
-    for text in ("C:\\models\\Ä", "2024", "[a: {b"):  # the last one counts
-        options = [f"--encoder_source={text}", f"--corpus_csv={text}"]
-        reading = read("adapter", "--encoder_source=x", *options)
-        assert reading.settings["encoder_source"] == reading.data == text
+    options = ["--encoder_source=x", "--encoder_source=2024"]
+    reading = read("adapter", *options, "--corpus_csv=[a: {b")
+    assert reading.settings["encoder_source"] == "2024"  # the last one counts
+    assert reading.data == "[a: {b"
 
 
 @pytest.mark.parametrize(
     "key, text, value",
     [
         ("fold", "2", 2),
-        ("seed", "0", 0),
-        ("mask_ratio", "0.25", 0.25),
         ("mask_ratio", ".5", 0.5),
         ("lr", "1e-4", 1e-4),
-        ("lr", "2E-3", 2e-3),
-        ("lr", "1.5e-05", 1.5e-5),
         ("revive_after", "null", None),
         ("mlp_residual", "True", True),
         ("skip_prep", "false", False),
         ("encoder_layer", "last", "last"),
-        ("encoder_layer", "0", 0),
         ("encoder_layer", "[1, 2]", [1, 2]),
-        ("protocol", "held_out", "held_out"),
-        ("corpora", "a.csv,b c.csv", "a.csv,b c.csv"),
         ("corpora", "2024", "2024"),
         ("corpora", "[a.csv, {table: 1.csv}]", ["a.csv", {"table": "1.csv"}]),
-        (
-            "corpora",
-            "{table: b.csv, weight: 2}",
-            {"table": "b.csv", "weight": 2},
-        ),
-        ("corpora", "null", None),
-        ("corpora", "", None),
         *(("corpus_csv", text, None) for text in ("", "null", "None")),
     ],
 )
@@ -129,10 +115,7 @@ def test_run_options_pass_beside_the_yamls_keys():
             ["HERE", "--num_layer=2"],
             "key --num_layer: did you mean --num_layers",
         ),
-        (["HERE", "--mask-ratio=1"], "--mask-ratio: did you mean --mask_ratio"),
-        (["HERE", "--precission=bf16"], "did you mean --precision"),
         (["HERE", "--max_grad=1"], "unknown key --max_grad: did you mean"),
-        (["HERE", "--xyzzy=1"], "unknown key --xyzzy: see the YAML"),
         (["HERE", "--sap_heads=2"], "unknown key --sap_heads"),  # stage 2's
         (["HERE", "--__set_seed=2"], "unknown key --__set_seed"),
         (["HERE", "--jit"], "--jit has no effect here: .* --compile can"),
@@ -152,16 +135,6 @@ def test_a_command_that_cannot_be_meant_is_refused(
         read_command(arguments)
 
 
-def test_a_users_mistake_is_one_sentence_without_traceback(monkeypatch):
-    def main(arguments):
-        raise RecipeError("fold 7 does not exist.")
-
-    monkeypatch.setattr("sys.argv", ["script.py", "a.yaml"])
-    with pytest.raises(SystemExit) as stop:
-        run_script(main)
-    assert stop.value.code == "error: fold 7 does not exist."
-
-
 def test_help_is_what_stands_at_the_top_of_the_script(
     import_script, monkeypatch, capsys
 ):
@@ -175,26 +148,18 @@ def test_help_is_what_stands_at_the_top_of_the_script(
 # Values and their places -----------------------------------------------------
 
 
-def test_a_mapping_takes_the_place_of_the_yamls():
-    text = "{low: [sad, neu], high: [ang]}"
-    expected = {"low": ["sad", "neu"], "high": ["ang"]}
+def test_a_mapping_takes_the_place_of_the_yamls_or_joins_its_arguments():
+    text, expected = "{low: [sad, neu]}", {"low": ["sad", "neu"]}
     reading = read("classifier", *SMALL, f"--classes={text}")
     assert reading.settings["classes"] == expected
     assert reading.build()["classes"] == expected
-    reading = read("classifier", "--classes=all")
-    assert reading.settings["classes"] == "all"
-
-
-def test_a_mapping_joins_the_arguments_of_what_is_wired():
-    reading = read(
-        "adapter", *SMALL, "--student={dropout: 0.25, mlp_layers: 2}"
-    )
+    # of what is wired
+    reading = read("adapter", *SMALL, "--student={dropout: 0.25}")
     student = reading.build()["student"]
-    assert student.dropout.p == 0.25 and len(student.mlp) == 3
+    assert student.dropout.p == 0.25
     assert student.d_model == 8  # as it was
-    added = {"student.dropout": 0.25, "student.mlp_layers": 2}
-    assert added.items() <= reading.settings.items()
-    assert reading.settings["student"] == "WAPTransformer"
+    expected = {"student": "WAPTransformer", "student.dropout": 0.25}
+    assert expected.items() <= reading.settings.items()
 
 
 def test_the_keys_of_the_system_are_keys_like_others():
@@ -209,14 +174,10 @@ def test_the_keys_of_the_system_are_keys_like_others():
     for options, max_frames in (([], 2000), (["--max_frames=77"], 77)):
         model = read("classifier", *SMALL, *options).build()["model"]
         assert model.backbone.max_frames == max_frames
-    with pytest.raises(RecipeError, match="did you mean --sap_heads"):
-        read("classifier", "--sap_head=2")
 
 
-@pytest.mark.parametrize("name", ["linear", "own/mine.yaml"])
-def test_another_system_takes_the_place_of_the_first_with_its_keys(
-    workplace, name
-):
+def test_another_system_takes_the_place_of_the_first_with_its_keys(workplace):
+    name = "own/mine.yaml"
     yaml = copy_yaml(workplace, "classifier")
     linear = (yaml.parent / "models" / "linear.yaml").read_text("utf-8")
     (yaml.parent / "own").mkdir()
@@ -228,9 +189,6 @@ def test_another_system_takes_the_place_of_the_first_with_its_keys(
     assert not {"sap_heads", "d_model"} & reading.settings.keys()
     with pytest.raises(RecipeError, match="unknown key --sap_heads"):
         read(yaml, f"--system={name}", "--sap_heads=2")
-
-
-def test_a_system_that_does_not_exist_is_named():
     with pytest.raises(RecipeError, match="models/lineal.yaml cannot be read"):
         read("classifier", "--system=lineal")
 
@@ -286,12 +244,11 @@ def test_without_a_corpus_under_test_there_are_no_folds():
         read("adapter", "--corpora=a.csv", f"--{option}", "--data_folder=D")
 
 
-@pytest.mark.parametrize("corpus, stage", EACH_YAML)
-def test_no_corpus_is_one_sentence_with_both_ways_to_give_one(corpus, stage):
+def test_no_corpus_is_one_sentence_with_both_ways_to_give_one():
     with pytest.raises(RecipeError, match="--data_folder.*--corpus_csv"):
-        read(stage, corpus=corpus).check_corpus()
+        read("classifier").check_corpus()
     for option in ("--data_folder=D", "--corpus_csv=own.csv"):
-        reading = read(stage, option, corpus=corpus)
+        reading = read("classifier", option)
         reading.check_corpus()
         assert reading.data == option.partition("=")[2]
 
@@ -304,13 +261,13 @@ READ_BY_NAME = {"prepare_corpus", "data_folder", "corpus_csv", "max_skipped"}
 READ_BY_NAME |= {"corpora", *(f"{x}_annotation" for x in SPLITS)}
 
 
-@pytest.mark.parametrize("corpus, stage", EACH_YAML)
-def test_every_key_of_the_yaml_is_used(repository, corpus, stage):
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_key_of_the_yaml_is_used(repository, stage):
     code = (repository / SCRIPTS / f"train_{stage}.py").read_text("utf-8")
     for name in ("brain.py", "experiment.py"):
         path = repository / "speechbrain_wap" / "training" / name
         code += path.read_text("utf-8")
-    file = HparamsFile(find_yaml(stage, corpus))
+    file = HparamsFile(find_yaml(stage))
     paths = [file.path, *[find_yaml("models/wap_sap")] * len(file.included)]
     text = "".join(Path(path).read_text("utf-8") for path in paths)
     text = re.sub(r"(^|\s)#.*", "", text)
@@ -321,13 +278,9 @@ def test_every_key_of_the_yaml_is_used(repository, corpus, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_all_corpora_have_the_same_keys(stage):
+def test_all_corpora_have_the_interfaces_keys(stage):
     keys = [HparamsFile(find_yaml(stage, corpus)).keys() for corpus in CORPORA]
     assert keys.count(keys[0]) == len(CORPORA)
-
-
-@pytest.mark.parametrize("corpus, stage", EACH_YAML)
-def test_the_interfaces_keys_are_there(corpus, stage):
     common = """data_folder output_folder skip_prep train_annotation
         valid_annotation test_annotation seed fold protocol encoder_source
         encoder_layer encoder d_model num_layers nhead d_ffn
@@ -338,7 +291,7 @@ def test_the_interfaces_keys_are_there(corpus, stage):
         "classifier": "sap_heads adapter_folder adapter_branch classes",
     }
     wanted = {*common.split(), *own[stage].split()}
-    assert wanted <= set(HparamsFile(find_yaml(stage, corpus)).keys())
+    assert wanted <= set(keys[0])
 
 
 @pytest.mark.parametrize("corpus, stage", EACH_YAML)
@@ -371,9 +324,6 @@ def test_what_training_reads_is_asked_for_before_it(
         )
     }
     assert read_in_training <= set(needed)
-    tree = HparamsFile(find_yaml(stage)).tree
-    for key in needed:
-        assert key in tree
     reading = read(stage, *SMALL)
     for key in needed:
         kept = reading.file.tree.pop(key)
@@ -381,14 +331,9 @@ def test_what_training_reads_is_asked_for_before_it(
             reading.check_stage(needed)
         reading.file.tree[key] = kept
     reading.check_stage(needed)
-
-
-def test_a_yaml_of_the_other_stage_is_refused(import_script):
-    for stage, other in (STAGES, STAGES[::-1]):
-        needed = import_script(f"{SCRIPTS}/train_{stage}.py").NEEDED
-        command = read_command([find_yaml(other), *SMALL])
-        with pytest.raises(RecipeError, match="is not for this script: it has"):
-            Experiment(command, needed)
+    other = read_command([find_yaml(STAGES[stage == STAGES[0]]), *SMALL])
+    with pytest.raises(RecipeError, match="is not for this script: it has"):
+        Experiment(other, needed)
 
 
 def test_a_key_that_the_yaml_lacks_is_named_wherever_it_is_read(workplace):
@@ -410,27 +355,16 @@ KNOWN = "is unknown: choose one of"
     "stage, option, mistake",
     [
         # what the loop reads itself
-        ("adapter", "seed=x", f"{WHOLE} 0."),
         ("adapter", "batch_size=1.5", f"{WHOLE} 1."),
-        ("adapter", "number_of_epochs=0", f"{WHOLE} 1."),
         ("adapter", "probe_every=-1", f"{WHOLE} 0, or null: never."),
         ("adapter", "lr=-1", "must be within 0 and 1e+30."),
-        ("adapter", "max_skipped=2", "must be within 0 and 1."),
         ("classifier", "label_fraction=0", "must be above 0 and at most 1."),
-        ("adapter", "adapter_data=x", f"{KNOWN} train, all."),
         ("adapter", "long_utterances=x", f"{KNOWN} error, cut."),
-        ("classifier", "adapter_branch=x", f"{KNOWN} teacher, student."),
-        ("classifier", "model_selection=x", f"{KNOWN} last, best."),
-        ("classifier", "class_weights=x", f"{KNOWN} none, balanced."),
         # what a constructor calls by another name, or one within it
         ("classifier", "sap_heads=0", f"{WHOLE} 1."),
-        ("classifier", "augment_mask_span=0", f"{WHOLE} 1."),
         ("classifier", "augment_mask_ratio=2", "must be within 0 and 1."),
-        ("classifier", "augmentation=x", f"{KNOWN} balance, mask, all, none."),
         ("adapter", "attribute_update=x", f"{KNOWN} count, constant."),
-        ("adapter", "mask_ratio=2", "must be within 0 and 1."),
         ("adapter", "mask_span=0", f"{WHOLE} 1."),
-        ("adapter", "predictor_layers=-1", f"{WHOLE} 0."),
         ("adapter", "rec_weight_end=x", "must be a number."),
         ("adapter", "revive_after=0", f"{WHOLE} 1, or null: never."),
     ],
@@ -447,7 +381,6 @@ def test_a_value_that_does_not_fit_is_refused_by_its_key(
     "stage, option, sentence",
     [
         ("adapter", "nhead=3", r"^d_model \(8\) must be divisible by nhead"),
-        ("adapter", "ema_decay_start=1.0", r"^ema_decay_start .* above ema_de"),
         (
             *("adapter", "student={dropuot: 0.5}"),
             r"student \(WAPTransformer\): .* unexpected keyword .*dropuot",
@@ -455,10 +388,6 @@ def test_a_value_that_does_not_fit_is_refused_by_its_key(
         (
             *("classifier", "opt_class={lr: -0.1}"),
             r" opt_class \(Adam\): Invalid learning rate: -0\.1\.$",
-        ),
-        (
-            *("classifier", "classifier_opt_class={momentum: 1}"),
-            r" classifier_opt_class \(Adam\): .*unexpected keyword argument",
         ),
         ("adapter", "opt_class=adam", r" opt_class \(str\): 'str' object"),
     ],
@@ -474,10 +403,6 @@ def test_what_cannot_be_built_is_named(stage, option, sentence):
     [
         ("own_encoder.Broken", r"yaml: encoder \(Broken\): no such grip\.$"),
         ("own_encoder.Wrong", r"^encoder_source=fbank is not for me\.$"),
-        (
-            "own_encoder.Missing",
-            r"encoder \(Missing\): .* no such class as own_encoder\.Missing",
-        ),
         ("nowhere.Fine", r"encoder \(Fine\): .*nowhere"),
     ],
 )

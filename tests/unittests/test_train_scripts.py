@@ -82,11 +82,11 @@ def make_adapter_brain(import_script, **hparams):
     return brain
 
 
-@pytest.mark.parametrize("targets", [Targets(0, "none"), Targets(4, "layer")])
 @pytest.mark.parametrize("stage", [Stage.TRAIN, Stage.VALID])
 def test_the_student_predicts_the_teachers_frames_at_the_masks(
-    import_script, batch, targets, stage
+    import_script, batch, stage
 ):
+    targets = Targets(4, "layer")
     brain = make_adapter_brain(import_script, targets=targets)
     z, frames, masked, spread = brain.compute_forward(batch, stage)
     feats, lens = batch.feats

@@ -1,0 +1,81 @@
+"""What this machine does to a run is said before it starts, and only then."""
+
+import pytest
+import torch
+from readings import find_yaml
+
+from speechbrain_wap.training import machine
+from speechbrain_wap.training.command_line import read_command
+from speechbrain_wap.training.jobs import run_jobs
+
+
+@pytest.fixture
+def warn(monkeypatch, caplog):
+    """Says what is slow on a machine of four cores; returns what is said."""
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(
+        machine.os, "sched_getaffinity", lambda _: range(4), raising=False
+    )
+
+    def run(*options, busy=0, threads=4, slow=1.0, **given):
+        seconds = {torch.bfloat16: slow, torch.float32: 1.0}
+        monkeypatch.setattr(machine, "_time_product", seconds.get)
+        monkeypatch.setattr(machine, "_count_busy_cores", lambda: busy)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        machine._warn_of_bf16.cache_clear()
+        machine._warn_of_threads.cache_clear()
+        caplog.clear()
+        command = read_command([find_yaml(), "--device=cpu", *options])
+        for _ in range(2):  # it is said once
+            machine.warn_of_slow_run(command.run_opts, **given)
+        return [record.getMessage() for record in caplog.records]
+
+    return run
+
+
+def test_a_precision_that_is_slow_here_is_named_with_its_factor(warn):
+    (said,) = warn("--precision=bf16", slow=60.0)
+    assert said.startswith("--precision=bf16 is slow on this processor")
+    assert "60 times" in said
+    assert warn("--precision=bf16", slow=0.2) == warn(slow=60.0) == []
+    assert machine._time_product(torch.float32) > 0
+
+
+def test_more_threads_than_free_cores_are_named_with_the_cure(
+    warn, monkeypatch
+):
+    assert warn() == []
+    (said,) = warn(busy=2)
+    assert "4 threads, but 2 of 4 cores free" in said
+    assert "OMP_NUM_THREADS=1" in said
+    # one thread waits for none; and jobs have a share of the cores each
+    assert warn(busy=9, threads=1) == []
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(machine.joblib, "cpu_count", lambda: 4)
+    assert warn(num_jobs=2) == warn(num_jobs=4, busy=9) == []
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    (said,) = warn(num_jobs=4)
+    assert "8 threads, but 4 of 4" in said
+
+
+@pytest.mark.parametrize(
+    "load, busy",
+    [
+        ("1.85 0.5 0.1 4/99 7", 2),
+        # what has just begun, or has just ended
+        ("0.10 0.5 0.1 4/99 7", 0),
+        ("1.85 0.5 0.1 1/99 7", 0),
+    ],
+)
+def test_cores_are_busy_that_were_and_are(tmp_path, load, busy):
+    (tmp_path / "loadavg").write_text(load)
+    assert machine._count_busy_cores(tmp_path / "loadavg") == busy
+    assert machine._count_busy_cores(tmp_path / "nowhere") == 0
+
+
+def test_jobs_end_with_their_numbers_and_an_error_reaches_the_caller():
+    tasks = [(2, 5), (3, 4)]
+    for num_jobs in (1, 2):
+        assert dict(run_jobs(num_jobs, pow, tasks)) == {0: 32, 1: 81}
+        with pytest.raises(ZeroDivisionError):
+            list(run_jobs(num_jobs, divmod, [(1, 1), (1, 0)]))
