@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 from make_corpus import make_demo_corpus
-from recipe_runs import TINY, ForkedRun
+from recipe_runs import SERVER, TINY, ForkedRun
 from watch import watch_disk
 
 pytestmark = pytest.mark.skipif(
@@ -65,6 +65,7 @@ class KilledRun:
         """Starts the command."""
         self.attempts += 1
         self.trace = self.folder / f"trace{self.attempts}"
+        self.trace.touch()
         watch = functools.partial(
             watch_disk, str(self.folder), str(self.trace), **stop
         )
@@ -226,6 +227,8 @@ def shorten(operation):
 
 def describe_moment(run, begun=None):
     """Describes at or after which operation a run was killed."""
+    if not run.list_operations():
+        return "before it has written anything"
     last = shorten(run.list_operations()[-1])
     if begun is None:
         return f"after: {last}"
@@ -256,6 +259,8 @@ def make_run(corpus, tmp_path_factory):
 def undisturbed(corpus, tmp_path_factory):
     """A run that is never killed: its outcome, its length in time and acts."""
     run = KilledRun(tmp_path_factory.mktemp("undisturbed"), corpus)
+    server = SERVER.Process(target=os.getpid)  # what is imported once
+    server.start(), server.join()
     started = time.time()
     run.finish()
     return {
