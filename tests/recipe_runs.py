@@ -165,12 +165,9 @@ def _run_forked(arguments, folder, log, prepare, variables):
     sys.path.insert(0, str(folder))
     if prepare:
         prepare()
-    if arguments[0] == "-m":
-        sys.argv = arguments[1:]
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = arguments
-        runpy.run_path(arguments[0], run_name="__main__")
+    sys.argv = arguments
+    # by its whole path: --jobs starts it anew from elsewhere
+    runpy.run_path(os.path.join(folder, arguments[0]), run_name="__main__")
 
 
 def run_forked(*typed, **kwargs):
