@@ -1211,6 +1211,7 @@ def run(name, table, run_once, make_hubert, tmp_path, monkeypatch):
     ).out
     run.make_classifier = lambda *options: run_once("classifier", *options)
     monkeypatch.chdir(run.input)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     return run
 
 
