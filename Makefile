@@ -1,7 +1,8 @@
 # Two commands do all the set-up:
 #   make demo   environment, install, mini corpus, both stages, five folds
 #   make test   environment, install, all tests
-# and a third one measures:
+# and two do more:
+#   make faults bad input and kills by the hundred, a table of what happened
 #   make bench  environment, install, what training costs (half an hour)
 
 PYTHON ?= python3
@@ -33,8 +34,10 @@ demo: install
 		--batch_size=16 --lr=0.001 --classifier_lr=0.005 \
 		--adapter.number_of_epochs=4 --classifier.number_of_epochs=8
 
+# Two processes, each with whole files, the long ones first.
 test: install
-	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q -n 2 --dist=loadfile \
+		--no-loadscope-reorder
 
 # vector-quantize-pytorch is only compared with. BENCH takes further options.
 bench: install
@@ -42,10 +45,12 @@ bench: install
 	"$(BIN)/python" benchmarks/training.py --json=benchmarks/training.json \
 		--figure=benchmarks/training.png $(BENCH)
 
-# The table in docs/ of what was tried, with more kills than in `make test`.
+# All bad inputs and kills, of which `make test` has one of each kind, and a
+# table of what happened.
 faults: install
-	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q tests/faults --kills=30 \
-		--fault-table=docs/faults.md
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q -n 2 --dist=worksteal \
+		tests/faults --long --fault-table=build/faults.md
+	@echo "see build/faults.md"
 
 lint:
 	"$(BIN)/python" -m pip install --quiet ruff==0.12.4 yamllint==1.35.1 \

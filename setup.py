@@ -48,5 +48,5 @@ setup(
         "threadpoolctl>=3.0",
         "matplotlib>=3.8",
     ],
-    extras_require={"test": ["pytest>=8"]},
+    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.7"]},
 )

@@ -1,10 +1,12 @@
 """What all tests share: tiny checkpoints, a demo corpus, the fault table."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
-from fault_table import hide_places, write_fault_table
 from make_corpus import make_demo_corpus
-from recipe_runs import TINY
+from recipe_runs import REPOSITORY, TINY
 
 # The names that transformers gives the families of encoders
 FAMILIES = {
@@ -145,52 +147,84 @@ def tiny(corpus, cache):
     return [*TINY, f"--data_folder={corpus}", f"--cache_folder={cache}"]
 
 
-# The table of faults ---------------------------------------------------------
+@pytest.fixture(autouse=True, scope="session")
+def no_list_of_packages():
+    """SpeechBrain lists all packages at each start, half of a short run's time.
 
-FAULTS = pytest.StashKey[list]()
+    What is started as a process of its own still does.
+    """
+    name = "speechbrain.utils.logger.get_environment_description"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(name, lambda: "")
+        yield
+
+
+# The long lists of faults ----------------------------------------------------
+
+FAULTS = """# Faults
+
+What the recipes do about bad input and kills: a row is a test that has passed.
+"""
 
 
 def pytest_addoption(parser):
-    """Adds the options of the tests in tests/faults."""
-    group = parser.getgroup("faults")
-    group.addoption(
+    """Adds the options of `make faults`."""
+    parser.addoption(
+        "--long", action="store_true", help="run the tests marked as long, too"
+    )
+    parser.addoption(
         "--fault-table",
         metavar="FILE",
         help="write the faults that the tests have made as a Markdown table",
     )
-    group.addoption(
-        "--kills",
-        type=int,
-        default=8,
-        metavar="N",
-        help="kill runs at so many random moments (default: 8)",
-    )
 
 
 def pytest_configure(config):
-    """Starts an empty table of faults."""
-    config.stash[FAULTS] = []
+    """Declares the mark of a test that is one of many alike."""
+    config.addinivalue_line("markers", "long: runs with --long only")
 
 
-def pytest_sessionfinish(session):
-    """Writes the table of faults, if it is asked for."""
-    path = session.config.getoption("--fault-table")
-    rows = session.config.stash[FAULTS]
-    if path and rows:
-        write_fault_table(rows, path)
+def pytest_collection_modifyitems(config, items):
+    """Leaves the long tests out unless they are asked for."""
+    if not config.getoption("--long"):
+        long = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
 
 
 @pytest.fixture
-def record_fault(request, tmp_path_factory):
-    """Takes a row of the table of faults, at the end of a test.
+def record_fault(record_property, tmp_path_factory):
+    """Takes a row of the table of faults: kind, fault, what happened, kept.
 
-    Temporary folders are shown as "...", so that the table is the same every
-    time.
+    Temporary folders are shown as "...".
     """
+    base = re.escape(str(tmp_path_factory.getbasetemp()))
+    places = rf"{base}(/[\w-]+)?|{re.escape(str(REPOSITORY))}"
 
-    def record(kind, fault, happened, kept):
-        base = tmp_path_factory.getbasetemp()
-        texts = (hide_places(str(text), base) for text in (happened, kept))
-        request.config.stash[FAULTS].append((kind, fault, *texts))
+    def record(*row):
+        cells = (re.sub(places, "...", " ".join(str(x).split())) for x in row)
+        record_property("fault", [cell.replace("|", r"\|") for cell in cells])
 
     return record
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Writes the table of faults, also of tests in several processes."""
+    path = config.getoption("--fault-table")
+    if not path:
+        return
+    reports = terminalreporter.getreports("passed")
+    rows = [
+        row
+        for report in sorted(reports, key=lambda report: report.nodeid)
+        for name, row in report.user_properties
+        if name == "fault" and report.when == "call"
+    ]
+    parts = [FAULTS]
+    for kind in dict.fromkeys(row[0] for row in rows):
+        cells = [row[1:] for row in rows if row[0] == kind]
+        parts.append(f"## {kind.capitalize()} ({len(cells)})\n")
+        parts.append("| fault | what happened | what was kept |\n|---|---|---|")
+        parts += ["| " + " | ".join(row) + " |" for row in cells]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("\n".join(parts) + "\n", "utf-8")

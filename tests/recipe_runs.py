@@ -1,13 +1,26 @@
-"""Starts the recipes' scripts as a user does."""
+"""Starts the recipes' scripts as a user does, and reads what they wrote."""
 
+import contextlib
 import functools
+import gc
 import importlib.util
+import json
+import multiprocessing
 import os
+import runpy
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
+import torch
+from speechbrain.utils import logger
+
 from speechbrain_wap.__main__ import COMMANDS
+from speechbrain_wap.training.checkpoints import Checkpointer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECIPES = REPOSITORY / "recipes"
@@ -23,6 +36,7 @@ TINY = [
     "--lr=0.001",
     "--noprogressbar",
 ]
+ON_CPUS = ["--device=cpu", "--distributed_backend=gloo"]
 
 
 def command(script, *arguments, corpus="IEMOCAP", launcher=()):
@@ -42,22 +56,123 @@ def command(script, *arguments, corpus="IEMOCAP", launcher=()):
     }
 
 
-def run(script, *arguments, **kwargs):
-    """Runs a script to its end; returns its exit code and what it said."""
+def run_well(script, *arguments, **kwargs):
+    """Runs a script that must succeed; returns what it said."""
     done = subprocess.run(
         **command(script, *arguments, **kwargs),
         capture_output=True,
         text=True,
         timeout=600,
     )
-    return done.returncode, done.stdout + done.stderr
-
-
-def run_well(script, *arguments, **kwargs):
-    """Runs a script that must succeed; returns what it said."""
-    code, said = run(script, *arguments, **kwargs)
-    assert code == 0, said[-3000:]
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-3000:]
     return said
+
+
+# Forks processes off one that has imported what takes eight seconds.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    [
+        "speechbrain_wap.evaluation.compare",
+        "speechbrain_wap.evaluation.cross_validate",
+        "speechbrain_wap.encoders.speech_encoder",
+        "speechbrain_wap.wap_transformer",
+    ]
+)
+
+
+class ForkedRun:
+    """A run as a user starts it, in a process of its own or one per rank.
+
+    Arguments
+    ---------
+    *typed : str
+        Script and arguments.
+    ranks : int
+        Number of processes, which find each other as under torchrun.
+    folders : list, optional
+        Where each rank is started, which is then on a node of its own.
+    prepare : callable, optional
+        Is called in the process before the script.
+    **kwargs
+        Arguments of :func:`command`.
+    """
+
+    def __init__(self, *typed, ranks=1, folders=None, prepare=None, **kwargs):
+        typed = command(*typed, **kwargs)
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        self.log = tempfile.NamedTemporaryFile("r", encoding="utf-8")
+        self.processes = []
+        for rank in range(ranks):
+            variables = {
+                "RANK": rank,
+                "LOCAL_RANK": 0 if folders else rank,
+                "WORLD_SIZE": ranks,
+                "LOCAL_WORLD_SIZE": 1 if folders else ranks,
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": port,
+            }
+            folder = folders[rank] if folders else typed["cwd"]
+            arguments = [typed["args"][1:], folder, self.log.name, prepare]
+            arguments.append(variables if ranks > 1 else {})
+            process = SERVER.Process(target=_run_forked, args=arguments)
+            process.start()
+            self.processes.append(process)
+
+    def wait(self, seconds=300):
+        """Waits for the run's end; returns the worst exit code, or None."""
+        deadline = time.time() + seconds
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.time()))
+        codes = [process.exitcode for process in self.processes]
+        return None if None in codes else max(codes, key=abs)
+
+    def kill(self):
+        """Kills all processes, and those that they have started."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        return self.wait()
+
+    def said(self):
+        """Reads what the run has said so far."""
+        return Path(self.log.name).read_text("utf-8")
+
+    def finish(self):
+        """Waits for the end of a run that must succeed."""
+        try:
+            assert self.wait() == 0, self.said()[-3000:]
+        finally:
+            self.kill()
+        return self.said()
+
+
+def _run_forked(arguments, folder, log, prepare, variables):
+    """Is the forked process: becomes the run and ends."""
+    os.setsid()
+    log = os.open(log, os.O_WRONLY | os.O_APPEND)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    gc.disable()  # a quarter of the time; memory is no matter here
+    torch.set_num_threads(1)
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    # a list of all packages, which takes longer than training does here
+    logger.get_environment_description = lambda: ""
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    if prepare:
+        prepare()
+    sys.argv = arguments
+    # by its whole path: --jobs starts it anew from elsewhere
+    runpy.run_path(os.path.join(folder, arguments[0]), run_name="__main__")
+
+
+def run_forked(*typed, **kwargs):
+    """Runs a script that must succeed; returns what it said."""
+    return ForkedRun(*typed, **kwargs).finish()
 
 
 @functools.cache
@@ -85,3 +200,55 @@ def call(script, *arguments):
         load_script(script).main(typed["args"][own:])
     finally:
         os.chdir(before)
+
+
+def kill_after_epoch(epoch, output_folder, *typed, **kwargs):
+    """Starts a script and kills it, all ranks, without warning."""
+    run = ForkedRun(*typed, f"--output_folder={output_folder}", **kwargs)
+    try:
+        while True:
+            assert run.wait(0.005) is None, run.said()[-3000:]
+            saved = list(Path(output_folder, "save").glob("CKPT*/CKPT.yaml"))
+            if saved and Path(output_folder, "history.json").is_file():
+                if read_history(output_folder)[-1]["epoch"] >= epoch:
+                    break
+    finally:
+        run.kill()
+
+
+def read_json(*parts):
+    """Reads a JSON file, whose path may come in parts."""
+    return json.loads(Path(*parts).read_text("utf-8"))
+
+
+def read_history(output_folder):
+    """Reads the rows of a run, one for each epoch."""
+    return read_json(output_folder, "history.json")
+
+
+def load_checkpoint(output_folder):
+    """Reads the tensors of the newest checkpoint in a folder."""
+    folder = Checkpointer(Path(output_folder, "save")).find_checkpoint().path
+    states = {}
+    for path in sorted(folder.glob("*.ckpt")):
+        if path.stem == "random_state":
+            continue
+        try:
+            states[path.stem] = torch.load(path, weights_only=True)
+        except Exception:
+            states[path.stem] = path.read_text("utf-8")
+    return states
+
+
+def assert_equal_states(one, two):
+    """Compares nested states bit for bit."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        one, two = list(one.values()), list(two.values())
+    if torch.is_tensor(one):
+        assert torch.equal(one, two)
+    elif isinstance(one, (list, tuple)):
+        for pair in zip(one, two, strict=True):
+            assert_equal_states(*pair)
+    else:
+        assert one == two

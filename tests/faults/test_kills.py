@@ -1,10 +1,11 @@
 """SIGKILL at any moment, then the same command again: the same results.
 
 A run is both stages in two folds with a feature cache of its own, the work of
-a few seconds. Moments are drawn anew for each kill, with fixed seeds; the
-option --kills=N tries more of them.
+a few seconds. `make test` kills one in extraction, in each stage and in the
+report, `make faults` at many more chosen and random moments.
 """
 
+import functools
 import json
 import os
 import random
@@ -16,50 +17,38 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fork_server import ForkServer
 from make_corpus import make_demo_corpus
-from recipe_runs import TINY
+from recipe_runs import SERVER, TINY, ForkedRun
+from watch import watch_disk
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="needs fork and /proc"
 )
 
 OPTIONS = [
-    *("hparams/adapter.yaml", "hparams/classifier.yaml", *TINY),
+    *("cross_validate.py", "adapter", "classifier", *TINY),
     *("--batch_size=8", "--num_attributes=8", "--number_of_epochs=2"),
     *("--folds=1,2", "--ckpt_interval_minutes=0", "--ckpt_interval_steps=3"),
+    "--label_fraction=0.5",
 ]
 STAGES = {"adapter": "stage 1", "classifier": "stage 2"}
 # They tell of the runs and their times, of which there are more after a kill.
 DIARIES = {"log.txt", "train_log.txt", "env.log", "hyperparams.yaml"}
-# What a run says on its way
-MILESTONES = re.compile(
-    r"Experiment folder: \S*/fold(?P<fold>\d+)/(?P<stage>\w+)"
-    r"|(?P<extraction>Extracting features of)"
-    r"|(?P<start>Setting seed to)"
-    r"|(?P<loaded>Loading a checkpoint)"
-    r"|Going into epoch (?P<epoch>\d+)"
-    r"|(?P<test>Epoch loaded)"
-    r"|^\[(?P<done>\d+)/2\] fold",
-    re.MULTILINE,
-)
+NUM_RANDOM_KILLS = 30
 
 
-class Run:
+class KilledRun:
     """A run's folder and what happens to it.
 
     Arguments
     ---------
-    server : ForkServer
-        Starts the processes.
     folder : pathlib.Path
         Gets output and cache; its name makes torch write through Python.
     corpus : pathlib.Path
         A demo corpus.
     """
 
-    def __init__(self, server, folder, corpus):
-        self.server = server
+    def __init__(self, folder, corpus):
         self.folder = folder / "rün"
         self.folder.mkdir()
         self.output, self.cache = self.folder / "out", self.folder / "cache"
@@ -73,30 +62,19 @@ class Run:
         self.expected_loads = []
 
     def start(self, num_workers=0, **stop):
-        """Starts the command; returns the process's id."""
+        """Starts the command."""
         self.attempts += 1
-        self.before = self.list_unfinished()
-        self.log = self.folder / f"log{self.attempts}"
         self.trace = self.folder / f"trace{self.attempts}"
-        return self.server.start(
-            {
-                "arguments": [
-                    *self.options,
-                    f"--feature_workers={num_workers}",
-                ],
-                "log": str(self.log),
-                "watch": {
-                    "folder": str(self.folder),
-                    "trace": str(self.trace),
-                    **stop,
-                },
-            }
+        self.trace.touch()
+        watch = functools.partial(
+            watch_disk, str(self.folder), str(self.trace), **stop
         )
+        workers = f"--feature_workers={num_workers}"
+        self.run = ForkedRun(*self.options, workers, prepare=watch)
 
     def end(self):
-        """Waits for the process; tells whether it was killed."""
-        code = self.server.finish()
-        said = self.log.read_text("utf-8")
+        """Waits for the process; says whether it was killed."""
+        code, said = self.run.wait(), self.run.said()
         assert code in (0, -signal.SIGKILL), said[-3000:]
         self.check_kept(said)
         if code:
@@ -104,10 +82,10 @@ class Run:
         return code != 0
 
     def kill(self, seconds, num_workers=0, with_workers=True):
-        """Kills the run after a time; tells whether it was still there."""
-        pid = self.start(num_workers)
-        if not self.server.has_ended(seconds):
-            self.send_kill(pid, with_workers)
+        """Kills the run after a time; says whether it was still there."""
+        self.start(num_workers)
+        if self.run.wait(seconds) is None:
+            self.send_kill(with_workers)
         return self.end()
 
     def kill_at_operation(self, pattern, count, begun=False):
@@ -118,19 +96,20 @@ class Run:
     def kill_at_first_entry(self, with_workers):
         """Kills two workers and the main process, or that alone."""
         before = len(self.list_entries())
-        pid = self.start(num_workers=2)
+        self.start(num_workers=2)
         while len(self.list_entries()) == before:
-            assert not self.server.has_ended(0.002), "it made no entries"
-        self.send_kill(pid, with_workers)
+            assert self.run.wait(0.002) is None, "it made no entries"
+        self.send_kill(with_workers)
         assert self.end()
 
-    def send_kill(self, pid, with_workers):
+    def send_kill(self, with_workers):
         """Ends the process with or without its workers."""
+        (process,) = self.run.processes
         if with_workers:
-            os.killpg(pid, signal.SIGKILL)
+            self.run.kill()
         else:
-            os.kill(pid, signal.SIGKILL)
-            self.orphans.append(pid)
+            os.kill(process.pid, signal.SIGKILL)
+            self.orphans.append(process.pid)
 
     def finish(self):
         """Runs the command to its end, whatever is left to do."""
@@ -148,19 +127,6 @@ class Run:
     def list_entries(self):
         """Lists the entries of the feature cache."""
         return list(self.cache.glob("*/*/[!.]*.safetensors"))
-
-    def list_unfinished(self):
-        """Lists folders of checkpoints that are not there for SpeechBrain.
-
-        With the time of their last change: names are of a second and serve
-        again.
-        """
-        folders = self.output.glob("seed*/fold*/*/save/CKPT*")
-        return {
-            (folder, folder.stat().st_ctime_ns)
-            for folder in folders
-            if not (folder / "CKPT.yaml").exists()
-        }
 
     def find_checkpoint(self, fold, stage):
         """Finds the newest checkpoint, and its meta file's content."""
@@ -197,47 +163,9 @@ class Run:
         number = min(len(loads), len(self.expected_loads))
         assert loads[:number] == self.expected_loads[:number]
 
-    def tell_where(self):
-        """Tells where the last process was when it was killed."""
-        place = {}
-        said = self.log.read_text("utf-8")
-        for milestone in MILESTONES.finditer(said):
-            new = {k: v for k, v in milestone.groupdict().items() if v}
-            if "fold" in new or "done" in new:
-                place = {}
-            elif "start" in new:
-                place.pop("extraction", None)
-            place |= new
-        if place.get("done") == "2":
-            return "report"
-        if place.get("done"):
-            return "between the folds"
-        if not place:
-            return "preparation"
-        where = f"{STAGES[place['stage']]}, fold {place['fold']}"
-        if "extraction" in place:
-            return f"extraction ({where})"
-        if "test" in place:
-            where += ", results"
-        elif "epoch" in place:
-            where += f", epoch {place['epoch']}"
-        elif "loaded" in place:
-            where += ", going on from a checkpoint"
-        else:
-            where += ", at its start"
-        *_, last = self.list_operations()
-        old = re.match(r"os\.(?:remove|rmdir) (.*/CKPT[^/]*)", last)
-        if old and (self.folder / old[1]).exists():
-            where += ", while an old checkpoint was deleted"
-        elif self.list_unfinished() - self.before:
-            where += ", while a checkpoint was written"
-        return where
-
-    def tell_kept(self, total):
-        """Tells what the next process can go on from."""
-        kept = []
-        if self.list_entries():
-            kept.append(f"{len(self.list_entries())} of {total} features")
+    def describe_kept(self):
+        """Describes what the next process can go on from."""
+        kept = [f"{len(self.list_entries())} features"]
         done = len(self.list_finished())
         kept += [f"fold {fold}" for fold in range(1, done + 1)]
         for stage, name in STAGES.items():
@@ -251,9 +179,7 @@ class Run:
                 kept.append(f"{name} up to step {step} of epoch {epoch}")
             else:
                 kept.append(f"{name} up to epoch {epoch}")
-        if (self.output / "results.json").exists():
-            kept.append("results.json")
-        return ", ".join(kept) or "nothing was there yet"
+        return ", ".join(kept)
 
     def read_outcome(self):
         """Reads all files that must be as if the run was never killed."""
@@ -299,20 +225,16 @@ def shorten(operation):
     return f"{event.removeprefix('os.')} {path}"
 
 
-def tell_moment(run, begun):
-    """Tells at which operation a run has killed itself."""
+def describe_moment(run, begun=None):
+    """Describes at or after which operation a run was killed."""
+    if not run.list_operations():
+        return "before it has written anything"
     last = shorten(run.list_operations()[-1])
+    if begun is None:
+        return f"after: {last}"
     # of others there is no beginning
     begun = begun and last.startswith(("open", "write"))
     return f"just {'begun' if begun else 'before'}: {last}"
-
-
-@pytest.fixture(scope="module")
-def server():
-    """Starts the processes that are killed."""
-    server = ForkServer()
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -324,19 +246,21 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture
-def make_run(server, corpus, tmp_path_factory):
+def make_run(corpus, tmp_path_factory):
     """Makes a run that has not begun."""
 
     def make():
-        return Run(server, tmp_path_factory.mktemp("run"), corpus)
+        return KilledRun(tmp_path_factory.mktemp("run"), corpus)
 
     return make
 
 
 @pytest.fixture(scope="module")
-def undisturbed(server, corpus, tmp_path_factory):
+def undisturbed(corpus, tmp_path_factory):
     """A run that is never killed: its outcome, its length in time and acts."""
-    run = Run(server, tmp_path_factory.mktemp("undisturbed"), corpus)
+    run = KilledRun(tmp_path_factory.mktemp("undisturbed"), corpus)
+    server = SERVER.Process(target=os.getpid)  # what is imported once
+    server.start(), server.join()
     started = time.time()
     run.finish()
     return {
@@ -359,10 +283,10 @@ def finish(undisturbed, record_fault):
             for name in sorted(outcome.keys() | expected.keys())
             if outcome.get(name) != expected.get(name)
         ]
-        told = "\n".join(": ".join(kill) for kill in kills)
-        assert not differ, f"{differ} differ after\n{told}"
-        for fault, where, kept in kills:
-            record_fault("kill", fault, f"{where}; same results", kept)
+        listed = "\n".join(": ".join(kill) for kill in kills)
+        assert not differ, f"{differ} differ after\n{listed}"
+        for fault, moment, kept in kills:
+            record_fault("kill", fault, f"{moment}; same results", kept)
 
     return end
 
@@ -376,23 +300,13 @@ def plan_runs(num_kills):
     return plan
 
 
-def pytest_generate_tests(metafunc):
-    """Makes a test of each run that is killed at random."""
-    if "num_hits" in metafunc.fixturenames:
-        plan = plan_runs(metafunc.config.getoption("--kills"))
-        ids = [f"run{number}" for number in range(1, len(plan) + 1)]
-        metafunc.parametrize(
-            ["number", "num_hits"], list(enumerate(plan, start=1)), ids=ids
-        )
-
-
 def kill_at_random(run, choice, undisturbed):
     """Kills a run somewhere in what is left of it.
 
     Returns
     -------
-    fault : str or None
-        None if the run was finished before.
+    fault, moment : str
+        Empty if the run was finished before.
     """
     left = run.estimate_left()
     drawn = choice.uniform(0.0, left)
@@ -400,103 +314,98 @@ def kill_at_random(run, choice, undisturbed):
     if choice.random() < 0.5 and left > 0.2:
         number = 1 + int(drawn * undisturbed["operations"])
         begun = choice.random() < 0.5
-        hit = run.kill_at_operation("", number, begun)
-        if not hit:
-            return None
-        return f"at a random operation, {tell_moment(run, begun)}"
+        if not run.kill_at_operation("", number, begun):
+            return "", ""
+        return "at a random operation", describe_moment(run, begun)
     num_workers = choice.choice([0, 2])
     with_workers = not num_workers or choice.random() < 0.5
     seconds = drawn * undisturbed["seconds"]
-    hit = run.kill(seconds, num_workers, with_workers)
-    fault = "at a random time" + (
-        "" if with_workers else ", the main process alone"
-    )
-    return fault if hit else None
+    if not run.kill(seconds, num_workers, with_workers):
+        return "", ""
+    alone = "" if with_workers else ", the main process alone"
+    return f"at a random time{alone}", describe_moment(run)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "number, num_kills", enumerate(plan_runs(NUM_RANDOM_KILLS), start=1)
+)
 def test_kills_at_random_moments_change_nothing(
-    number, num_hits, make_run, undisturbed, finish
+    number, num_kills, make_run, undisturbed, finish
 ):
     choice = random.Random(f"run {number}")
-    run, kills, hits = make_run(), [], 0
-    while hits < num_hits:
-        fault = kill_at_random(run, choice, undisturbed)
-        if fault is None:  # it was finished before that moment
+    run, kills, count = make_run(), [], 0
+    while count < num_kills:
+        fault, moment = kill_at_random(run, choice, undisturbed)
+        if not fault:  # it was finished before that moment
             finish(run, kills)
             run, kills = make_run(), []
             continue
-        hits += 1
-        fault = f"run {number}, kill {hits}, {fault}"
-        kept = run.tell_kept(undisturbed["entries"])
-        kills.append((fault, run.tell_where(), kept))
+        count += 1
+        fault = f"run {number}, kill {count}, {fault}"
+        kills.append((fault, moment, run.describe_kept()))
     finish(run, kills)
 
 
-# Where it must be, what that means, the operation, its number in that process,
-# and whether it is begun
-DIRECTED = {
+# What that means, the operation, its number in that process, and whether it is
+# begun
+CHOSEN = {
+    "one of each": [
+        ("an entry has no name yet", r"rename cache/.*safet", 20, False),
+        ("a file is half written", r"write .*/ad.*CKPT.*/student", 2, True),
+        ("a file is half written", r"write .*2/cl.*CKPT.*/model", 2, True),
+        ("no scores.json", r"open .*2/cl.*/\.scores", 1, False),
+        ("report.md is empty", r"open out/\.report", 1, True),
+    ],
     "preparation and extraction": [
-        ("prep", "the table has no name yet", r"rename out/\.corpus", 1, False),
-        (
-            "extr",
-            "an entry has no name yet",
-            r"rename cache/.*safet",
-            20,
-            False,
-        ),
-        ("extr", "a folder of entries", r"mkdir cache/\w+/\w+$", 5, False),
-        ("extr", "the adapter's record is empty", r"open .*\.adapter", 1, True),
+        ("the table has no name yet", r"rename out/\.corpus", 1, False),
+        ("a folder of entries", r"mkdir cache/\w+/\w+$", 5, False),
+        ("the adapter's record is empty", r"open .*\.adapter", 1, True),
     ],
     "stage 1": [
-        ("stage 1", "before a checkpoint", r"mkdir .*/CKPT", 1, False),
-        ("written", "a file is half written", r"write .*CKPT.*/stud", 2, True),
-        ("written", "a file is empty", r"open .*CKPT.*/statistics", 2, True),
-        ("written", "it has no name yet", r"rename .*CKPT", 2, False),
-        ("deleted", "the old one is whole", r"remove .*CKPT", 1, False),
-        ("deleted", "half of the old one is left", r"remove .*CKPT", 5, False),
-        ("epoch 2", "only the history has it", r"remove .*\.history", 1, False),
-        ("stage 1", "before stage 2", r"mkdir .*classifier$", 1, False),
+        ("before a checkpoint", r"mkdir .*/CKPT", 1, False),
+        ("a file is empty", r"open .*CKPT.*/statistics", 2, True),
+        ("it has no name yet", r"rename .*CKPT", 2, False),
+        ("the old one is whole", r"remove .*CKPT", 1, False),
+        ("half of the old one is left", r"remove .*CKPT", 5, False),
+        ("only the history has it", r"remove .*\.history", 1, False),
+        ("before stage 2", r"mkdir .*classifier$", 1, False),
     ],
     "stage 2": [
-        ("written", "a file is half written", r"write .*2/cl.*/model", 2, True),
-        (
-            "written",
-            "the second optimiser",
-            r"open .*2/cl.*/class.*_o",
-            2,
-            True,
-        ),
-        ("deleted", "half of the old one", r"remove .*2/cl.*CKPT", 7, False),
-        ("results", "predictions.csv is empty", r"open .*2/.*\.pred", 1, True),
-        ("results", "no scores.json", r"open .*2/cl.*/\.scores", 1, False),
-        ("results", "it has no name yet", r"rename .*2/cl.*/\.scor", 1, False),
+        ("the second optimiser", r"open .*2/cl.*/class.*_o", 2, True),
+        ("half of the old one", r"remove .*2/cl.*CKPT", 7, False),
+        ("predictions.csv is empty", r"open .*2/.*\.pred", 1, True),
+        ("scores.json has no name yet", r"rename .*2/cl.*/\.scor", 1, False),
     ],
     "report": [
-        ("between", "before the next fold", r"mkdir out/.*fold2", 1, False),
-        ("report", "results.json is empty", r"open out/\.results", 1, True),
-        ("report", "it has no name yet", r"rename out/\.results", 1, False),
-        ("report", "results.json, no figures", r"open out/\.conf", 1, False),
-        ("report", "a figure is empty", r"open out/\.adapter_c", 1, True),
-        ("report", "report.md is empty", r"open out/\.report", 1, True),
-        ("report", "it has no name yet", r"rename out/\.report", 1, False),
+        ("before the next fold", r"mkdir out/.*fold2", 1, False),
+        ("results.json is empty", r"open out/\.results", 1, True),
+        ("it has no name yet", r"rename out/\.results", 1, False),
+        ("results.json, no figures", r"open out/\.conf", 1, False),
+        ("a figure is empty", r"open out/\.adapter_c", 1, True),
+        ("report.md has no name yet", r"rename out/\.report", 1, False),
     ],
 }
 
 
-@pytest.mark.parametrize("part", DIRECTED)
+@pytest.mark.parametrize(
+    "part",
+    [
+        pytest.param(part, marks=[] if number == 0 else pytest.mark.long)
+        for number, part in enumerate(CHOSEN)
+    ],
+)
 def test_kills_at_chosen_operations_change_nothing(
     part, make_run, undisturbed, finish
 ):
     run, kills = make_run(), []
-    for place, what, pattern, count, begun in DIRECTED[part]:
+    for what, pattern, count, begun in CHOSEN[part]:
         assert run.kill_at_operation(pattern, count, begun), what
-        where = run.tell_where()
-        assert place in where, what
-        kept = run.tell_kept(undisturbed["entries"])
-        kills.append((f"{what}, {tell_moment(run, begun)}", where, kept))
+        kills.append((what, describe_moment(run, begun), run.describe_kept()))
     finish(run, kills)
 
 
+@pytest.mark.long
 def test_workers_do_no_harm_when_their_parent_is_killed(
     make_run, undisturbed, finish
 ):
@@ -505,8 +414,7 @@ def test_workers_do_no_harm_when_their_parent_is_killed(
         run.kill_at_first_entry(with_workers)
         whom = "with" if with_workers else "but not"
         fault = f"extraction: the main process, {whom} its two workers"
-        kept = run.tell_kept(undisturbed["entries"])
-        kills.append((fault, run.tell_where(), kept))
+        kills.append((fault, describe_moment(run), run.describe_kept()))
     assert 0 < len(run.list_entries()) < undisturbed["entries"]
     finish(run, kills)
 

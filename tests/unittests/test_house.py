@@ -20,35 +20,25 @@ ROOMS = (
 
 def find_room(parts):
     """Names the room of a module, whose name is given in parts."""
-    is_flat = len(parts) == 1 and parts[0] not in ("errors", "files")
-    is_door = parts[0] in ("__main__", "inference")
-    return "nouns" if (is_flat and not is_door) or is_noun(parts) else parts[0]
-
-
-def is_noun(parts):
-    """Tells whether a module is another system than the paper's."""
-    return parts[0] == "baselines"
-
-
-def list_imports(package):
-    """Lists which module of the package imports which."""
-    imports = []
-    for path in sorted(package.rglob("*.py")):
-        parts = path.relative_to(package).with_suffix("").parts
-        if parts == ("__init__",):
-            continue
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                names = node.module.split(".")
-                if names[0] == package.name:
-                    imports.append((parts, tuple(names[1:])))
-    return imports
+    is_flat = len(parts) == 1
+    special = ("errors", "files", "__main__", "inference")
+    if parts[0] == "baselines" or (is_flat and parts[0] not in special):
+        return "nouns"
+    return parts[0]
 
 
 @pytest.fixture(scope="module")
 def imports(repository):
-    """All imports within the package."""
-    found = list_imports(repository / "speechbrain_wap")
+    """Which module of the package imports which."""
+    package = repository / "speechbrain_wap"
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        mine = path.relative_to(package).with_suffix("").parts
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                name, *theirs = node.module.split(".")
+                if name == package.name and mine != ("__init__",):
+                    found.append((mine, tuple(theirs)))
     assert len(found) > 50
     return found
 

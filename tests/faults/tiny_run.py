@@ -57,8 +57,8 @@ def list_files(folder):
     }
 
 
-class Bench:
-    """A run on a corpus of one's own, or on one in another one's layout.
+class TinyRun:
+    """A run whose corpus, command line and files a test may spoil.
 
     Arguments
     ---------
@@ -82,7 +82,6 @@ class Bench:
         self.options = []
         self.csv = self.input / "own.csv"
         self.corpus = None  # else the folder of a corpus
-        self.recipe = "IEMOCAP"  # whose YAML files are used
         self.cache = cache
         self.hparams = None  # else the YAML files
         self.held_out = "s1"
@@ -129,37 +128,10 @@ class Bench:
         self.options.append("--classes={happy: [hap], angry: [ang]}")
         return self.corpus
 
-    def make_ravdess(self):
-        """Writes the corpus in RAVDESS's layout; returns its folder."""
-        self.corpus = self.input / "RAVDESS"
-        self.recipe = "RAVDESS"
-        emotions = dict(zip(LABELS, ("03", "05")))
-        for number, row in self.table.iterrows():
-            man = 9 + 2 * int(row["session"][1])  # 11, 13, 15
-            actor = f"{man + (row['speaker'][-1] == 'f')}"
-            name = f"03-01-{emotions[row['emo']]}-01-01-01-{actor}"
-            wav = self.corpus / f"Actor_{actor}" / f"{name}.wav"
-            wav.parent.mkdir(parents=True, exist_ok=True)
-            wav.write_bytes(Path(row["wav"]).read_bytes())
-            self.table.loc[number, "wav"] = str(wav)
-            self.table.loc[number, "id"] = name
-            self.table.loc[number, "speaker"] = f"Actor_{actor}"
-            self.table.loc[number, "session"] = f"{man}_{man + 1}"
-        self.table = self.table.sort_values("wav", ignore_index=True)
-        self.faulty = [self.table["id"][0]]
-        self.held_out = "11_12"
-        self.options.append("--classes={happy: [happy], angry: [angry]}")
-        return self.corpus
-
-    def evaluation(self, session=2):
-        """Names an evaluation file of the corpus in IEMOCAP's layout."""
-        folder = self.corpus / f"Session{session}" / "dialog/EmoEvaluation"
-        return folder / f"Ses0{session}F_impro01.txt"
-
     def arguments(self):
         """The command line."""
         _, stages = SCRIPTS[self.stage]
-        recipe = RECIPES / self.recipe / "wap_adapter" / "hparams"
+        recipe = RECIPES / "IEMOCAP" / "wap_adapter" / "hparams"
         files = self.hparams or [recipe / f"{name}.yaml" for name in stages]
         corpus = f"--corpus_csv={self.csv}"
         if self.corpus is not None:
@@ -172,7 +144,7 @@ class Bench:
             usual.append("--num_attributes=4")
         return [*map(str, files), *usual, *self.options]
 
-    def run(self):
+    def start(self):
         """Runs the script; checks that it touches what is its own only."""
         if not self.written:
             self.write_table()

@@ -1,0 +1,182 @@
+"""Both stages in several folds, as a user starts them."""
+
+import os
+import re
+import shutil
+import signal
+import time
+
+import pandas as pd
+import pytest
+import torch
+from recipe_runs import (
+    ForkedRun,
+    call,
+    read_history,
+    read_json,
+    run_forked,
+    run_well,
+)
+
+from speechbrain_wap.errors import RecipeError
+
+CLASSES = ["angry", "happy", "sad", "neutral"]
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny):
+    """A cross-validation over two folds and two seeds."""
+    return [
+        *("cross_validate.py", "adapter", "classifier", *tiny),
+        *("--num_attributes=8", "--adapter.number_of_epochs=1"),
+        *("--classifier.number_of_epochs=2", "--folds=2,4", "--seeds=1,2"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(arguments, tmp_path_factory):
+    """Its folder, and what it said."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, run_well(*arguments, f"--output_folder={folder}")
+
+
+def test_results_and_report_are_of_all_folds_and_seeds(finished):
+    folder, said = finished
+    results = read_json(folder, "results.json")
+    assert results["classes"] == CLASSES
+    assert [(r["seed"], r["fold"]) for r in results["runs"]] == [
+        *((1, 2), (1, 4)),
+        *((2, 2), (2, 4)),
+    ]
+    for run in results["runs"]:
+        confusion = torch.tensor(run["confusion"])
+        assert int(confusion.sum()) == run["n"] > 0
+        assert run["session"] == str(run["fold"])
+        recalls = confusion.diag() / confusion.sum(dim=1)
+        assert run["UA"] == pytest.approx(float(recalls.mean()), abs=1e-6)
+        accuracy = confusion.diag().sum() / confusion.sum()
+        assert run["WA"] == pytest.approx(float(accuracy))
+    per_seed = [seed["UA"] for seed in results["per_seed"]]
+    assert results["mean"]["UA"] == pytest.approx(sum(per_seed) / 2)
+    assert results["settings"]["std_over"] == "seeds"
+    assert f"{100 * results['mean']['UA']:.1f} ±" in said
+    report = (folder / "report.md").read_text("utf-8")
+    for picture in re.findall(r"\]\((.+?\.png)\)", report):
+        assert (folder / picture).stat().st_size > 5000
+
+
+def test_predictions_cover_the_held_out_session_once(finished):
+    folder, _ = finished
+    corpus = pd.read_csv(folder / "corpus.csv", dtype=str)
+    table = pd.read_csv(folder / "seed1/fold2/classifier/predictions.csv")
+    columns = ["id", "session", "speaker", "label", "prediction"]
+    assert list(table.columns) == [*columns, *CLASSES]
+    expected = corpus[
+        (corpus["session"] == "2")
+        & (corpus["style"] == "improvised")
+        & corpus["emo"].isin(["ang", "hap", "exc", "sad", "neu"])
+    ]
+    assert table["id"].tolist() == expected["id"].tolist()
+    assert (table[CLASSES].sum(axis=1) - 1).abs().max() < 1e-5
+    assert (table[CLASSES].idxmax(axis=1) == table["prediction"]).all()
+
+
+def test_no_held_out_speaker_is_in_either_stage(finished):
+    folder, _ = finished
+    for fold in (2, 4):
+        run_folder = folder / "seed1" / f"fold{fold}"
+        held_out = {f"Ses{fold:02d}F", f"Ses{fold:02d}M"}
+        heard = read_json(run_folder, "adapter/adapter.json")["speakers"]
+        assert not held_out & set(heard) and len(heard) == 8
+        train = read_json(run_folder, "classifier/train.json")
+        assert not held_out & {e["speaker"] for e in train.values()}
+
+
+def test_what_is_finished_is_not_run_again_but_mended_and_may_grow(
+    finished, arguments, tmp_path
+):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    arguments = [*arguments, f"--output_folder={tmp_path}"]
+    run_folder = tmp_path / "seed1" / "fold2"
+    scores, predictions, results = files = [
+        run_folder / "classifier" / "scores.json",
+        run_folder / "classifier" / "predictions.csv",
+        tmp_path / "results.json",
+    ]
+    before = [path.read_bytes() for path in files]
+    checkpoints = sorted(tmp_path.glob("seed*/fold*/*/save/CKPT*/*"))
+    times = [path.stat().st_mtime_ns for path in checkpoints]
+    # a broken disk; the checkpoint has all that is needed
+    scores.write_bytes(scores.read_bytes()[:-40])
+    predictions.unlink(), results.unlink()
+    call(*arguments)
+    assert before == [path.read_bytes() for path in files]
+    assert times == [path.stat().st_mtime_ns for path in checkpoints]
+    with pytest.raises(RecipeError, match="classifier.lr=0.001"):
+        call(*arguments, "--classifier.lr=0.002")
+
+    one = [*arguments, "--folds=2", "--seeds=1"]
+    longer = [*one, "--classifier.number_of_epochs=3"]
+    for more, epochs in (
+        ([], [1, 3]),
+        (["--adapter.number_of_epochs=2"], [2, 3]),
+    ):
+        call(*longer, *more)
+        stages = [run_folder / "adapter", run_folder / "classifier"]
+        assert [read_history(s)[-1]["epoch"] for s in stages] == epochs
+    with pytest.raises(RecipeError, match="may grow but not shrink"):
+        call(*one)
+
+
+def test_folds_in_parallel_give_the_same_and_end_with_their_parent(
+    finished, arguments, tmp_path
+):
+    arguments = [*arguments, "--jobs=2", f"--output_folder={tmp_path}"]
+    run = ForkedRun(*arguments)
+    while len(list(tmp_path.glob("seed1/*/adapter/save"))) < 2:
+        assert run.wait(0.02) is None, run.said()[-3000:]
+    (parent,) = run.processes
+    os.kill(parent.pid, signal.SIGKILL)  # the parent alone
+    parent.join()
+    deadline = time.time() + 10
+    with pytest.raises(ProcessLookupError):
+        while time.time() < deadline:
+            os.killpg(parent.pid, 0)
+            time.sleep(0.05)
+    run_forked(*arguments)
+    results = (tmp_path / "results.json").read_bytes()
+    assert results == (finished[0] / "results.json").read_bytes()
+
+
+def test_the_other_readings_of_the_paper_go_through_both_stages(tiny, tmp_path):
+    call(
+        *("cross_validate.py", "adapter", "classifier", *tiny, "--folds=1"),
+        *("--protocol=held_out", "--max_frames=40", "--long_utterances=cut"),
+        *("--normalize_before=False", "--input_norm=False"),
+        *("--mlp_residual=True", "--number_of_epochs=1"),
+        *("--projection_init=orthogonal", "--residual_init=0.1"),
+        # stage 1
+        *("--num_attributes=8", "--adapter_data=all", "--mask_span=4"),
+        *("--attribute_update=constant", "--similarity=distance"),
+        *("--temperature=10", "--target_norm=none", "--rec_reduction=sum"),
+        *("--rec_weight_shape=cosine", "--revive_after=null"),
+        *("--ema_decay_start=0.9", "--predictor_layers=2"),
+        "--target_smoothing=3",
+        # stage 2
+        *("--adapter_branch=student", "--variance=printed", "--classes=all"),
+        *("--augmentation=mask", "--augment_mask_span=2"),
+        *("--dialogue_style=all", "--model_selection=best"),
+        *("--pooled_norm=True", "--class_weights=balanced"),
+        f"--output_folder={tmp_path}",
+    )
+    report = (tmp_path / "report.md").read_text("utf-8")
+    assert "Transductive" in report and "Optimistic" in report
+    run_folder = tmp_path / "seed1993" / "fold1"
+    record = read_json(run_folder, "adapter/adapter.json")
+    assert len(record["speakers"]) == 10
+    row = read_history(run_folder / "adapter")[-1]
+    assert row["ema_decay"] == 0.999
+    assert row["valid"]["loss"] > 0  # held_out leaves a session to validate on
+    scores = read_json(run_folder, "classifier/scores.json")
+    assert {"hap", "exc", "xxx"} < set(scores["classes"])
+    assert scores["session"] == "1"
