@@ -36,6 +36,7 @@ setup(
         "ruamel.yaml",
         "scipy",
         "soundfile",
+        "soxr>=0.3.7",
         "tqdm",
         "sentencepiece>=0.1.99",
         "pandas>=2.0",

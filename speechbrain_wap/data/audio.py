@@ -4,8 +4,8 @@ import hashlib
 import io
 import re
 
+import soxr
 import torch
-import torchaudio
 from speechbrain.dataio import audio_io
 from speechbrain.utils.logger import get_logger
 
@@ -32,6 +32,11 @@ def _load_audio(source, name):
 def read_audio(path, sample_rate):
     """Reads a file as the encoder wants it: mono, at the encoder's rate.
 
+    soxr resamples: any pair of rates takes it milliseconds, whereas the kernel
+    that torchaudio builds fills gigabytes where two rates have no large common
+    divisor. The same file gives the same samples, whatever else is read.
+    Quality VHQ computes in float64.
+
     Arguments
     ---------
     path : str
@@ -42,7 +47,8 @@ def read_audio(path, sample_rate):
     Returns
     -------
     signal : torch.Tensor
-        Shape [samples], float32; the mean of the channels.
+        Shape [samples], float32; the mean of the channels. Resampling rounds
+        the number of samples to the nearest.
 
     Raises
     ------
@@ -52,9 +58,10 @@ def read_audio(path, sample_rate):
     signal, original_rate = _load_audio(str(path), str(path))
     signal = signal.mean(dim=0)
     if original_rate != sample_rate:
-        signal = torchaudio.functional.resample(
-            signal, original_rate, sample_rate
+        resampled = soxr.resample(
+            signal.numpy(), original_rate, sample_rate, quality="VHQ"
         )
+        signal = torch.from_numpy(resampled)
     return signal
 
 

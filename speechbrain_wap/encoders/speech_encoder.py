@@ -21,7 +21,7 @@ from speechbrain_wap.packing import valid_frames
 
 # To be raised with every change of what is read or computed: features that
 # another version cached are not taken over.
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 
 
 class SpeechEncoder(nn.Module):

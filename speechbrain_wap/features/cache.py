@@ -29,9 +29,9 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
+import soxr
 import speechbrain
 import torch
-import torchaudio
 import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -200,7 +200,7 @@ class FeatureCache:
             "precision": self.precision,
             "libraries": {
                 library.__name__: ".".join(library.__version__.split(".")[:2])
-                for library in (speechbrain, torch, torchaudio, transformers)
+                for library in (soxr, speechbrain, torch, transformers)
             },
         }
 

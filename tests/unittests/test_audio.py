@@ -1,6 +1,5 @@
 """Reading speech: whatever the file, one signal or one sentence."""
 
-import math
 import shutil
 
 import numpy as np
@@ -35,26 +34,44 @@ def test_several_channels_become_their_mean(tmp_path, channels):
     assert torch.allclose(read, samples.mean(dim=0), atol=1e-7)
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
-def test_another_rate_is_resampled_to_the_same_sound(tmp_path, rate):
-    tone = make_tone(440, 0.5, rate)
-    soundfile.write(tmp_path / "a.wav", tone.numpy(), rate, "FLOAT")
-    read = read_audio(tmp_path / "a.wav", 16000)
-    assert len(read) == math.ceil(len(tone) * 16000 / rate)
-    expected = make_tone(440, 0.5, 16000)
-    middle = slice(2000, 6000)  # the filter rings at both ends
-    assert (read[middle] - expected[middle]).abs().max() < 0.01
+RATES = [8000, 11025, 22050, 22051, 24414, 44100, 48000, 96000]
 
 
-def test_stereo_audio_of_another_rate_is_mixed_and_resampled(tmp_path):
-    tone = make_tone(440, 0.5, 44100)
-    both = torch.stack([1.5 * tone, 0.5 * tone], dim=1)
-    soundfile.write(tmp_path / "both.wav", both.numpy(), 44100, "FLOAT")
-    soundfile.write(tmp_path / "mono.wav", tone.numpy(), 44100, "FLOAT")
-    mixed = read_audio(tmp_path / "both.wav", 16000)
-    expected = read_audio(tmp_path / "mono.wav", 16000)
-    assert mixed.shape == expected.shape
-    assert torch.allclose(mixed, expected, atol=1e-6)
+@pytest.mark.parametrize("rate", RATES)
+def test_a_tone_of_any_rate_and_channels_arrives_as_that_tone_at_16_khz(
+    tmp_path, rate
+):
+    for frequency in (440, 3000, 7000):
+        if frequency > 0.45 * rate:
+            continue
+        tone = make_tone(frequency, 1, rate)
+        both = torch.stack([1.5 * tone, 0.5 * tone], dim=1)
+        soundfile.write(tmp_path / "a.wav", both.numpy(), rate, "FLOAT")
+        read = read_audio(tmp_path / "a.wav", 16000)
+        assert read.dtype == torch.float32
+        assert len(read) == 16000
+        difference = read - make_tone(frequency, 1, 16000)
+        assert difference[2000:-2000].abs().max() < 1e-3  # it rings at the ends
+        assert torch.equal(read, read_audio(tmp_path / "a.wav", 16000))
+
+
+@pytest.mark.parametrize("rate", [rate for rate in RATES if rate > 20000])
+def test_what_is_above_8_khz_does_not_fold_back(tmp_path, rate):
+    for frequency in (8500, 0.45 * rate):
+        tone = make_tone(frequency, 1, rate)
+        soundfile.write(tmp_path / "a.wav", tone.numpy(), rate, "FLOAT")
+        read = read_audio(tmp_path / "a.wav", 16000)
+        assert read[2000:-2000].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("num_samples", [2, 1001, 24413])
+@pytest.mark.parametrize("rate", RATES)
+def test_resampling_keeps_the_duration_to_the_nearest_sample(
+    tmp_path, rate, num_samples
+):
+    soundfile.write(tmp_path / "a.wav", np.zeros(num_samples), rate)
+    length = len(read_audio(tmp_path / "a.wav", 16000))
+    assert abs(length - num_samples * 16000 / rate) <= 0.5
 
 
 @pytest.mark.parametrize(

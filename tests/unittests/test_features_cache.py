@@ -259,7 +259,7 @@ def test_nothing_is_hashed_until_the_key_is_asked_for(make_cache):
     ],
 )
 @pytest.mark.parametrize(
-    "library", ["speechbrain", "torch", "torchaudio", "transformers"]
+    "library", ["soxr", "speechbrain", "torch", "transformers"]
 )
 def test_the_key_differs_by_minor_releases_of_libraries_and_not_by_patches(
     monkeypatch, library, version, is_same
