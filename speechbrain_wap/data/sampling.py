@@ -1,4 +1,4 @@
-"""Which utterances are trained on with their labels, and how often per epoch.
+"""Sampling: which labels are used, and how often an epoch has an utterance.
 
 Copies of an utterance are entries with ids of their own, so that what is random
 about them (their masks) differs; which utterances are drawn is a function of

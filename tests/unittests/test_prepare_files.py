@@ -170,7 +170,7 @@ def test_known_counts_of_iemocap_are_those_of_the_literature(iemocap):
 
 
 def test_equal_counts_are_said_to_agree_with_the_full_release(iemocap):
-    text = iemocap.describe_counts(count_table(iemocap))
+    text = iemocap._describe_counts(count_table(iemocap))
     assert "In all 5531 of 5531." in text
     assert "agree with the full release" in text
     assert "1241 / 1241" in text
@@ -178,11 +178,11 @@ def test_equal_counts_are_said_to_agree_with_the_full_release(iemocap):
 
 def test_one_utterance_too_few_or_moved_is_said_to_differ(iemocap):
     table = count_table(iemocap)
-    text = iemocap.describe_counts(table[1:])
+    text = iemocap._describe_counts(table[1:])
     assert "In all 5530 of 5531." in text
     assert "differ from the full release" in text
     table.loc[0, "emo"] = "sad"  # the sum stays
-    text = iemocap.describe_counts(table)
+    text = iemocap._describe_counts(table)
     assert "In all 5531 of 5531." in text
     assert "differ from the full release" in text
 
