@@ -185,7 +185,7 @@ def check_audio(table, audio_index=None):
 
 
 def _read_index(audio_index):
-    """Reads the index of audio files; a damaged one is as none."""
+    """Reads the index of audio files, empty where it is damaged."""
     if audio_index is None or not Path(audio_index).is_file():
         return {}
     try:
@@ -200,20 +200,7 @@ def _read_index(audio_index):
 
 
 def check_ids(table, place=""):
-    """Makes sure that ids are unique.
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        With the columns id and wav.
-    place : str
-        Where the table is from, for errors.
-
-    Raises
-    ------
-    RecipeError
-        If one repeats; names it and two of its files.
-    """
+    """Makes sure that a table's ids are unique; place begins the error."""
     repeated = table["id"][table["id"].duplicated()]
     if len(repeated):
         key = repeated.iloc[0]
@@ -312,15 +299,7 @@ def record_skipped(skipped_csv, reasons, ids, max_skipped, append=False):
 
 
 def write_listing(table, path):
-    """Writes a table, or removes its file where there is nothing to list.
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        Its rows.
-    path : str
-        A CSV file.
-    """
+    """Writes a table, or removes its file where there is nothing to list."""
     if len(table) == 0:
         Path(path).unlink(missing_ok=True)
         return
@@ -329,18 +308,7 @@ def write_listing(table, path):
 
 
 def read_skipped(skipped_csv):
-    """Reads what :func:`record_skipped` listed.
-
-    Arguments
-    ---------
-    skipped_csv : str
-        The file.
-
-    Returns
-    -------
-    reasons : dict
-        Reason by utterance id; empty where there is no file, or a damaged one.
-    """
+    """Reads :func:`record_skipped`'s file: reasons by id, none if damaged."""
     if not Path(skipped_csv).is_file():
         return {}
     try:

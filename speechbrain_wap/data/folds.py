@@ -230,7 +230,7 @@ def check_labels(labels, classes, fold="the fold"):
 
 
 def list_sessions(table):
-    """Names the sessions in the order of the folds.
+    """Lists the sessions in the order of the folds.
 
     Arguments
     ---------

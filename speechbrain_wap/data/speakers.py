@@ -88,11 +88,10 @@ def _may_be_same(name, other):
     >>> _may_be_same("Actor_01", "1"), _may_be_same("F01", "M01")
     (True, False)
     """
-    folded = [fold_name(name), fold_name(other)]
-    numbers, others = (re.findall(r"\d+", text) for text in folded)
-    if folded[0] == folded[1] or numbers != others:
-        return folded[0] == folded[1]
-    return "_".join(numbers) in folded
+    one, two = fold_name(name), fold_name(other)
+    numbers = re.findall(r"\d+", one)
+    is_number = "_".join(numbers) in (one, two)
+    return one == two or (is_number and numbers == re.findall(r"\d+", two))
 
 
 # Utterances ------------------------------------------------------------------
@@ -208,12 +207,7 @@ class KnownUtterances:
                 self._by_name.setdefault(name, {})[place] = utterance
 
     def add_audio(self, utterance):
-        """Adds an utterance by its audio alone: other tables' ids mean less.
-
-        Arguments
-        ---------
-        utterance : Utterance
-        """
+        """Adds an utterance by its audio alone: other tables' ids mean less."""
         for audio in (utterance.digest, utterance.sound):
             if audio is not None:
                 self._by_audio[audio] = utterance

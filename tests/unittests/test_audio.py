@@ -26,14 +26,6 @@ def test_mono_audio_at_the_encoders_rate_is_read_sample_by_sample(
     assert torch.equal(read, samples)
 
 
-@pytest.mark.parametrize("channels", [2, 3])
-def test_several_channels_become_their_mean(tmp_path, channels):
-    samples = torch.rand(channels, 800) - 0.5
-    soundfile.write(tmp_path / "a.wav", samples.T.numpy(), 16000, "FLOAT")
-    read = read_audio(tmp_path / "a.wav", 16000)
-    assert torch.allclose(read, samples.mean(dim=0), atol=1e-7)
-
-
 RATES = [8000, 11025, 22050, 22051, 24414, 44100, 48000, 96000]
 
 
@@ -79,11 +71,7 @@ def test_resampling_keeps_the_duration_to_the_nearest_sample(
     [
         ("a.wav", "PCM_U8", 2**-7),
         ("a.wav", "PCM_16", 2**-15),
-        ("a.wav", "PCM_24", 2**-23),
-        ("a.wav", "PCM_32", 2**-24),
-        ("a.wav", "FLOAT", 2**-24),
         ("a.wav", "DOUBLE", 2**-24),
-        ("a.flac", "PCM_16", 2**-15),
         ("a.flac", "PCM_24", 2**-23),
     ],
 )
@@ -116,15 +104,8 @@ def write_infinity(path):
     soundfile.write(path, samples, 16000, "FLOAT")
 
 
-def write_half_a_header(path):
-    soundfile.write(path, np.zeros(100, "float32"), 16000)
-    path.write_bytes(path.read_bytes()[:20])
-
-
 UNREADABLE = {
     "text": (write_text_file, "cannot be read as audio"),
-    "nothing": (lambda path: path.write_bytes(b""), "cannot be read as audio"),
-    "half a header": (write_half_a_header, "cannot be read as audio"),
     "no samples": (write_no_samples, "no samples"),
     "NaN": (write_nan, "NaN or infinite"),
     "infinity": (write_infinity, "NaN or infinite"),
@@ -147,6 +128,7 @@ def test_unreadable_audio_is_one_sentence_that_names_the_file(
     assert str(error.value).startswith(str(path))
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
+    assert "BytesIO" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -156,16 +138,6 @@ def test_a_path_may_hold_any_character(tmp_path, make_wav, name):
     path = make_wav(tmp_path / "Mappe mit Ä" / name)
     assert len(read_audio(path, 16000)) == 1600
     assert inspect_audio(path)[0] == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize("rate", [8000, 16000, 44100])
-@pytest.mark.parametrize("channels", [1, 2])
-def test_the_duration_is_in_seconds_whatever_the_rate_and_channels(
-    tmp_path, rate, channels
-):
-    path = tmp_path / "a.wav"
-    soundfile.write(path, np.zeros((rate // 4, channels)), rate)
-    assert inspect_audio(path)[0] == 0.25
 
 
 def test_the_digest_is_of_the_bytes_and_not_of_the_place(tmp_path, make_wav):
@@ -181,22 +153,6 @@ def test_the_digest_is_of_the_bytes_and_not_of_the_place(tmp_path, make_wav):
     changed[-1] ^= 1
     original.write_bytes(changed)
     assert inspect_audio(original)[1] != digest
-
-
-def test_the_same_samples_in_other_bytes_have_another_digest(tmp_path):
-    samples = np.arange(-800, 800, dtype="int16")
-    paths = [tmp_path / "a.wav", tmp_path / "a.flac"]
-    for path in paths:
-        soundfile.write(path, samples, 16000, "PCM_16")
-    read = [read_audio(path, 16000) for path in paths]
-    assert torch.equal(*read)
-    assert len({inspect_audio(path)[1] for path in paths}) == 2
-
-
-def rewrite_size(path, size):
-    content = bytearray(path.read_bytes())
-    content[4:8] = size.to_bytes(4, "little")
-    path.write_bytes(content)
 
 
 def test_a_wav_that_has_lost_its_end_is_refused_with_the_numbers(
@@ -227,14 +183,7 @@ def test_a_wav_whose_header_does_not_know_its_size_is_read(
 ):
     """As programs write it that do not know the end when they begin."""
     path = make_wav(tmp_path / "a.wav", seconds=0.5)
-    rewrite_size(path, size)
+    content = bytearray(path.read_bytes())
+    content[4:8] = size.to_bytes(4, "little")
+    path.write_bytes(content)
     assert inspect_audio(path)[0] == pytest.approx(0.5)
-
-
-def test_the_reason_is_of_the_file_and_the_same_every_time(tmp_path):
-    path = tmp_path / "a.wav"
-    path.write_text("no audio")
-    with pytest.raises(RecipeError) as error:
-        inspect_audio(path)
-    assert str(path) in str(error.value)
-    assert "BytesIO" not in str(error.value)
