@@ -1,6 +1,7 @@
 """Reading speech: whatever the file, one signal or one sentence."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from speechbrain_wap.errors import RecipeError
 
 
 def make_tone(frequency, seconds, sample_rate):
-    times = torch.arange(round(seconds * sample_rate)) / sample_rate
-    return 0.5 * torch.sin(2 * torch.pi * frequency * times)
+    times = torch.arange(round(seconds * sample_rate)).double() / sample_rate
+    return (0.5 * torch.sin(2 * torch.pi * frequency * times)).float()
 
 
 def test_mono_audio_at_the_encoders_rate_is_read_sample_by_sample(
@@ -84,31 +85,18 @@ def test_every_sample_format_keeps_its_precision_and_scale(
     assert (read - samples).abs().max() <= step
 
 
-def write_text_file(path):
-    path.write_text("no audio at all, " * 50)
-
-
-def write_no_samples(path):
-    soundfile.write(path, np.zeros(0, "float32"), 16000)
-
-
-def write_nan(path):
-    samples = np.zeros(100, "float32")
-    samples[50] = np.nan
-    soundfile.write(path, samples, 16000, "FLOAT")
-
-
-def write_infinity(path):
-    samples = np.zeros((100, 2), "float32")
-    samples[99, 1] = -np.inf
-    soundfile.write(path, samples, 16000, "FLOAT")
+def write_samples(path, samples):
+    soundfile.write(path, np.array(samples, "float32"), 16000, "FLOAT")
 
 
 UNREADABLE = {
-    "text": (write_text_file, "cannot be read as audio"),
-    "no samples": (write_no_samples, "no samples"),
-    "NaN": (write_nan, "NaN or infinite"),
-    "infinity": (write_infinity, "NaN or infinite"),
+    "text": (lambda path: path.write_text("no audio"), "cannot be read as"),
+    "no samples": (partial(write_samples, samples=[]), "no samples"),
+    "NaN": (partial(write_samples, samples=[0, np.nan]), "NaN or infinite"),
+    "infinity": (
+        partial(write_samples, samples=[[0, 1], [0, -np.inf]]),
+        "NaN or infinite",
+    ),
     "a missing file": (lambda path: None, "cannot be"),
     "a folder": (lambda path: path.mkdir(), "cannot be"),
 }

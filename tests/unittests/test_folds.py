@@ -52,12 +52,23 @@ def test_a_mapping_gives_the_classes_in_its_order():
     assert list(choose_classes(table, mapping).items()) == [*expected.items()]
 
 
-def test_classes_that_were_asked_for_but_do_not_fit_are_an_error():
-    table = make_table(["joy", "rage", "joy", ""])
-    with pytest.raises(RecipeError) as error:
-        choose_classes(table, IEMOCAP, explicit=True)
-    for part in ("class angry", "(labels ang)", "joy, rage"):
-        assert part in str(error.value)
+@pytest.mark.parametrize(
+    "labels, classes, reason",
+    [
+        (["joy", ""], "all", "at least two classes"),
+        (["joy"], {"joy": ["joy"], "rage": None}, "at least two classes"),
+        (["ang", "sad"], ["ang", "sad"], "must map each class"),
+        (
+            "ab",
+            {"x": ["a"], "y": ["b", "a"]},
+            "label a .* two classes, x and y",
+        ),
+        ("ab", {"x": ["a"], "y": ["c"]}, r"class y \(labels c\).* a, b"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused(labels, classes, reason):
+    with pytest.raises(RecipeError, match=reason):
+        choose_classes(make_table(labels), classes)
 
 
 def test_classes_of_another_corpus_give_way_to_the_tables_labels(caplog):
@@ -66,31 +77,6 @@ def test_classes_of_another_corpus_give_way_to_the_tables_labels(caplog):
     assert chosen == {"joy": ["joy"], "rage": ["rage"]}
     for part in ("angry, happy, sad, neutral", "joy, rage", "--classes"):
         assert part in caplog.text
-
-
-def test_a_label_in_two_classes_is_named_with_both():
-    table = make_table(["ang", "exc", "sad"])
-    classes = {"high": ["ang", "exc"], "low": ["sad", "exc"]}
-    with pytest.raises(RecipeError, match="label exc .* high and low"):
-        choose_classes(table, classes)
-
-
-@pytest.mark.parametrize(
-    "labels, classes",
-    [
-        (["joy", ""], "all"),
-        (["joy"], {"joy": ["joy"], "rage": None}),
-        (["joy", "rage"], {}),
-    ],
-)
-def test_fewer_than_two_classes_are_refused(labels, classes):
-    with pytest.raises(RecipeError, match="at least two classes"):
-        choose_classes(make_table(labels), classes)
-
-
-def test_what_is_no_mapping_is_refused_with_an_example():
-    with pytest.raises(RecipeError, match="must map each class"):
-        choose_classes(make_table(["ang", "sad"]), ["ang", "sad"])
 
 
 def test_utterances_of_the_classes_get_the_classs_name():
@@ -181,16 +167,13 @@ def test_each_session_is_held_out_once_and_never_trained_on(protocol, number):
     assert sorted(validated) == sessions
 
 
-def test_a_fold_that_does_not_exist_is_refused_with_those_that_do():
-    with pytest.raises(RecipeError, match=r"fold 6 .*1 \(a\), 2 \(b\)"):
-        split(list("abcde"), 6)
-
-
 @pytest.mark.parametrize("protocol, least", [("paper", 2), ("held_out", 3)])
 def test_too_few_sessions_are_refused(protocol, least):
     split(list("abc")[:least], 1, protocol)
     with pytest.raises(RecipeError, match=f"at least {least} sessions"):
         split(list("abc")[: least - 1], 1, protocol)
+    with pytest.raises(RecipeError, match=r"fold 4 .*1 \(a\), 2 \(b\)"):
+        split(list("abc"), 4, protocol)
 
 
 # Manifests -------------------------------------------------------------------

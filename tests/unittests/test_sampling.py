@@ -55,6 +55,7 @@ def test_one_place_each_changes_nothing():
 def test_each_group_has_its_places_in_every_epoch(places):
     plan = make_plan(places, 10)
     assert len(plan) == places + 10
+    total, drawn = Counter(), set()
     for epoch in EPOCHS:
         counts = count_places(plan, epoch)
         mine = [counts[f"u{i}"] for i in range(10)]
@@ -62,20 +63,12 @@ def test_each_group_has_its_places_in_every_epoch(places):
         # all are seen as often, but for the random rest
         assert set(mine) <= {places // 10, -(-places // 10)}
         assert all(counts[f"u{i}"] == 1 for i in range(10, 20))
-    assert plan.weights["u0"] == places / 10 and plan.weights["u10"] == 1.0
-
-
-def test_other_utterances_are_drawn_in_other_epochs_and_all_in_the_end():
-    plan = make_plan(5, 15)
-    total, sets = Counter(), set()
-    for epoch in EPOCHS:
-        counts = count_places(plan, epoch)
-        sets.add(frozenset(counts.items()))
         total.update(counts)
-    assert len(sets) > 30
-    # half of 40 epochs; three deviations of a binomial are 9.5
-    assert all(10 < total[f"u{i}"] < 30 for i in range(10))
-    assert all(50 < total[f"u{i}"] < 70 for i in range(10, 20))
+        drawn.add(tuple(mine))
+    if places % 10:  # in other epochs others, and all in the end
+        assert len(drawn) > 5
+        assert all(total[f"u{i}"] > 40 * (places // 10) for i in range(10))
+    assert plan.weights["u0"] == places / 10 and plan.weights["u10"] == 1.0
 
 
 def test_what_is_drawn_is_a_function_of_seed_epoch_and_ids_alone():
