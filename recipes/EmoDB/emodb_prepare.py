@@ -104,9 +104,7 @@ def prepare_emodb(data_folder, corpus_csv, max_skipped=0.01, audio_index=None):
         f"{name} {found.get(name, 0)}/{known}"
         for name, known in KNOWN_COUNTS.items()
     )
-    complete = all(
-        found.get(n, 0) == known for n, known in KNOWN_COUNTS.items()
-    )
+    complete = found.to_dict() == KNOWN_COUNTS
     verdict = "complete" if complete else "they differ: a partial corpus"
     logger.info(
         f"EmoDB utterances, found/release: {counts}. In all {len(table)} of "

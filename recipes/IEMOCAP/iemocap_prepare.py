@@ -78,7 +78,7 @@ def prepare_iemocap(
             f"data_folder={data_folder} holds no folder Session1 to Session5: "
             "give the folder of the IEMOCAP full release."
         )
-    rows = [turn for session in sessions for turn in read_session(session)]
+    rows = [turn for session in sessions for turn in _read_session(session)]
     if not rows:
         raise RecipeError(
             f"data_folder={data_folder} holds no evaluation files "
@@ -92,28 +92,12 @@ def prepare_iemocap(
             f"none of the wav files is there, such as {table['wav'][0]}: "
             "complete SessionK/sentences/wav."
         )
-    logger.info(describe_counts(table))
+    logger.info(_describe_counts(table))
     return write_corpus_table(table, corpus_csv, max_skipped, audio_index)
 
 
-def read_session(folder):
-    """Collects the turns of one session.
-
-    Arguments
-    ---------
-    folder : pathlib.Path
-        A folder SessionK.
-
-    Returns
-    -------
-    rows : list of dict
-        One row per turn.
-
-    Raises
-    ------
-    RecipeError
-        If an evaluation file is malformed or holds no turn.
-    """
+def _read_session(folder):
+    """Collects the turns of one session."""
     evaluation = folder / "dialog" / "EmoEvaluation"
     # not the sub-folders (single evaluators), not macOS's ._ files
     files = sorted(
@@ -166,19 +150,8 @@ def read_session(folder):
     return rows
 
 
-def describe_counts(table):
-    """Compares the counts per session and label with the full release's.
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        The corpus table.
-
-    Returns
-    -------
-    text : str
-        A table, and whether it agrees.
-    """
+def _describe_counts(table):
+    """Compares the counts per session and label with the full release's."""
     found = pd.crosstab(table["session"], table["emo"])
     known = pd.DataFrame(KNOWN_COUNTS, index=["1", "2", "3", "4", "5"])
     found = found.reindex(index=known.index, columns=known.columns)

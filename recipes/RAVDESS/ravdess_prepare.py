@@ -80,10 +80,10 @@ def prepare_ravdess(
     paths = []
     for place in (folder, folder / "Audio_Speech_Actors_01-24"):
         known = {path.stem for path in paths}
-        found = filter(is_speech, sorted(place.glob("Actor_*/*")))
+        found = filter(_is_speech, sorted(place.glob("Actor_*/*")))
         paths += [path for path in found if path.stem not in known]
     rows = [
-        read_name(path) for path in sorted(paths, key=lambda p: p.parts[-2:])
+        _read_name(path) for path in sorted(paths, key=lambda p: p.parts[-2:])
     ]
     if not rows:
         raise RecipeError(
@@ -94,44 +94,18 @@ def prepare_ravdess(
     table = write_corpus_table(
         pd.DataFrame(rows), corpus_csv, max_skipped, audio_index
     )
-    logger.info(describe_counts(table))
+    logger.info(_describe_counts(table))
     return table
 
 
-def is_speech(path):
-    """Tells audio of speech from what else lies in an actor's folder.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        Any file.
-
-    Returns
-    -------
-    is_speech : bool
-        False for songs, videos, hidden files and files of other kinds.
-    """
+def _is_speech(path):
+    """Tells audio of speech from what else lies in an actor's folder."""
     is_audio = path.suffix.lower() in SUFFIXES and path.name[0] != "."
     return is_audio and NO_SPEECH.fullmatch(path.stem) is None
 
 
-def read_name(path):
-    """Reads a row of the table off a file's name.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        An audio file.
-
-    Returns
-    -------
-    row : dict
-
-    Raises
-    ------
-    RecipeError
-        If it is no name of RAVDESS.
-    """
+def _read_name(path):
+    """Reads a row of the table off a file's name."""
     name = FILE_NAME.fullmatch(path.stem)
     if name is None:
         raise RecipeError(
@@ -154,19 +128,8 @@ def read_name(path):
     }
 
 
-def describe_counts(table):
-    """Compares the number of utterances with the release's.
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        The corpus table.
-
-    Returns
-    -------
-    text : str
-        Names the actors of whom something is missing.
-    """
+def _describe_counts(table):
+    """Compares the number of utterances with the release's."""
     counts = table.groupby(["speaker", "emo"]).size().unstack(fill_value=0)
     counts = counts.reindex(columns=list(ACTOR_COUNTS), fill_value=0)
     found, known = counts.sum(), pd.Series(ACTOR_COUNTS) * NUM_ACTORS

@@ -66,10 +66,9 @@ def read_audio(path, sample_rate):
 
 
 def _check_wav_length(content, path):
-    """Compares a wav file's size with its header, which decoders do not.
+    """Refuses a wav file that lacks over a tenth of what its header declares.
 
-    What lacks more than a tenth is refused. Less is said and let pass: corpora
-    in wide use have such files, as EmoDB has 16b10Wb.wav.
+    Decoders do not check it. Less is a warning: EmoDB's 16b10Wb.wav is cut.
     """
     if content[:4] != b"RIFF":
         return
@@ -84,11 +83,10 @@ def _check_wav_length(content, path):
 
 
 def inspect_audio(path):
-    """Decodes a file once, for its duration and what tells it from others.
+    """Decodes a file for its duration and the digests that identify it.
 
-    The digest names the utterance's features in the cache: the same file has
-    the same features wherever it lies, and an altered one has none. The sound
-    tells the same speech in another lossless format, as wav and FLAC.
+    The digest of the file names the utterance's features in the cache. The
+    sound, a digest of the samples, is the same in any lossless format.
 
     Arguments
     ---------
@@ -102,8 +100,8 @@ def inspect_audio(path):
     digest : str
         Of the file's bytes, 32 hexadecimal digits.
     sound : str
-        Of the sample rate and the samples as the encoder is given them, before
-        any resampling; as long.
+        Of the sample rate and the samples, mono and before any resampling; as
+        long.
 
     Raises
     ------

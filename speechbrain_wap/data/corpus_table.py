@@ -21,13 +21,13 @@ from speechbrain_wap.files import write_atomically, write_text
 logger = get_logger(__name__)
 
 COLUMNS = ["id", "wav", "duration", "speaker", "session", "emo"]
-# What the audio file is known by, see inspect_audio
+# Digests of the audio file and of its samples, see inspect_audio
 AUDIO_COLUMNS = ["digest", "sound"]
 # Beside a corpus table
 SKIPPED_NAME = "skipped.csv"
 SKIPPED_COLUMNS = ["id", "reason"]
 OWN_COLUMNS = ["id", "wav", "speaker", "session", "emo"]
-# In the cache folder: which audio files are known, see check_audio
+# In the cache folder: what is known of audio files, see check_audio
 AUDIO_INDEX = "audio_index.json"
 
 
@@ -133,15 +133,15 @@ def open_data_folder(data_folder):
 
 
 def check_audio(table, audio_index=None):
-    """Decodes audio files, but for those that have not changed since.
+    """Decodes audio files that are new or have changed.
 
     Arguments
     ---------
     table : pandas.DataFrame
         With the columns id and wav.
     audio_index : str, optional
-        A JSON file that keeps size, time of change, duration, digest and
-        sound of the files, so that unchanged ones are not decoded again.
+        A JSON file that keeps size, time of change, duration, digest and sound
+        of the files.
 
     Returns
     -------
@@ -154,7 +154,7 @@ def check_audio(table, audio_index=None):
     known = _read_index(audio_index)
 
     def inspect(wav):
-        """Returns what the index is to say of a file, or what is wrong."""
+        """Returns a file's entry for the index, or why it has none."""
         try:
             stat = Path(wav).stat()
             state = [stat.st_size, stat.st_mtime_ns]
@@ -185,7 +185,7 @@ def check_audio(table, audio_index=None):
 
 
 def _read_index(audio_index):
-    """Reads what is known of audio files; nothing where that is damaged."""
+    """Reads the index of audio files, empty where it is damaged."""
     if audio_index is None or not Path(audio_index).is_file():
         return {}
     try:
@@ -200,20 +200,7 @@ def _read_index(audio_index):
 
 
 def check_ids(table, place=""):
-    """Makes sure that an id stands for one utterance.
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        With the columns id and wav.
-    place : str
-        Where the table is from, for errors.
-
-    Raises
-    ------
-    RecipeError
-        If one repeats; names two of its files.
-    """
+    """Makes sure that a table's ids are unique; place begins the error."""
     repeated = table["id"][table["id"].duplicated()]
     if len(repeated):
         key = repeated.iloc[0]
@@ -268,9 +255,9 @@ def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
 
 
 def record_skipped(skipped_csv, reasons, ids, max_skipped, append=False):
-    """Lists what had to be left out, and stops where that is too much.
+    """Lists unusable utterances, and stops where there are too many.
 
-    All ranks join in the decision, and the main one writes.
+    All ranks decide alike, and the main one writes.
 
     Arguments
     ---------
@@ -283,7 +270,7 @@ def record_skipped(skipped_csv, reasons, ids, max_skipped, append=False):
     max_skipped : float
         Share of them that may fail, 0 to 1.
     append : bool
-        Whether what the file says of other utterances stays.
+        Whether the file's lines on other utterances stay.
 
     Raises
     ------
@@ -312,15 +299,7 @@ def record_skipped(skipped_csv, reasons, ids, max_skipped, append=False):
 
 
 def write_listing(table, path):
-    """Writes a table, or removes its file where there is nothing to list.
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        Its rows.
-    path : str
-        A CSV file.
-    """
+    """Writes a table, or removes its file where there is nothing to list."""
     if len(table) == 0:
         Path(path).unlink(missing_ok=True)
         return
@@ -329,18 +308,7 @@ def write_listing(table, path):
 
 
 def read_skipped(skipped_csv):
-    """Reads what :func:`record_skipped` listed.
-
-    Arguments
-    ---------
-    skipped_csv : str
-        The file.
-
-    Returns
-    -------
-    reasons : dict
-        Reason by utterance id; empty where there is no file, or a damaged one.
-    """
+    """Reads :func:`record_skipped`'s file: reasons by id, none if damaged."""
     if not Path(skipped_csv).is_file():
         return {}
     try:

@@ -1,7 +1,6 @@
-"""Folds: which utterance goes where.
+"""Folds: the classes (D2), the held-out session (D9) and the manifests.
 
-Which labels are classes (D2), which session each fold holds out (D9), and the
-manifests of its splits. No speaker is ever in two splits (D8).
+No speaker is ever in two splits (D8).
 """
 
 import hashlib
@@ -39,7 +38,7 @@ STYLES = ("improvised", "scripted")
 
 
 def choose_classes(table, classes, explicit=True):
-    """Settles which classes there are and which labels they take (D2).
+    """Chooses the classes and the labels of each (D2).
 
     Arguments
     ---------
@@ -49,9 +48,9 @@ def choose_classes(table, classes, explicit=True):
         Labels of each class; "all" or None makes every label of the table a
         class.
     explicit : bool
-        Whether the user asked for these classes. If not, as where an own
-        corpus is given to a recipe whose YAML maps another corpus's labels,
-        a mapping that does not fit the table gives way to the table's labels.
+        Whether the user asked for these classes. If not, and they do not fit
+        (the YAML's, for another corpus than the table's), each label of the
+        table is a class.
 
     Returns
     -------
@@ -190,7 +189,7 @@ def list_classes(splits, classes):
 
 
 def check_labels(labels, classes, fold="the fold"):
-    """Makes sure that a fold can be trained and tested.
+    """Makes sure that a fold can be trained on and tested.
 
     Arguments
     ---------
@@ -231,7 +230,7 @@ def check_labels(labels, classes, fold="the fold"):
 
 
 def list_sessions(table):
-    """Names the sessions in the order of the folds.
+    """Lists the sessions in the order of the folds.
 
     Arguments
     ---------
@@ -318,7 +317,7 @@ class FoldPlan:
         }
 
     def split_labelled(self, table, classes, dialogue_style):
-        """Splits the utterances of the classes, and checks that they can serve.
+        """Splits the utterances of the classes, and checks the splits.
 
         Arguments
         ---------
@@ -389,8 +388,8 @@ def read_manifests(manifests, fields=("wav", "speaker"), cache_folder=None):
     fields : tuple of str
         What each utterance must have, as text.
     cache_folder : str, optional
-        Where it is kept which audio files are known; where it is given, they
-        must be those that the manifests were made of.
+        Holds the index of known audio files; where it is given, they must be
+        those that the manifests were made of.
 
     Returns
     -------
@@ -400,7 +399,7 @@ def read_manifests(manifests, fields=("wav", "speaker"), cache_folder=None):
     Raises
     ------
     RecipeError
-        If a file or a field is missing, training data are, or a speaker is in
+        If a file, a field or all training data are missing, or a speaker is in
         two splits.
     """
     splits = {}
@@ -427,7 +426,7 @@ def read_manifests(manifests, fields=("wav", "speaker"), cache_folder=None):
 
 
 def _check_entry(entry, fields, name):
-    """Checks an utterance of a manifest, and completes what others made."""
+    """Checks a manifest's entry, and adds the audio's digest if need be."""
     if not isinstance(entry, dict):
         raise RecipeError(f"{name} must be a mapping: run without --skip_prep.")
     missing = set(fields) - entry.keys()
@@ -463,11 +462,7 @@ def _refuse_other_audio(splits, audio_index):
 
 
 def _warn_of_shared_audio(splits):
-    """Says where a held-out session has audio of the training sessions.
-
-    By other speakers' names, or it would have been refused: a mistake in the
-    corpus, by which it is tested on what it was trained on.
-    """
+    """Warns where held-out audio also trains, under another speaker's name."""
     known = KnownUtterances(list_utterances(splits["train"]))
     held_out = list_utterances({**splits["valid"], **splits["test"]})
     pairs = known.pair(held_out, "audio")
@@ -482,7 +477,7 @@ def _warn_of_shared_audio(splits):
 
 
 def describe_data(splits, labels=None):
-    """Digests what a run is trained and tested on, for the settings guard.
+    """Computes a digest of a run's data, for the resume guard.
 
     Arguments
     ---------
@@ -498,7 +493,7 @@ def describe_data(splits, labels=None):
     """
     content = {
         name: sorted(
-            # whether a table's names are its own shows in who is left out
+            # a table's speakers=own shows in which speakers are left out
             [key, one.speaker, split[key].get("label"), one.digest]
             for key, one in zip(split, list_utterances(split))
         )

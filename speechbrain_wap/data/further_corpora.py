@@ -1,4 +1,4 @@
-"""Several corpora in stage 1: which tables, whose speakers, how often.
+"""Several corpora in stage 1: their tables, speakers and weights.
 
 Further corpus tables join the training sessions of the corpus under test, or
 train a universal adapter where there is none. No speaker of a held-out session
@@ -30,9 +30,9 @@ from speechbrain_wap.errors import RecipeError, check_number
 
 logger = get_logger(__name__)
 
-# What an item of the key corpora may say, and what it means to leave it out
+# The keys of an item of corpora, with their defaults
 ITEM = {"table": None, "name": None, "weight": 1.0, "speakers": "shared"}
-# What the manifests say of an utterance of a further table, beside the usual
+# Further fields of a manifest for utterances of further tables
 ORIGIN_COLUMNS = ("table", "speaker_names")
 LEFT_OUT_COLUMNS = ["id", "table", "speaker", "reason"]
 HELD_OUT = "held-out speaker"
@@ -153,7 +153,7 @@ def _parse_item(item):
 
 
 def describe_corpora(corpora):
-    """Keeps of the key corpora what a run computes with.
+    """Lists what the resume guard compares of the key corpora.
 
     Arguments
     ---------
@@ -163,8 +163,8 @@ def describe_corpora(corpora):
     Returns
     -------
     described : list of dict or None
-        Names and weights: where the tables lie may change, and what is in them
-        is guarded by itself, as is what comes of the speakers' names.
+        Names and weights: tables may be moved, and their content is guarded
+        apart, see :func:`speechbrain_wap.data.folds.describe_data`.
     """
     kept = [{key: item[key] for key in ("name", "weight")} for item in corpora]
     return kept or None
@@ -178,14 +178,14 @@ def read_tables(corpora, cache_folder):
     corpora : list of dict
         What :func:`parse_corpora` gave.
     cache_folder : str
-        Where it is kept which audio files are known.
+        Holds the index of known audio files.
 
     Returns
     -------
     table : pandas.DataFrame
-        Rows of all tables whose audio can be read. "table" is the item's name,
-        which also stands before the id, and before the speaker where the names
-        are the table's own ("speaker_names" says that).
+        Rows of all tables whose audio can be read. The item's name is in
+        "table" and before the id, and before the speaker where "speaker_names"
+        is own.
     reasons : dict
         Why others cannot be read, by id.
 
@@ -211,10 +211,10 @@ def read_tables(corpora, cache_folder):
 
 
 def join_corpora(further, train, held_out, corpora, left_out_csv):
-    """Joins the training sessions with what further tables add to them.
+    """Joins the training sessions with the utterances of further tables.
 
-    That is what no held-out speaker says, and what neither the training
-    sessions nor a table before has.
+    Left out are held-out speakers, and audio that the training sessions or an
+    earlier table has already.
 
     Arguments
     ---------
@@ -232,23 +232,23 @@ def join_corpora(further, train, held_out, corpora, left_out_csv):
     Returns
     -------
     joined : pandas.DataFrame
-        What a manifest needs; ORIGIN_COLUMNS are missing (NaN) in the rows of
-        the corpus under test, whatever columns of these names it has.
+        A manifest's columns; ORIGIN_COLUMNS are NaN in the rows of the corpus
+        under test, whatever columns of these names it has.
     """
     utterances = list_utterances(further)
     held_out = list_utterances(held_out)
     known = KnownUtterances(list_utterances(train))
     reasons = []
-    for one, why in zip(utterances, explain_held_out(utterances, held_out)):
-        heard = known.find(one).audio
-        if why:
-            reasons.append(f"{HELD_OUT}: {why}")
-        # within a table, as within the corpus under test, it may repeat
-        elif heard and heard.table != one.table:
-            reasons.append(f"same audio as {heard.key}")
+    for one, reason in zip(utterances, explain_held_out(utterances, held_out)):
+        same = known.find(one).audio
+        if reason:
+            reasons.append(f"{HELD_OUT}: {reason}")
+        # within a table, as within the corpus under test, audio may repeat
+        elif same and same.table != one.table:
+            reasons.append(f"same audio as {same.key}")
         else:
             reasons.append("")
-            if not heard:
+            if not same:
                 known.add_audio(one)
     further = further.assign(reason=reasons)
     added = further[further["reason"] == ""]
@@ -264,31 +264,31 @@ def join_corpora(further, train, held_out, corpora, left_out_csv):
 
 
 def _report_table(item, added, left_out, left_out_csv):
-    """Says what a table adds and what of it is left out."""
+    """Reports how much of a table is added and how much left out."""
     added = added[added["table"] == item["name"]]
     left_out = left_out[left_out["table"] == item["name"]]
     is_held_out = left_out["reason"].str.startswith(HELD_OUT)
     people = sorted(set(left_out["speaker"][is_held_out]))
-    said = (
+    text = (
         f"corpora: {item['table']} (called {item['name']}) adds "
         f"{len(added)} utterances of {added['speaker'].nunique()} speakers"
     )
     if people:
-        said += (
+        text += (
             f"; {is_held_out.sum()} of the held-out speakers "
             f"{', '.join(people)} are left out"
         )
     if not is_held_out.all():
-        said += (
+        text += (
             f"; {(~is_held_out).sum()} are in a table before it and train once"
         )
     if len(left_out):
-        said += f": {left_out_csv} lists them"
-    (logger.info if len(added) else logger.warning)(f"{said}.")
+        text += f": {left_out_csv} lists them"
+    (logger.info if len(added) else logger.warning)(f"{text}.")
 
 
 def _warn_of_same_ids(added, held_out):
-    """Says where utterances that train are called as held-out ones."""
+    """Warns where added utterances have ids of held-out ones."""
     known = KnownUtterances(held_out)
     pairs = known.pair(list_utterances(added), "other_id")
     if pairs:

@@ -51,7 +51,7 @@ def prepare_table(
     max_skipped : float
         Share of the audio files that may be unreadable, 0 to 1.
     cache_folder : str
-        Where it is kept which audio files are known.
+        Holds the index of known audio files.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def prepare_adapter_data(
 ):
     """Writes the manifests of stage 1: all utterances, labelled or not (D8).
 
-    Labels serve to watch the training, with those of the training sessions.
+    Labels, of the training sessions only, serve to watch the training.
 
     Arguments
     ---------
@@ -88,7 +88,7 @@ def prepare_adapter_data(
         Further tables, see
         :func:`speechbrain_wap.data.further_corpora.parse_corpora`.
     left_out_csv : str, optional
-        Lists what of them may not be, or is already, among the training data.
+        Lists their utterances that are held out or train already.
     """
     table, further = _prepare_tables(corpus, corpora)
     if table is None:
@@ -127,8 +127,7 @@ def prepare_adapter_data(
 def _prepare_tables(corpus, corpora):
     """Writes the table of the corpus under test and reads the further ones.
 
-    Either is None where there is none. What may be unreadable is a share of all
-    of them together.
+    Either is None where there is none; max_skipped is a share of all together.
     """
     if not corpora:
         return prepare_table(**corpus), None
@@ -171,11 +170,6 @@ def prepare_classifier_data(
         "improvised", "scripted" or "all".
     manifests : dict
         File to write for "train", "valid" and "test".
-
-    Raises
-    ------
-    RecipeError
-        If a class has no utterance in the training sessions.
     """
     table = prepare_table(**corpus)
     chosen = choose_classes(table, classes, explicit_classes)

@@ -1,4 +1,4 @@
-"""Which utterances are trained on with their labels, and how often per epoch.
+"""Sampling: which labels are used, and how often an epoch has an utterance.
 
 Copies of an utterance are entries with ids of their own, so that what is random
 about them (their masks) differs; which utterances are drawn is a function of
@@ -52,23 +52,20 @@ class EpochPlan:
         self.entries = dict(entries)
         self.seed = seed
         self.weights = {}
-        self._always = []  # ids that every epoch has
-        self._drawn = []  # ids of which it has so many; the original's names
+        self._always = []  # ids in every epoch
+        self._drawn = []  # copies by original id, and how many an epoch has
         for ids, places in groups:
             whole, rest = divmod(places, len(ids))
             self.weights.update(dict.fromkeys(ids, places / len(ids)))
-            rounds = [
-                {key: self._copy(key, number) for key in ids}
-                for number in range(whole + (rest > 0))
-            ]
-            for round_ in rounds[:whole]:
-                self._always += round_.values()
+            for number in range(whole):
+                self._always += [self._copy(key, number) for key in ids]
             if rest:
-                self._drawn.append((rounds[-1], rest))
+                copies = {key: self._copy(key, whole) for key in ids}
+                self._drawn.append((copies, rest))
         self._places = {key: place for place, key in enumerate(self.entries)}
 
     def _copy(self, key, number):
-        """Adds an entry for one more place of an utterance; returns its id."""
+        """Adds an entry for another place of an utterance; returns its id."""
         if number == 0:
             return key
         name = f"{key}+{number}"
@@ -154,11 +151,6 @@ def count_labels(manifest, classes):
     -------
     counts : dict
         Number by class.
-
-    Example
-    -------
-    >>> count_labels({"u": {"label": "sad"}}, ["angry", "sad"])
-    {'angry': 0, 'sad': 1}
     """
     counts = Counter(entry["label"] for entry in manifest.values())
     return {name: counts[name] for name in classes}

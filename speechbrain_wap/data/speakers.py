@@ -1,11 +1,11 @@
-"""Who is who: how a speaker is known again under another name or elsewhere.
+"""Speakers: how one is recognised in another table or under another spelling.
 
 By the name, in any spelling: spreadsheets make ``3`` or ``3.0`` of ``03``,
 people write ``Actor_01`` and ``actor 1``. By the audio, in any lossless format.
 By an utterance's id, as in a copy at another sample rate. No speaker of a
-held-out session may train under any of these; :meth:`KnownUtterances.find` is
-the one place that tells, and what is done about it is decided where it is
-asked: for a fold, for further corpora and for an earlier adapter.
+held-out session may train under any of these. :meth:`KnownUtterances.find`
+recognises them; what follows is decided by its callers: for a fold, for further
+corpora and for an earlier adapter.
 """
 
 import re
@@ -83,41 +83,22 @@ def fold_name(name):
 
 
 def _may_be_same(name, other):
-    """Tells whether names of who says utterances of one id may be one's.
-
-    That is so for spellings of one name, and for a number and a name that has
-    that number.
+    """Tells whether two names are spellings of one, or a number and its name.
 
     >>> _may_be_same("Actor_01", "1"), _may_be_same("F01", "M01")
     (True, False)
     """
-    folded = [fold_name(name), fold_name(other)]
-    numbers, others = (re.findall(r"\d+", text) for text in folded)
-    if folded[0] == folded[1] or numbers != others:
-        return folded[0] == folded[1]
-    return "_".join(numbers) in folded
+    one, two = fold_name(name), fold_name(other)
+    numbers = re.findall(r"\d+", one)
+    is_number = "_".join(numbers) in (one, two)
+    return one == two or (is_number and numbers == re.findall(r"\d+", two))
 
 
 # Utterances ------------------------------------------------------------------
 
 
 class Utterance(NamedTuple):
-    """What an utterance is known by; None where that is not known.
-
-    Attributes
-    ----------
-    id : str or None
-        As its own table calls it.
-    speaker : str or None
-        As its own table calls them.
-    digest : str or None
-        Of the audio file, see :func:`speechbrain_wap.data.audio.inspect_audio`.
-    sound : str or None
-        Of the samples, likewise.
-    table : str
-        The further table that it is from; "" is the corpus under test.
-    has_own_names : bool
-        Whether the table's names of speakers say nothing of other tables'.
+    """What identifies an utterance and its speaker; None where not known.
 
     Example
     -------
@@ -128,12 +109,12 @@ class Utterance(NamedTuple):
     True
     """
 
-    id: str | None = None
+    id: str | None = None  # in its own table, as the speaker
     speaker: str | None = None
-    digest: str | None = None
-    sound: str | None = None
-    table: str = ""
-    has_own_names: bool = False
+    digest: str | None = None  # of the audio file, see inspect_audio
+    sound: str | None = None  # of the samples
+    table: str = ""  # the further table; "" is the corpus under test
+    has_own_names: bool = False  # whether a name is another person elsewhere
 
     @property
     def key(self):
@@ -142,20 +123,20 @@ class Utterance(NamedTuple):
 
     @property
     def person(self):
-        """What is equal for all that is known, by name, to be one speaker's."""
+        """Equal for all utterances of one speaker, as far as names tell."""
         place = self.table if self.has_own_names else ""
         return place, fold_name(self.speaker)
 
 
 def list_utterances(entries):
-    """Lists who says what.
+    """Reads utterances with their speakers from a manifest or a table.
 
     Arguments
     ---------
     entries : dict or pandas.DataFrame
-        Manifest entries by id, or rows of a table. In a further table
-        ("speaker_names" says it is one), "table" stands before the id, and
-        before the speaker where the names are its own.
+        Manifest entries by id, or rows of a table. Those of a further table
+        have "speaker_names"; their ids begin with "table", as do their speakers
+        where the names are the table's own.
 
     Returns
     -------
@@ -187,38 +168,24 @@ def list_utterances(entries):
 
 
 class Match(NamedTuple):
-    """What an utterance has in common with known ones: one of each kind.
+    """The known utterances that one matches, by what they have in common."""
 
-    The first three are of the same speaker, the others are taken for another's.
-
-    Attributes
-    ----------
-    audio : Utterance or None
-        Of the very same audio, whatever the speaker's name.
-    id : Utterance or None
-        Of the same id, and a speaker who may be called so: a copy.
-    name : Utterance or None
-        Of a speaker who is called so, where the tables share names.
-    namesake : Utterance or None
-        Of one who is called so, where a table's names are its own.
-    other_id : Utterance or None
-        Of the same id, and a speaker of another name.
-    """
-
-    audio: Utterance | None
-    id: Utterance | None
-    name: Utterance | None
-    namesake: Utterance | None
-    other_id: Utterance | None
+    # of the same speaker
+    audio: Utterance | None  # the same audio, whatever the speaker's name
+    id: Utterance | None  # the same id, and a name that may be theirs: a copy
+    name: Utterance | None  # the same name, where the tables share names
+    # of another speaker
+    namesake: Utterance | None  # the same name, where names are a table's own
+    other_id: Utterance | None  # the same id, but another name
 
 
 class KnownUtterances:
-    """Utterances whose speakers are to be known again.
+    """Utterances whose speakers are to be recognised.
 
     Arguments
     ---------
     utterances : list of Utterance
-        Of each, what is known.
+        Each with what is known of it.
 
     Example
     -------
@@ -240,23 +207,18 @@ class KnownUtterances:
                 self._by_name.setdefault(name, {})[place] = utterance
 
     def add_audio(self, utterance):
-        """Makes one known by its audio alone, as further tables' ids mean less.
-
-        Arguments
-        ---------
-        utterance : Utterance
-        """
+        """Adds an utterance by its audio alone: other tables' ids mean less."""
         for audio in (utterance.digest, utterance.sound):
             if audio is not None:
                 self._by_audio[audio] = utterance
 
     def find(self, utterance):
-        """Finds what an utterance has in common with the known ones.
+        """Finds the known utterances that an utterance matches.
 
         Arguments
         ---------
         utterance : Utterance
-            Its id and its speaker are known.
+            With id and speaker.
 
         Returns
         -------
@@ -279,19 +241,19 @@ class KnownUtterances:
         )
 
     def pair(self, utterances, kind):
-        """Pairs utterances with what they have one thing in common with.
+        """Pairs each utterance with a known one that it matches.
 
         Arguments
         ---------
         utterances : list of Utterance
-            Of which :meth:`find` takes one.
+            With id and speaker.
         kind : str
             An attribute of :class:`Match`.
 
         Returns
         -------
         pairs : list of tuple
-            An utterance and a known one; others are left out.
+            An utterance and a known one; what matches none is left out.
         """
         pairs = [(one, getattr(self.find(one), kind)) for one in utterances]
         return [(one, known) for one, known in pairs if known]
@@ -319,12 +281,12 @@ def check_speakers(splits):
     >>> a, b = {"u1": {"speaker": "a"}}, {"u2": {"speaker": "b"}}
     >>> check_speakers({"train": a, "valid": b, "test": b})
     """
-    said = {name: list_utterances(split) for name, split in splits.items()}
-    for first, second in combinations(said, 2):
-        ids = [{one.key for one in said[name]} for name in (first, second)]
+    listed = {name: list_utterances(split) for name, split in splits.items()}
+    for first, second in combinations(listed, 2):
+        ids = [{one.key for one in listed[name]} for name in (first, second)]
         if ids[0] == ids[1] and "train" not in (first, second):
             continue
-        pairs = KnownUtterances(said[first]).pair(said[second], "name")
+        pairs = KnownUtterances(listed[first]).pair(listed[second], "name")
         if not pairs:
             continue
         pair = min(pairs, key=lambda pair: natural_key(pair[0].person[1]))
@@ -343,10 +305,10 @@ def check_speakers(splits):
 
 
 def explain_held_out(utterances, held_out):
-    """Says which utterances are a held-out speaker's, and how that is known.
+    """Explains which utterances are a held-out speaker's.
 
-    A held-out speaker is known as :class:`Match` says; and who is called as, or
-    says the same as, one so found is held out, too.
+    Whoever matches a held-out speaker (see :class:`Match`) is held out, and so
+    is whoever has the name, or an utterance's audio, of one so found.
 
     Arguments
     ---------
@@ -369,26 +331,26 @@ def explain_held_out(utterances, held_out):
     ... )[1:]
     ['b/1 is the audio of u1, which is held out', '']
     """
-    known, why = KnownUtterances(held_out), {}
+    known, reasons = KnownUtterances(held_out), {}
     for one, other in known.pair(utterances, "name"):
-        why.setdefault(one.person, f"{other.speaker} is held out")
+        reasons.setdefault(one.person, f"{other.speaker} is held out")
     for one, _ in known.pair(utterances, "id"):
         reason = f"{one.key} is an utterance that is held out"
-        why.setdefault(one.person, reason)
-    goes_on = True
-    while goes_on:  # until nobody else is found
-        goes_on = False
+        reasons.setdefault(one.person, reason)
+    found_more = True
+    while found_more:
+        found_more = False
         for one in utterances:
             audio = known.find(one).audio
-            if audio and one.person not in why:
+            if audio and one.person not in reasons:
                 reason = f"{one.key} is the audio of {audio.key}"
-                why[one.person] = f"{reason}, which is held out"
-            elif one.person in why and not audio:
+                reasons[one.person] = f"{reason}, which is held out"
+            elif one.person in reasons and not audio:
                 known.add_audio(one)
             else:
                 continue
-            goes_on = True
-    return [why.get(one.person, "") for one in utterances]
+            found_more = True
+    return [reasons.get(one.person, "") for one in utterances]
 
 
 # What an adapter has heard ---------------------------------------------------
@@ -406,9 +368,8 @@ def list_heard(utterances):
     -------
     heard : dict
         "speakers": their names in their own table; "utterances": digest of
-        each audio file, and speaker and id, which another copy of a corpus, at
-        another sample rate say, has as well; "sounds": see
-        :func:`speechbrain_wap.data.audio.inspect_audio`.
+        each audio file, and speaker and id, which a copy at another sample rate
+        has as well; "sounds": digests of the samples.
     """
     sounds = {one.sound for one in utterances}
     return {
@@ -434,8 +395,8 @@ def read_heard(heard):
     Returns
     -------
     utterances : list of Utterance
-        Each has a part of what an utterance is known by. Names of the adapter's
-        corpus under test are its own: it may be another one than here.
+        Each with a part of what identifies one. The names of the adapter's
+        corpus under test are its own: it may be another corpus than here.
 
     Example
     -------

@@ -1,6 +1,7 @@
 """Reading speech: whatever the file, one signal or one sentence."""
 
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,8 +13,8 @@ from speechbrain_wap.errors import RecipeError
 
 
 def make_tone(frequency, seconds, sample_rate):
-    times = torch.arange(round(seconds * sample_rate)) / sample_rate
-    return 0.5 * torch.sin(2 * torch.pi * frequency * times)
+    times = torch.arange(round(seconds * sample_rate)).double() / sample_rate
+    return (0.5 * torch.sin(2 * torch.pi * frequency * times)).float()
 
 
 def test_mono_audio_at_the_encoders_rate_is_read_sample_by_sample(
@@ -24,14 +25,6 @@ def test_mono_audio_at_the_encoders_rate_is_read_sample_by_sample(
     read = read_audio(tmp_path / "a.wav", 16000)
     assert read.dtype == torch.float32
     assert torch.equal(read, samples)
-
-
-@pytest.mark.parametrize("channels", [2, 3])
-def test_several_channels_become_their_mean(tmp_path, channels):
-    samples = torch.rand(channels, 800) - 0.5
-    soundfile.write(tmp_path / "a.wav", samples.T.numpy(), 16000, "FLOAT")
-    read = read_audio(tmp_path / "a.wav", 16000)
-    assert torch.allclose(read, samples.mean(dim=0), atol=1e-7)
 
 
 RATES = [8000, 11025, 22050, 22051, 24414, 44100, 48000, 96000]
@@ -79,11 +72,7 @@ def test_resampling_keeps_the_duration_to_the_nearest_sample(
     [
         ("a.wav", "PCM_U8", 2**-7),
         ("a.wav", "PCM_16", 2**-15),
-        ("a.wav", "PCM_24", 2**-23),
-        ("a.wav", "PCM_32", 2**-24),
-        ("a.wav", "FLOAT", 2**-24),
         ("a.wav", "DOUBLE", 2**-24),
-        ("a.flac", "PCM_16", 2**-15),
         ("a.flac", "PCM_24", 2**-23),
     ],
 )
@@ -96,38 +85,18 @@ def test_every_sample_format_keeps_its_precision_and_scale(
     assert (read - samples).abs().max() <= step
 
 
-def write_text_file(path):
-    path.write_text("no audio at all, " * 50)
-
-
-def write_no_samples(path):
-    soundfile.write(path, np.zeros(0, "float32"), 16000)
-
-
-def write_nan(path):
-    samples = np.zeros(100, "float32")
-    samples[50] = np.nan
-    soundfile.write(path, samples, 16000, "FLOAT")
-
-
-def write_infinity(path):
-    samples = np.zeros((100, 2), "float32")
-    samples[99, 1] = -np.inf
-    soundfile.write(path, samples, 16000, "FLOAT")
-
-
-def write_half_a_header(path):
-    soundfile.write(path, np.zeros(100, "float32"), 16000)
-    path.write_bytes(path.read_bytes()[:20])
+def write_samples(path, samples):
+    soundfile.write(path, np.array(samples, "float32"), 16000, "FLOAT")
 
 
 UNREADABLE = {
-    "text": (write_text_file, "cannot be read as audio"),
-    "nothing": (lambda path: path.write_bytes(b""), "cannot be read as audio"),
-    "half a header": (write_half_a_header, "cannot be read as audio"),
-    "no samples": (write_no_samples, "no samples"),
-    "NaN": (write_nan, "NaN or infinite"),
-    "infinity": (write_infinity, "NaN or infinite"),
+    "text": (lambda path: path.write_text("no audio"), "cannot be read as"),
+    "no samples": (partial(write_samples, samples=[]), "no samples"),
+    "NaN": (partial(write_samples, samples=[0, np.nan]), "NaN or infinite"),
+    "infinity": (
+        partial(write_samples, samples=[[0, 1], [0, -np.inf]]),
+        "NaN or infinite",
+    ),
     "a missing file": (lambda path: None, "cannot be"),
     "a folder": (lambda path: path.mkdir(), "cannot be"),
 }
@@ -147,6 +116,7 @@ def test_unreadable_audio_is_one_sentence_that_names_the_file(
     assert str(error.value).startswith(str(path))
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
+    assert "BytesIO" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -156,16 +126,6 @@ def test_a_path_may_hold_any_character(tmp_path, make_wav, name):
     path = make_wav(tmp_path / "Mappe mit Ä" / name)
     assert len(read_audio(path, 16000)) == 1600
     assert inspect_audio(path)[0] == pytest.approx(0.1)
-
-
-@pytest.mark.parametrize("rate", [8000, 16000, 44100])
-@pytest.mark.parametrize("channels", [1, 2])
-def test_the_duration_is_in_seconds_whatever_the_rate_and_channels(
-    tmp_path, rate, channels
-):
-    path = tmp_path / "a.wav"
-    soundfile.write(path, np.zeros((rate // 4, channels)), rate)
-    assert inspect_audio(path)[0] == 0.25
 
 
 def test_the_digest_is_of_the_bytes_and_not_of_the_place(tmp_path, make_wav):
@@ -181,22 +141,6 @@ def test_the_digest_is_of_the_bytes_and_not_of_the_place(tmp_path, make_wav):
     changed[-1] ^= 1
     original.write_bytes(changed)
     assert inspect_audio(original)[1] != digest
-
-
-def test_the_same_samples_in_other_bytes_have_another_digest(tmp_path):
-    samples = np.arange(-800, 800, dtype="int16")
-    paths = [tmp_path / "a.wav", tmp_path / "a.flac"]
-    for path in paths:
-        soundfile.write(path, samples, 16000, "PCM_16")
-    read = [read_audio(path, 16000) for path in paths]
-    assert torch.equal(*read)
-    assert len({inspect_audio(path)[1] for path in paths}) == 2
-
-
-def rewrite_size(path, size):
-    content = bytearray(path.read_bytes())
-    content[4:8] = size.to_bytes(4, "little")
-    path.write_bytes(content)
 
 
 def test_a_wav_that_has_lost_its_end_is_refused_with_the_numbers(
@@ -227,14 +171,7 @@ def test_a_wav_whose_header_does_not_know_its_size_is_read(
 ):
     """As programs write it that do not know the end when they begin."""
     path = make_wav(tmp_path / "a.wav", seconds=0.5)
-    rewrite_size(path, size)
+    content = bytearray(path.read_bytes())
+    content[4:8] = size.to_bytes(4, "little")
+    path.write_bytes(content)
     assert inspect_audio(path)[0] == pytest.approx(0.5)
-
-
-def test_the_reason_is_of_the_file_and_the_same_every_time(tmp_path):
-    path = tmp_path / "a.wav"
-    path.write_text("no audio")
-    with pytest.raises(RecipeError) as error:
-        inspect_audio(path)
-    assert str(path) in str(error.value)
-    assert "BytesIO" not in str(error.value)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -42,22 +43,23 @@ def test_relative_paths_are_relative_to_the_table(write_csv, tmp_path):
     ]
 
 
-def test_the_table_may_be_named_relative_to_the_working_folder(
-    write_csv, tmp_path, monkeypatch
-):
-    write_csv(f"{HEADER}a,a.wav,x,1,joy\n")
-    monkeypatch.chdir(tmp_path)
-    table = read_own_corpus("own.csv")
-    assert table["wav"].tolist() == [str(tmp_path / "a.wav")]
-
-
 def test_a_byte_order_mark_and_blanks_do_not_matter(write_csv):
-    text = "id , wav,speaker,session,emo\n a ,a.wav, x ,1, joy \n"
-    table = read_own_corpus(write_csv(text, encoding="utf-8-sig"))
-    row = table.iloc[0]
-    assert row["id"] == "a"
-    assert row["speaker"] == "x"
-    assert row["emo"] == "joy"
+    text = 'id , wav,speaker,session,emo,text\n a ,a.wav," Ä, 山 ",1, joy ,hm\n'
+    row = read_own_corpus(write_csv(text, encoding="utf-8-sig")).iloc[0]
+    cells = [row[name] for name in ("id", "speaker", "emo", "text")]
+    assert cells == ["a", "Ä, 山", "joy", "hm"]
+
+
+@pytest.mark.parametrize("end", [",", "", ",joy,more"])
+def test_a_line_of_another_length_does_not_shift_the_columns(write_csv, end):
+    """Spreadsheets like to end every line with a comma."""
+    csv = write_csv(f"{HEADER}a,a.wav,x,1{end}\nb,b.wav,y,2,rage\n")
+    try:
+        table = read_own_corpus(csv)
+    except RecipeError:
+        return  # refused is as good
+    assert table["id"].tolist() == ["a", "b"]
+    assert table["emo"].tolist() == ["", "rage"]
 
 
 def test_cells_are_text_and_na_is_a_label_like_any_other(write_csv):
@@ -74,29 +76,11 @@ def test_cells_are_text_and_na_is_a_label_like_any_other(write_csv):
     assert table["emo"].tolist() == ["NA", "nan", "1", "N/A", ""]
 
 
-def test_ids_and_names_may_hold_blanks_commas_and_any_script(write_csv):
-    csv = write_csv(
-        f'{HEADER}"Frau Müller, 1",ton ä.wav,Müller,Tag 1,Ärger\n'
-        "録音 1,録 1.wav,山田 さん,二日目,怒り\n"
-    )
-    table = read_own_corpus(csv)
-    assert table["id"].tolist() == ["Frau Müller, 1", "録音 1"]
-    assert table["session"].tolist() == ["Tag 1", "二日目"]
-    assert table["emo"].tolist() == ["Ärger", "怒り"]
-
-
-def test_further_columns_are_kept(write_csv):
-    csv = write_csv("text,id,wav,speaker,session,emo\nhallo,a,a.wav,x,1,joy\n")
-    assert read_own_corpus(csv)["text"].tolist() == ["hallo"]
-
-
 @pytest.mark.parametrize(
     "row, column",
     [
         (",b.wav,x,1,joy", "id"),
-        ("b,,x,1,joy", "wav"),
         ("b,b.wav,  ,1,joy", "speaker"),
-        ("b,b.wav,x,,joy", "session"),
         ("b,b.wav,x", "session"),
     ],
 )
@@ -104,22 +88,6 @@ def test_an_empty_cell_is_named_by_line_and_column(write_csv, row, column):
     csv = write_csv(f"{HEADER}a,a.wav,x,1,joy\n{row}\n")
     with pytest.raises(RecipeError, match=f"line 3: the column {column} is"):
         read_own_corpus(csv)
-
-
-def test_a_line_without_its_last_comma_has_no_label(write_csv):
-    csv = write_csv(f"{HEADER}a,a.wav,x,1\nb,b.wav,x,1,joy\n")
-    assert read_own_corpus(csv)["emo"].tolist() == ["", "joy"]
-
-
-def test_lines_longer_than_the_header_do_not_shift_the_columns(write_csv):
-    """Spreadsheets like to end every line with a comma."""
-    csv = write_csv(f"{HEADER}a,a.wav,x,1,joy,\nb,b.wav,y,2,rage,\n")
-    try:
-        table = read_own_corpus(csv)
-    except RecipeError:
-        return  # refused is as good
-    assert table["id"].tolist() == ["a", "b"]
-    assert table["emo"].tolist() == ["joy", "rage"]
 
 
 @pytest.mark.parametrize(
@@ -176,29 +144,19 @@ def decoded(monkeypatch):
 
 def test_the_written_table_holds_all_and_reads_as_it_was(table, tmp_path):
     csv = tmp_path / "new folder" / "corpus.csv"
-    written = write_corpus_table(table.assign(text="Ä, b"), csv)
+    claimed = {"duration": "9", "digest": "x", "sound": "y"}  # measured anew
+    written = write_corpus_table(table.assign(text="Ä, b", **claimed), csv)
     assert list(written.columns) == [
         *["id", "wav", "duration", "speaker", "session", "emo"],
         *["text", "digest", "sound"],
     ]
     assert written["id"].tolist() == table["id"].tolist()
     assert (written["duration"] == 0.1).all()
-    assert written["digest"].nunique() == 8
+    assert written["digest"].nunique() == written["sound"].nunique() == 8
     pd.testing.assert_frame_equal(
         read_corpus_table(csv), written, check_dtype=False
     )
     assert not csv.with_name("skipped.csv").exists()
-
-
-def test_durations_and_digests_are_measured_whatever_the_user_wrote(
-    table, tmp_path
-):
-    claimed = table.assign(duration="9", digest="x", sound="y")
-    written = write_corpus_table(claimed, tmp_path / "corpus.csv")
-    assert (written["duration"] == 0.1).all()
-    assert written["digest"].nunique() == 8
-    assert written["sound"].nunique() == 8
-    assert list(written.columns).count("digest") == 1
 
 
 def test_an_id_that_repeats_is_named(table, tmp_path):
@@ -208,21 +166,15 @@ def test_an_id_that_repeats_is_named(table, tmp_path):
     assert f"({table.loc[1, 'wav']} and {table.loc[5, 'wav']})" in str(e.value)
 
 
-def test_an_empty_table_is_refused(table, tmp_path):
-    with pytest.raises(RecipeError, match="no utterance"):
-        write_corpus_table(table[:0], tmp_path / "corpus.csv")
-
-
-def spoil(table, *rows):
-    for row in rows:
-        with open(table.loc[row, "wav"], "w", encoding="utf-8") as file:
-            file.write("no audio")
-
-
 def test_unreadable_audio_is_left_out_and_listed(table, tmp_path, caplog):
-    spoil(table, 2)
+    Path(table.loc[2, "wav"]).write_text("no audio")
     os.remove(table.loc[5, "wav"])
     csv = tmp_path / "corpus.csv"
+    with pytest.raises(RecipeError) as error:
+        write_corpus_table(table, csv, max_skipped=0.24)
+    for part in ("2 of 8", table.loc[2, "wav"], "skipped.csv", "max_skipped"):
+        assert part in str(error.value)
+    assert csv.with_name("skipped.csv").exists() and not csv.exists()
     written = write_corpus_table(table, csv, max_skipped=0.25)
     bad = table["id"][[2, 5]].tolist()
     assert written["id"].tolist() == table["id"].drop([2, 5]).tolist()
@@ -232,27 +184,6 @@ def test_unreadable_audio_is_left_out_and_listed(table, tmp_path, caplog):
     for row, reason in zip((2, 5), skipped["reason"]):
         assert table.loc[row, "wav"] in reason
     assert "2 of 8" in caplog.text
-
-
-def test_too_much_unreadable_audio_stops_with_the_list(table, tmp_path):
-    spoil(table, 2, 5)
-    with pytest.raises(RecipeError) as error:
-        write_corpus_table(table, tmp_path / "corpus.csv", max_skipped=0.24)
-    for part in ("2 of 8", table.loc[2, "wav"], "skipped.csv", "max_skipped"):
-        assert part in str(error.value)
-    assert len(pd.read_csv(tmp_path / "skipped.csv")) == 2
-    assert not (tmp_path / "corpus.csv").exists()
-
-
-def test_the_list_of_skipped_files_goes_when_they_are_mended(
-    table, tmp_path, make_wav
-):
-    spoil(table, 2)
-    write_corpus_table(table, tmp_path / "corpus.csv", max_skipped=0.5)
-    make_wav(table.loc[2, "wav"])
-    written = write_corpus_table(table, tmp_path / "corpus.csv", 0.5)
-    assert len(written) == 8
-    assert not (tmp_path / "skipped.csv").exists()
 
 
 def test_known_files_are_not_decoded_again_but_changed_ones_are(
@@ -276,20 +207,13 @@ def test_known_files_are_not_decoded_again_but_changed_ones_are(
     os.remove(table.loc[3, "wav"])
     fourth = write_corpus_table(table, csv, 0.5, audio_index=index)
     assert len(fourth) == 7
+    assert csv.with_name("skipped.csv").exists()
+    make_wav(first["wav"][3])
+    assert len(write_corpus_table(table, csv, 0.0, audio_index=index)) == 8
+    assert not csv.with_name("skipped.csv").exists()
 
 
-def test_unreadable_files_are_tried_again_each_time(
-    table, tmp_path, decoded, make_wav
-):
-    index = tmp_path / "index.json"
-    spoil(table, 2)
-    write_corpus_table(table, tmp_path / "corpus.csv", 0.5, index)
-    decoded.clear()
-    write_corpus_table(table, tmp_path / "corpus.csv", 0.5, index)
-    assert decoded == [os.path.basename(table.loc[2, "wav"])]
-
-
-@pytest.mark.parametrize("content", ["{half", "", "[]", '{"x": 1}'])
+@pytest.mark.parametrize("content", ["{half", "[]", '{"x": 1}'])
 def test_a_damaged_index_costs_time_only(table, tmp_path, decoded, content):
     index = tmp_path / "index.json"
     index.write_text(content)
@@ -307,20 +231,6 @@ def test_an_index_that_cannot_be_written_costs_time_only(
     written = write_corpus_table(table, tmp_path / "c.csv", audio_index=index)
     assert len(written) == 8
     assert "index.json cannot be written" in caplog.text
-
-
-def test_two_corpora_share_an_index(table, tmp_path, decoded):
-    index = tmp_path / "index.json"
-    for part in (table[:4], table[4:], table):
-        write_corpus_table(part, tmp_path / "corpus.csv", audio_index=index)
-    assert len(decoded) == 8
-
-
-def test_a_table_without_digests_is_refused_by_the_column(tmp_path):
-    csv = tmp_path / "corpus.csv"
-    csv.write_text("id,wav,duration,speaker,session,emo\n")
-    with pytest.raises(RecipeError, match="digest"):
-        read_corpus_table(csv)
 
 
 def test_all_ranks_join_in_the_decision_and_one_writes(tmp_path, monkeypatch):

@@ -34,59 +34,29 @@ def test_every_utterance_of_every_split_gets_its_features(
     assert not (tmp_path / "skipped.csv").exists()
 
 
-def make_too_short(make_wav, entry, digest):
-    make_wav(entry["wav"], seconds=0.01)
-    entry["digest"] = digest
-
-
 def test_what_cannot_be_encoded_is_dropped_and_listed(
     splits, cache, tmp_path, make_wav
 ):
     bad = [next(iter(splits[name])) for name in ("train", "test")]
     for number, (key, name) in enumerate(zip(bad, ("train", "test"))):
-        make_too_short(make_wav, splits[name][key], f"{number:032x}")
+        entry = splits[name][key]
+        make_wav(entry["wav"], seconds=0.01)
+        entry["digest"] = f"{number:032x}"
     csv = tmp_path / "skipped.csv"
-    kept = extract_features(cache, splits, csv, 0.5)
+    with pytest.raises(RecipeError, match=f"2 of 20 .*{bad[0]}.*max_skipped"):
+        extract_features(cache, splits, csv, 0.09)
+    kept = extract_features(cache, splits, csv, 0.1)
     for name in SPLITS:
         assert kept[name].keys() == splits[name].keys() - set(bad)
     listing = pd.read_csv(csv)
     assert listing["id"].tolist() == bad
     assert listing["reason"].str.contains("too short").all()
-
-
-def test_too_many_failures_stop_with_the_first_one_named(
-    splits, cache, tmp_path, make_wav
-):
-    key, entry = next(iter(splits["train"].items()))
-    make_too_short(make_wav, entry, "0" * 32)
-    with pytest.raises(RecipeError, match=f"1 of 20 .*{key}.*max_skipped"):
-        extract_features(cache, splits, tmp_path / "skipped.csv", 0.04)
-
-
-def test_the_list_of_failures_goes_when_they_are_mended(
-    splits, cache, tmp_path, make_wav
-):
-    key, entry = next(iter(splits["train"].items()))
-    make_too_short(make_wav, entry, "0" * 32)
-    csv = tmp_path / "skipped.csv"
-    extract_features(cache, splits, csv, 0.5)
-    make_wav(entry["wav"], seed=77)
-    entry["digest"] = "1" * 32
-    kept = extract_features(cache, splits, csv, 0.5)
-    assert key in kept["train"]
+    # once mended, they are used, and the list goes
+    for number, (key, name) in enumerate(zip(bad, ("train", "test"))):
+        make_wav(splits[name][key]["wav"], seed=77)
+        splits[name][key]["digest"] = f"{7 + number:032x}"
+    assert extract_features(cache, splits, csv, 0.0) == splits
     assert not csv.exists()
-
-
-def test_the_same_audio_under_two_ids_is_encoded_once_and_kept_twice(
-    splits, cache, tmp_path
-):
-    (one, entry), *_ = splits["train"].items()
-    splits["train"]["again"] = dict(entry)
-    kept = extract_features(cache, splits, tmp_path / "skipped.csv", 0.0)
-    assert {one, "again"} <= kept["train"].keys()
-    dataset = make_dataset(kept["train"], {"": cache}, 500, "error")
-    by_id = {item["id"]: item["feats"] for item in dataset}
-    assert torch.equal(by_id[one], by_id["again"])
 
 
 # Datasets --------------------------------------------------------------------

@@ -70,18 +70,6 @@ def test_sessions_speakers_and_labels(corpus):
     assert any("script01_1b" in turn["dialog"] for turn in turns)
 
 
-def test_both_actors_speak_in_each_dialog_and_count_from_zero(small, corpus):
-    for folder in (small, corpus):
-        numbers = defaultdict(list)
-        for turn in read_turns(folder):
-            key = turn["dialog"], turn["actor"]
-            numbers[key].append(int(turn["number"]))
-        dialogs = {dialog for dialog, _ in numbers}
-        assert set(numbers) == {(d, actor) for d in dialogs for actor in "FM"}
-        for found in numbers.values():
-            assert found == list(range(len(found)))
-
-
 def test_every_turn_has_its_wav_and_every_wav_its_turn(corpus):
     turns = read_turns(corpus)
     wavs = set(corpus.glob("Session*/sentences/wav/*/Ses*.wav"))
@@ -93,24 +81,6 @@ def test_every_turn_has_its_wav_and_every_wav_its_turn(corpus):
         assert 0.8 <= info.duration <= 2.2
         stated = float(turn["end"]) - float(turn["start"])
         assert stated == pytest.approx(info.duration, abs=2e-4)
-
-
-def test_turns_of_a_dialog_do_not_overlap(corpus):
-    spans = defaultdict(list)
-    for turn in read_turns(corpus):
-        spans[turn["dialog"]].append((float(turn["start"]), float(turn["end"])))
-    for found in spans.values():
-        times = [time for span in sorted(found) for time in span]
-        assert times == sorted(times)
-
-
-def test_litter_lies_where_the_release_has_it(small):
-    for session in range(1, 6):
-        evaluation = small / f"Session{session}" / "dialog" / "EmoEvaluation"
-        assert list((evaluation / "Categorical").glob("Ses*.txt"))
-        assert list(evaluation.glob("._*.txt"))
-        wavs = small / f"Session{session}" / "sentences" / "wav"
-        assert list(wavs.glob("*/._*.wav"))
 
 
 def test_each_session_has_improvised_turns_of_each_class(small, corpus):
@@ -159,19 +129,6 @@ def test_same_seed_gives_the_same_bytes_in_another_process(
     assert digest(tmp_path / "again") == digest(small)
 
 
-def test_other_seed_gives_other_speech(small, tmp_path):
-    other = make_demo_corpus(tmp_path, seed=1, utterances_per_speaker=8)
-    name = "Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav"
-    assert (other / name).read_bytes() != (small / name).read_bytes()
-
-
-def test_complete_corpus_is_kept(small):
-    wav = next(small.rglob("Ses02*.wav"))
-    before = wav.stat().st_mtime_ns
-    make_demo_corpus(small, utterances_per_speaker=8)
-    assert wav.stat().st_mtime_ns == before
-
-
 def test_half_made_corpus_is_made_again(small, tmp_path, monkeypatch):
     folder, write = tmp_path / "corpus", soundfile.write
 
@@ -186,7 +143,11 @@ def test_half_made_corpus_is_made_again(small, tmp_path, monkeypatch):
             make_demo_corpus(folder, utterances_per_speaker=8)
     next(folder.rglob("Ses02*.wav")).write_bytes(b"RIFF")
     make_demo_corpus(folder, utterances_per_speaker=8)
-    assert digest(folder) == digest(small)
+    before = digest(folder)
+    assert before == digest(small)
+    with pytest.raises(RecipeError, match="seed=1, utterances_per_speaker=8"):
+        make_demo_corpus(folder, seed=1, utterances_per_speaker=8)
+    assert digest(folder) == before
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "Session1/notes.txt", NOTICE])
@@ -200,20 +161,3 @@ def test_folder_of_other_files_is_left_alone(name, tmp_path):
     with pytest.raises(SystemExit, match="choose a new or empty folder"):
         main([str(tmp_path)])
     assert digest(tmp_path) == before
-
-
-def test_corpus_of_other_parameters_is_left_alone(small):
-    before = digest(small)
-    with pytest.raises(RecipeError, match="seed=1, utterances_per_speaker=8"):
-        make_demo_corpus(small, seed=1, utterances_per_speaker=8)
-    assert digest(small) == before
-
-
-@pytest.mark.parametrize(
-    "parameters", [{"seed": -1}, {"utterances_per_speaker": 7}]
-)
-def test_parameters_out_of_range_are_named(tmp_path, parameters):
-    (name,) = parameters
-    with pytest.raises(RecipeError, match=f"{name}={parameters[name]}"):
-        make_demo_corpus(tmp_path / "corpus", **parameters)
-    assert not (tmp_path / "corpus").exists()

@@ -1,7 +1,6 @@
 """Folds: what is a class, who is held out, and what the manifests say."""
 
 import json
-import logging
 from pathlib import Path
 
 import pandas as pd
@@ -38,17 +37,6 @@ IEMOCAP = {
 }
 
 
-def test_a_mapping_gives_the_classes_in_its_order():
-    table = make_table(["neu", "ang", "exc", "sad", "fru", ""])
-    classes = choose_classes(table, IEMOCAP)
-    assert list(classes.items()) == list(IEMOCAP.items())
-
-
-def test_a_label_alone_stands_for_a_list():
-    table = make_table(["1", "2"])
-    assert choose_classes(table, {"a": 1, "b": "2"}) == {"a": ["1"], "b": ["2"]}
-
-
 @pytest.mark.parametrize("classes", ["all", None])
 def test_all_makes_each_label_a_class_in_natural_order(classes):
     table = make_table(["10", "", "b", "9", "a", "10"])
@@ -56,18 +44,31 @@ def test_all_makes_each_label_a_class_in_natural_order(classes):
     assert list(chosen.items()) == [(x, [x]) for x in ("9", "10", "a", "b")]
 
 
-def test_a_class_that_an_override_left_out_is_dropped():
-    table = make_table(["ang", "sad", "neu"])
-    classes = {**IEMOCAP, "happy": None}
-    assert list(choose_classes(table, classes)) == ["angry", "sad", "neutral"]
+def test_a_mapping_gives_the_classes_in_its_order():
+    table = make_table(["neu", "ang", "exc", "sad", "fru", "", "1"])
+    # a label alone, and a class that an override left out
+    mapping = {"one": 1, "joy": None, **IEMOCAP}
+    expected = {"one": ["1"], **IEMOCAP}
+    assert list(choose_classes(table, mapping).items()) == [*expected.items()]
 
 
-def test_classes_that_were_asked_for_but_do_not_fit_are_an_error():
-    table = make_table(["joy", "rage", "joy", ""])
-    with pytest.raises(RecipeError) as error:
-        choose_classes(table, IEMOCAP, explicit=True)
-    for part in ("class angry", "(labels ang)", "joy, rage"):
-        assert part in str(error.value)
+@pytest.mark.parametrize(
+    "labels, classes, reason",
+    [
+        (["joy", ""], "all", "at least two classes"),
+        (["joy"], {"joy": ["joy"], "rage": None}, "at least two classes"),
+        (["ang", "sad"], ["ang", "sad"], "must map each class"),
+        (
+            "ab",
+            {"x": ["a"], "y": ["b", "a"]},
+            "label a .* two classes, x and y",
+        ),
+        ("ab", {"x": ["a"], "y": ["c"]}, r"class y \(labels c\).* a, b"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused(labels, classes, reason):
+    with pytest.raises(RecipeError, match=reason):
+        choose_classes(make_table(labels), classes)
 
 
 def test_classes_of_another_corpus_give_way_to_the_tables_labels(caplog):
@@ -76,41 +77,6 @@ def test_classes_of_another_corpus_give_way_to_the_tables_labels(caplog):
     assert chosen == {"joy": ["joy"], "rage": ["rage"]}
     for part in ("angry, happy, sad, neutral", "joy, rage", "--classes"):
         assert part in caplog.text
-
-
-def test_classes_that_fit_are_kept_though_nobody_asked_for_them(caplog):
-    caplog.set_level(logging.WARNING)
-    table = make_table(["neu", "ang", "hap", "sad", "joy"])
-    assert choose_classes(table, IEMOCAP, explicit=False) == IEMOCAP
-    assert caplog.text == ""
-
-
-def test_a_label_in_two_classes_is_named_with_both():
-    table = make_table(["ang", "exc", "sad"])
-    classes = {"high": ["ang", "exc"], "low": ["sad", "exc"]}
-    with pytest.raises(RecipeError, match="label exc .* high and low"):
-        choose_classes(table, classes)
-
-
-@pytest.mark.parametrize(
-    "labels, classes",
-    [
-        (["joy", ""], "all"),
-        (["", ""], "all"),
-        (["joy", "rage"], {"joy": ["joy"]}),
-        (["joy"], {"joy": ["joy"], "rage": None}),
-        (["joy", "rage"], {}),
-    ],
-)
-def test_fewer_than_two_classes_are_refused(labels, classes):
-    with pytest.raises(RecipeError, match="at least two classes"):
-        choose_classes(make_table(labels), classes)
-
-
-@pytest.mark.parametrize("classes", ["ang", ["ang", "sad"], 4])
-def test_what_is_no_mapping_is_refused_with_an_example(classes):
-    with pytest.raises(RecipeError, match="must map each class"):
-        choose_classes(make_table(["ang", "sad"]), classes)
 
 
 def test_utterances_of_the_classes_get_the_classs_name():
@@ -135,13 +101,9 @@ def test_the_style_keeps_its_dialogues_only():
         "improvised": ["u0", "u2"],
         "scripted": ["u1", "u3"],
     }
-
-
-def test_a_corpus_without_styles_takes_any_style_for_all():
-    labelled = label_utterances(
-        make_table("ab"), {"a": ["a"], "b": ["b"]}, "improvised"
-    )
-    assert len(labelled) == 2
+    # a corpus without styles takes any for all
+    table = table.drop(columns="style")
+    assert len(label_utterances(table, classes, "improvised")) == 4
 
 
 def test_a_style_that_leaves_nothing_or_empties_a_class_is_refused():
@@ -180,11 +142,6 @@ def test_sessions_are_ordered_as_people_count():
     assert list_sessions(table) == ["3", "B", "Tag 9", "Tag 10", "a"]
 
 
-def test_a_session_may_be_called_anything():
-    table = make_table("abc", session=["①", "²", "x"])
-    assert sorted(list_sessions(table)) == sorted(["①", "²", "x"])
-
-
 def split(sessions, fold, protocol="paper"):
     """Sessions of each split of a table with an utterance in each session."""
     table = make_table(sessions, session=sessions)
@@ -210,38 +167,13 @@ def test_each_session_is_held_out_once_and_never_trained_on(protocol, number):
     assert sorted(validated) == sessions
 
 
-def test_a_fold_that_does_not_exist_is_refused_with_those_that_do():
-    with pytest.raises(RecipeError, match=r"fold 6 .*1 \(a\), 2 \(b\)"):
-        split(list("abcde"), 6)
-
-
-@pytest.mark.parametrize("fold", [0, -1, "1", 1.0, True, None])
-def test_what_numbers_no_fold_is_refused(fold):
-    with pytest.raises(RecipeError, match=f"fold={fold} must be a whole"):
-        FoldPlan(fold)
-
-
-def test_an_unknown_protocol_is_refused():
-    with pytest.raises(RecipeError, match="protocol=random.*paper, held_out"):
-        FoldPlan(1, "random")
-
-
 @pytest.mark.parametrize("protocol, least", [("paper", 2), ("held_out", 3)])
 def test_too_few_sessions_are_refused(protocol, least):
     split(list("abc")[:least], 1, protocol)
     with pytest.raises(RecipeError, match=f"at least {least} sessions"):
         split(list("abc")[: least - 1], 1, protocol)
-
-
-def test_a_table_is_split_without_losing_a_row():
-    table = make_table("abcdefgh", session=list("11223344"))
-    splits = FoldPlan(2, "held_out").split(table)
-    rows = {name: part["id"].tolist() for name, part in splits.items()}
-    assert rows == {
-        "train": ["u0", "u1", "u6", "u7"],
-        "valid": ["u4", "u5"],
-        "test": ["u2", "u3"],
-    }
+    with pytest.raises(RecipeError, match=r"fold 4 .*1 \(a\), 2 \(b\)"):
+        split(list("abc"), 4, protocol)
 
 
 # Manifests -------------------------------------------------------------------
@@ -287,16 +219,14 @@ def test_manifests_that_are_missing_empty_or_thin_are_named(
         read_manifests(manifests)
 
 
-@pytest.mark.parametrize(
-    "absent", [{"digest"}, {"duration"}, {"digest", "duration"}]
-)
+@pytest.mark.parametrize("absent", ["digest", "duration"])
 def test_manifests_that_others_made_need_neither_digest_nor_duration(
     prepare_classifier, manifests, absent
 ):
     splits = prepare_classifier(1, "held_out")
     for name, split in splits.items():
         kept = {
-            key: {k: v for k, v in entry.items() if k not in absent}
+            key: {k: v for k, v in entry.items() if k != absent}
             for key, entry in split.items()
         }
         Path(manifests[name]).write_text(json.dumps(kept), "utf-8")
@@ -305,18 +235,6 @@ def test_manifests_that_others_made_need_neither_digest_nor_duration(
         for key, entry in split.items():
             assert read[name][key]["digest"] == entry["digest"]
             assert read[name][key]["duration"] == pytest.approx(0.1)
-
-
-def test_audio_of_a_manifest_that_cannot_be_read_is_named(
-    prepare_classifier, manifests
-):
-    test = prepare_classifier(1, "held_out")["test"]
-    entry = next(iter(test.values()))
-    del entry["duration"]
-    entry["wav"] += "x"
-    Path(manifests["test"]).write_text(json.dumps(test), "utf-8")
-    with pytest.raises(RecipeError, match=".wavx cannot be opened"):
-        read_manifests(manifests)
 
 
 def test_audio_that_has_changed_since_is_named(

@@ -12,7 +12,7 @@ from speechbrain_wap.data.preparation import prepare_adapter_data
 from speechbrain_wap.errors import RecipeError
 
 PROTOCOLS = ["paper", "held_out"]
-FOLDS = [1, 2, 3, 4, 5]
+FOLDS = [1, 5]
 
 
 def sessions_of(split):
@@ -60,7 +60,7 @@ def test_all_data_are_for_training_where_that_is_asked_for(
     prepare_adapter, protocol, caplog
 ):
     splits = prepare_adapter(3, protocol, adapter_data="all")
-    assert sessions_of(splits["train"]) == {f"s{i}" for i in FOLDS}
+    assert sessions_of(splits["train"]) == {f"s{i}" for i in range(1, 6)}
     assert len(splits["train"]) == 40
     assert splits["valid"] == splits["test"] == {}
     assert "held-out session" in caplog.text

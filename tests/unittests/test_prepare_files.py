@@ -102,63 +102,23 @@ def test_every_turn_of_iemocap_is_one_row_labelled_or_not(
     assert written["style"].tolist() == table["style"].tolist()
 
 
-@pytest.mark.parametrize(
-    "turn, speaker, session, style, emo",
-    [
-        ("Ses01F_impro01_F000", "Ses01F", "1", "improvised", "neu"),
-        ("Ses01F_impro01_M001", "Ses01M", "1", "improvised", "xxx"),
-        ("Ses02M_impro05a_M027", "Ses02M", "2", "improvised", "exc"),
-        ("Ses02M_impro05a_F003", "Ses02F", "2", "improvised", "sad"),
-        ("Ses01F_script01_1_F000", "Ses01F", "1", "scripted", "hap"),
-        ("Ses02F_script01_1_M000", "Ses02M", "2", "scripted", "fru"),
-        ("Ses01M_script01_1b_F012", "Ses01F", "1", "scripted", "oth"),
-        ("Ses02M_script01_1b_M030", "Ses02M", "2", "scripted", "neu"),
-    ],
-)
 def test_the_speaker_is_who_speaks_the_turn_and_not_who_wears_the_markers(
-    make_iemocap, prepare, turn, speaker, session, style, emo
-):
-    root = make_iemocap(1, 2)
-    row = prepare(root).set_index("id").loc[turn]
-    assert row["speaker"] == speaker
-    assert row["session"] == session
-    assert row["style"] == style
-    assert row["emo"] == emo
-    dialog = turn.rpartition("_")[0]
-    wavs = root.resolve() / f"Session{session}" / "sentences" / "wav"
-    assert row["wav"] == str(wavs / dialog / f"{turn}.wav")
-
-
-def test_each_session_of_iemocap_has_its_own_two_speakers(
     make_iemocap, prepare
 ):
-    table = prepare(make_iemocap(1, 2, 3))
-    speakers = table.groupby("session")["speaker"].unique()
-    for session in "123":
-        expected = [f"Ses0{session}F", f"Ses0{session}M"]
-        assert sorted(speakers[session]) == expected
-
-
-def test_a_part_of_iemocap_passes_and_is_said_to_differ(
-    make_iemocap, prepare, caplog
-):
-    caplog.set_level("INFO")
-    assert len(prepare(make_iemocap(2, 4))) == 2 * TURNS_PER_SESSION
-    assert "differ from the full release" in caplog.text
-    # 6 of the 9 turns have a label of the classes
-    assert "In all 12 of 5531." in caplog.text
-
-
-def count_table(iemocap):
-    """A table with exactly the known counts, and labels beside them."""
-    rows = [
-        {"session": str(session), "emo": emo}
-        for emo, counts in iemocap.KNOWN_COUNTS.items()
-        for session, count in enumerate(counts, start=1)
-        for _ in range(count)
-    ]
-    others = [{"session": "1", "emo": "fru"}, {"session": "5", "emo": "xxx"}]
-    return pd.DataFrame(rows + others)
+    root = make_iemocap(1, 2)
+    table = prepare(root).set_index("id")
+    columns = ["speaker", "session", "style", "emo"]
+    for turn, expected in {
+        "Ses01F_impro01_F000": ["Ses01F", "1", "improvised", "neu"],
+        "Ses01F_impro01_M001": ["Ses01M", "1", "improvised", "xxx"],
+        "Ses02M_impro05a_F003": ["Ses02F", "2", "improvised", "sad"],
+        "Ses02F_script01_1_M000": ["Ses02M", "2", "scripted", "fru"],
+        "Ses01M_script01_1b_F012": ["Ses01F", "1", "scripted", "oth"],
+    }.items():
+        row = table.loc[turn]
+        assert row[columns].tolist() == expected
+        wavs = root.resolve() / f"Session{expected[1]}" / "sentences" / "wav"
+        assert row["wav"] == str(wavs / turn.rpartition("_")[0] / f"{turn}.wav")
 
 
 def test_known_counts_of_iemocap_are_those_of_the_literature(iemocap):
@@ -167,50 +127,12 @@ def test_known_counts_of_iemocap_are_those_of_the_literature(iemocap):
     assert known.to_numpy().sum() == 5531
     assert known["hap"].sum() + known["exc"].sum() == 1636
     assert known[["ang", "sad", "neu"]].sum().tolist() == [1103, 1084, 1708]
-
-
-def test_equal_counts_are_said_to_agree_with_the_full_release(iemocap):
-    text = iemocap.describe_counts(count_table(iemocap))
-    assert "In all 5531 of 5531." in text
-    assert "agree with the full release" in text
-    assert "1241 / 1241" in text
-
-
-def test_one_utterance_too_few_or_moved_is_said_to_differ(iemocap):
-    table = count_table(iemocap)
-    text = iemocap.describe_counts(table[1:])
-    assert "In all 5530 of 5531." in text
-    assert "differ from the full release" in text
+    counts = known.set_axis(list("12345")).stack()
+    rows = counts.index.repeat(counts.to_numpy())
+    table = rows.to_frame(index=False, name=["session", "emo"])
+    assert "They agree" in iemocap._describe_counts(table)
     table.loc[0, "emo"] = "sad"  # the sum stays
-    text = iemocap.describe_counts(table)
-    assert "In all 5531 of 5531." in text
-    assert "differ from the full release" in text
-
-
-def test_a_missing_wav_of_iemocap_is_listed_and_counts_as_unreadable(
-    make_iemocap, prepare
-):
-    root = make_iemocap(1)
-    turn = "Ses01F_impro01_M000"
-    folder = root / "Session1" / "sentences" / "wav" / "Ses01F_impro01"
-    (folder / f"{turn}.wav").unlink()
-    with pytest.raises(RecipeError, match=f"{turn}.*allow more"):
-        prepare(root)
-    table = prepare(root, max_skipped=0.2)
-    assert turn not in set(table["id"])
-    assert len(table) == TURNS_PER_SESSION - 1
-
-
-def test_a_missing_data_folder_is_named(prepare, tmp_path):
-    with pytest.raises(RecipeError, match="data_folder=.*nowhere"):
-        prepare(tmp_path / "nowhere")
-
-
-def test_a_folder_that_is_not_iemocap_is_refused(prepare, tmp_path):
-    (tmp_path / "wav").mkdir()
-    (tmp_path / "Session1").write_text("no folder")
-    with pytest.raises(RecipeError, match="Session1 to Session5"):
-        prepare(tmp_path)
+    assert "In all 5531 of 5531. They differ" in iemocap._describe_counts(table)
 
 
 def test_a_session_without_evaluation_is_left_out(make_iemocap, prepare):
@@ -218,8 +140,6 @@ def test_a_session_without_evaluation_is_left_out(make_iemocap, prepare):
     evaluation = root / "Session2" / "dialog" / "EmoEvaluation"
     for path in evaluation.glob("Ses*.txt"):
         path.unlink()
-    assert set(prepare(root)["session"]) == {"1"}
-    shutil.rmtree(root / "Session2" / "dialog")
     assert set(prepare(root)["session"]) == {"1"}
     shutil.rmtree(root / "Session1" / "dialog")
     with pytest.raises(RecipeError, match="no evaluation files"):
@@ -229,9 +149,7 @@ def test_a_session_without_evaluation_is_left_out(make_iemocap, prepare):
 @pytest.mark.parametrize(
     "content",
     [
-        "",
         "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n",
-        "<html>not found</html>\n",
         "[6.2 - 8.2]\tSes01F_impro01_F000\n",
         "[6.2 - 8.2]\tSes01F_other01_F000\tneu\t[2.5, 2.5, 2.5]\n",
         "[6.2 - 8.2]\tSes01F_impro01_F000\tneu\n[9.1 - ",
@@ -253,15 +171,12 @@ def test_an_empty_or_malformed_evaluation_file_is_named(
 
 SPEAKERS = ["03", "08", "09", "10", "11", "12", "13", "14", "15", "16"]
 WOMEN = {"08", "09", "13", "14", "16"}
-LETTERS = {
-    "W": "anger",
-    "L": "boredom",
-    "E": "disgust",
-    "A": "fear",
-    "F": "happiness",
-    "T": "sadness",
-    "N": "neutral",
-}
+LETTERS = dict(
+    zip(
+        "WLEAFTN",
+        "anger boredom disgust fear happiness sadness neutral".split(),
+    )
+)
 
 
 @pytest.fixture(scope="session")
@@ -301,54 +216,11 @@ def test_emodb_names_are_read_in_wav_or_flat(
     assert row["wav"] == str((root / inside / "13a01Ta.wav").resolve())
     letters = {row["id"][5]: row["emo"] for _, row in table.iterrows()}
     assert letters == LETTERS
-
-
-def test_each_fold_of_emodb_is_one_man_and_one_woman(
-    make_emodb, emodb, tmp_path
-):
-    table = emodb.prepare_emodb(make_emodb(), tmp_path / "corpus.csv")
-    assert len(list_sessions(table)) == 5
+    # each fold holds out one man and one woman
     pairs = table.groupby("session")["speaker"].unique()
-    for pair in pairs:
-        assert len(set(pair) & WOMEN) == 1
-        assert len(set(pair) - WOMEN) == 1
+    assert len(pairs) == 5
+    assert all(len(set(p) & WOMEN) == len(set(p) - WOMEN) == 1 for p in pairs)
     assert sorted(speaker for pair in pairs for speaker in pair) == SPEAKERS
-
-
-@pytest.mark.parametrize("name", ["03b10Wc", "03a01W"])
-def test_other_texts_and_versions_of_emodb_are_read(
-    make_emodb, emodb, tmp_path, make_wav, name
-):
-    root = make_emodb()
-    make_wav(root / "wav" / f"{name}.wav")
-    table = emodb.prepare_emodb(root, tmp_path / "corpus.csv")
-    row = table.set_index("id").loc[name]
-    assert (row["speaker"], row["emo"]) == ("03", "anger")
-
-
-def test_a_speaker_that_emodb_does_not_have_is_named(
-    make_emodb, emodb, tmp_path, make_wav
-):
-    root = make_emodb()
-    make_wav(root / "wav" / "17a01Fa.wav")
-    with pytest.raises(RecipeError, match="17a01Fa.wav is of speaker 17"):
-        emodb.prepare_emodb(root, tmp_path / "corpus.csv")
-
-
-def test_a_folder_without_emodb_is_refused(emodb, tmp_path, make_wav):
-    make_wav(tmp_path / "other" / "Ses01F_impro01_F000.wav")
-    for folder in ("other", "missing"):
-        with pytest.raises(RecipeError, match=f"data_folder=.*{folder}"):
-            emodb.prepare_emodb(tmp_path / folder, tmp_path / "corpus.csv")
-
-
-def test_a_part_of_emodb_passes_and_is_said_to_differ(
-    make_emodb, emodb, tmp_path, caplog
-):
-    caplog.set_level("INFO")
-    emodb.prepare_emodb(make_emodb(), tmp_path / "corpus.csv")
-    assert "anger 10/127" in caplog.text
-    assert "In all 70 of 535, they differ" in caplog.text
 
 
 def test_the_real_emodb_has_535_utterances_and_the_known_counts(
@@ -359,15 +231,6 @@ def test_the_real_emodb_has_535_utterances_and_the_known_counts(
     table = emodb.prepare_emodb(root, tmp_path / "corpus.csv")
     assert len(table) == 535
     assert "In all 535 of 535, complete" in caplog.text
-    assert table["emo"].value_counts().to_dict() == {
-        "anger": 127,
-        "boredom": 81,
-        "disgust": 46,
-        "fear": 69,
-        "happiness": 71,
-        "neutral": 79,
-        "sadness": 62,
-    }
     assert table["digest"].is_unique
     assert sorted(set(table["speaker"])) == SPEAKERS
 
@@ -441,7 +304,7 @@ def test_the_speech_of_ravdess_is_read_whatever_the_copy(
 
 def test_a_name_of_ravdess_says_who_speaks_and_how(ravdess, tmp_path):
     names = ("03-01-08-02-02-01-11.flac", "03-01-01-01-01-02-24.wav")
-    rows = [ravdess.read_name(tmp_path / name) for name in names]
+    rows = [ravdess._read_name(tmp_path / name) for name in names]
     keys = ("speaker", "session", "emo", "gender", "intensity", "statement")
     assert [[row[key] for key in (*keys, "repetition")] for row in rows] == [
         *[["Actor_11", "11_12", "surprised", "male", "strong", "dogs", "1"]],
@@ -449,7 +312,7 @@ def test_a_name_of_ravdess_says_who_speaks_and_how(ravdess, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("actors", [range(1, 13), range(11, 25), (9, 10, 11)])
+@pytest.mark.parametrize("actors", [range(7, 13), (9, 10, 11)])
 def test_each_fold_of_ravdess_is_one_pair_of_actors_in_order(
     make_ravdess, prepare_ravdess, actors
 ):
@@ -462,54 +325,6 @@ def test_each_fold_of_ravdess_is_one_pair_of_actors_in_order(
     for name in sessions:
         men, women = (int(part) for part in name.split("_"))
         assert (men % 2, women) == (1, men + 1)
-        genders = table[table["session"] == name].groupby("speaker")["gender"]
-        assert genders.first().to_dict() == {
-            speaker: "male" if int(speaker[-2:]) % 2 else "female"
-            for speaker in pairs[name]
-        }
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "03-01-09-01-01-01-11.wav",
-        "03-01-05-03-01-01-11.wav",
-        "03-01-01-02-01-01-11.wav",
-        "03-01-05-01-01-01-25.wav",
-        "03-01-05-01-01-01-00.wav",
-        "03-01-05-01-01-11.wav",
-        "03-01-05-01-01-01-11 (1).wav",
-        "03-03-05-01-01-01-11.wav",
-        "silence.WAV",
-    ],
-)
-def test_a_wrong_name_in_ravdess_is_said(
-    make_ravdess, prepare_ravdess, make_wav, name
-):
-    root = make_ravdess(11)
-    make_wav(root / "Actor_11" / name)
-    with pytest.raises(RecipeError, match=r"rename or remove") as error:
-        prepare_ravdess(root)
-    assert name in str(error.value)
-
-
-def test_a_folder_without_speech_of_ravdess_is_refused(
-    prepare_ravdess, make_wav, tmp_path
-):
-    make_wav(tmp_path / "songs" / "Actor_11" / "03-02-01-01-01-01-11.wav")
-    make_wav(tmp_path / "flat" / "03-01-01-01-01-01-11.wav")
-    for folder in ("songs", "flat", "missing"):
-        with pytest.raises(RecipeError, match=f"data_folder=.*{folder}"):
-            prepare_ravdess(tmp_path / folder)
-
-
-def test_the_same_speech_of_ravdess_in_two_formats_is_refused(
-    make_ravdess, prepare_ravdess
-):
-    make_ravdess(11)
-    both = "id 03-01-01-01-02-02-11 stands for.*11.flac and .*11.wav"
-    with pytest.raises(RecipeError, match=both):
-        prepare_ravdess(make_ravdess(11, suffix=".flac"))
 
 
 def test_actors_of_ravdess_may_lie_in_both_places(
@@ -529,16 +344,6 @@ def test_actors_of_ravdess_may_lie_in_both_places(
     assert table["wav"].str.contains(inside).sum() == 15
 
 
-def test_a_part_of_ravdess_passes_and_is_said_to_differ(
-    make_ravdess, prepare_ravdess, caplog
-):
-    caplog.set_level("INFO")
-    prepare_ravdess(make_ravdess(3, 11))
-    assert "neutral 2/96, calm 4/192" in caplog.text
-    said = "In all 30 of 1440, of 2 of 24 actors, utterances of Actor_03, "
-    assert f"{said}Actor_11 are missing" in caplog.text
-
-
 def test_the_real_ravdess_has_the_known_counts(shared, prepare_ravdess, caplog):
     caplog.set_level("INFO")
     table = prepare_ravdess(shared("corpora", "RAVDESS"))
@@ -548,10 +353,58 @@ def test_the_real_ravdess_has_the_known_counts(shared, prepare_ravdess, caplog):
     counts = {**dict.fromkeys(RAVDESS_EMOTIONS, 112), "neutral": 56}
     assert table["emo"].value_counts().to_dict() == counts
     assert table["digest"].is_unique
-    for column, values in (
-        ("gender", 2),
-        ("intensity", 2),
-        ("statement", 2),
-        ("repetition", 2),
-    ):
-        assert table[column].nunique() == values
+    columns = ["gender", "intensity", "statement", "repetition"]
+    assert (table[columns].nunique() == 2).all()
+
+
+# What is no such corpus ------------------------------------------------------
+
+
+@pytest.fixture
+def prepares(prepare, emodb, prepare_ravdess, tmp_path):
+    def prepare_emodb(root):
+        return emodb.prepare_emodb(root, tmp_path / "corpus.csv")
+
+    return {
+        "IEMOCAP": prepare,
+        "EmoDB": prepare_emodb,
+        "RAVDESS": prepare_ravdess,
+    }
+
+
+@pytest.mark.parametrize("corpus", ["IEMOCAP", "EmoDB", "RAVDESS"])
+def test_a_folder_without_the_corpus_is_refused(
+    prepares, corpus, tmp_path, make_wav
+):
+    # songs of RAVDESS, its speech out of place, and no folder
+    make_wav(tmp_path / "other" / "Actor_11" / "03-02-01-01-01-01-11.wav")
+    make_wav(tmp_path / "other" / "03-01-01-01-01-01-11.wav")
+    (tmp_path / "other" / "Session1").write_text("no folder")
+    for folder in ("other", "missing"):
+        with pytest.raises(RecipeError, match=f"data_folder=.*{folder}"):
+            prepares[corpus](tmp_path / folder)
+
+
+@pytest.mark.parametrize(
+    "corpus, name",
+    [
+        ("EmoDB", "17a01Fa.wav"),
+        *(
+            ("RAVDESS", f"Actor_11/{name}.wav")
+            for name in (
+                "03-01-09-01-01-01-11",
+                "03-01-01-02-01-01-11",
+                "03-01-05-01-01-01-25",
+                "03-01-05-01-01-11",
+                "silence",
+            )
+        ),
+    ],
+)
+def test_a_file_that_the_corpus_does_not_have_is_named(
+    prepares, corpus, name, tmp_path, make_wav
+):
+    path = make_wav(tmp_path / corpus / name)
+    with pytest.raises(RecipeError, match="remove") as error:
+        prepares[corpus](tmp_path / corpus)
+    assert str(path) in str(error.value)

@@ -51,10 +51,11 @@ def test_one_place_each_changes_nothing():
     assert set(plan.weights.values()) == {1.0}
 
 
-@pytest.mark.parametrize("places", [1, 5, 9, 10, 13, 20, 25, 37])
+@pytest.mark.parametrize("places", [1, 9, 10, 25])
 def test_each_group_has_its_places_in_every_epoch(places):
     plan = make_plan(places, 10)
     assert len(plan) == places + 10
+    total, drawn = Counter(), set()
     for epoch in EPOCHS:
         counts = count_places(plan, epoch)
         mine = [counts[f"u{i}"] for i in range(10)]
@@ -62,20 +63,12 @@ def test_each_group_has_its_places_in_every_epoch(places):
         # all are seen as often, but for the random rest
         assert set(mine) <= {places // 10, -(-places // 10)}
         assert all(counts[f"u{i}"] == 1 for i in range(10, 20))
-    assert plan.weights["u0"] == places / 10 and plan.weights["u10"] == 1.0
-
-
-def test_other_utterances_are_drawn_in_other_epochs_and_all_in_the_end():
-    plan = make_plan(5, 15)
-    total, sets = Counter(), set()
-    for epoch in EPOCHS:
-        counts = count_places(plan, epoch)
-        sets.add(frozenset(counts.items()))
         total.update(counts)
-    assert len(sets) > 30
-    # half of 40 epochs; three deviations of a binomial are 9.5
-    assert all(10 < total[f"u{i}"] < 30 for i in range(10))
-    assert all(50 < total[f"u{i}"] < 70 for i in range(10, 20))
+        drawn.add(tuple(mine))
+    if places % 10:  # in other epochs others, and all in the end
+        assert len(drawn) > 5
+        assert all(total[f"u{i}"] > 40 * (places // 10) for i in range(10))
+    assert plan.weights["u0"] == places / 10 and plan.weights["u10"] == 1.0
 
 
 def test_what_is_drawn_is_a_function_of_seed_epoch_and_ids_alone():
@@ -130,9 +123,8 @@ def draw_epoch(plan, epoch, batch_size, world_size):
     return steps
 
 
-@pytest.mark.parametrize("places", [5, 10, 17])
-def test_the_ranks_batches_are_those_of_one_rank(places):
-    plan = make_plan(places, 10)
+def test_the_ranks_batches_are_those_of_one_rank():
+    plan = make_plan(17, 10)
     for epoch in (1, 2):
         alone = draw_epoch(plan, epoch, 8, 1)
         assert alone == draw_epoch(plan, epoch, 4, 2)
@@ -140,27 +132,18 @@ def test_the_ranks_batches_are_those_of_one_rank(places):
     assert draw_epoch(plan, 1, 8, 1) != draw_epoch(plan, 2, 8, 1)
 
 
-def test_a_plan_of_one_place_each_keeps_the_order():
-    for epoch in (1, 2):
-        plain = BatchOrderSampler(range(20), 4, seed=3)
-        planned = BatchOrderSampler(range(20), 4, 1, make_plan(10, 10), seed=3)
-        plain.set_epoch(epoch)
-        planned.set_epoch(epoch)
-        assert list(plain) == list(planned)
-
-
 # Labels ----------------------------------------------------------------------
 
 
 SIZES = {"neutral": 83, "sad": 40, "angry": 17, "happy": 3, "fear": 1}
-FRACTIONS = [0.001, 0.05, 0.1, 0.25, 0.3, 0.5, 0.75, 0.99, 1.0]
+FRACTIONS = [0.001, 0.1, 0.3, 0.5, 0.99, 1.0]
 
 
-def make_manifest(sizes=None):
-    """Classes of the given sizes, one after the other."""
+def make_manifest():
+    """Classes of SIZES, one after the other."""
     return {
         f"{label}{i}": {"label": label, "digest": f"{label}{i}"}
-        for label, size in (sizes or SIZES).items()
+        for label, size in SIZES.items()
         for i in range(size)
     }
 
@@ -173,9 +156,8 @@ def test_a_class_keeps_its_share_and_one_utterance_at_least(fraction):
     }
 
 
-@pytest.mark.parametrize("seed", [0, 1, 1993])
-def test_fewer_labels_lie_inside_more(seed):
-    chosen = [choose_labelled(make_manifest(), f, seed) for f in FRACTIONS]
+def test_fewer_labels_lie_inside_more():
+    chosen = [choose_labelled(make_manifest(), f, 1) for f in FRACTIONS]
     for fewer, more in zip(chosen, chosen[1:]):
         assert fewer.items() <= more.items()
     assert list(chosen[-1]) == list(make_manifest())
@@ -193,30 +175,10 @@ def test_the_choice_is_a_function_of_seed_ids_and_classes():
     assert found != chosen.keys()
 
 
-@pytest.mark.parametrize("removed", ["neutral", "happy"])
-def test_the_choice_within_a_class_does_not_depend_on_the_others(removed):
+def test_the_choice_within_a_class_does_not_depend_on_the_others():
     def rest(entries):
-        return {k: e for k, e in entries.items() if e["label"] != removed}
+        return {k: e for k, e in entries.items() if e["label"] != "neutral"}
 
     manifest = make_manifest()
     chosen = choose_labelled(manifest, 0.3, 1)
     assert choose_labelled(rest(manifest), 0.3, 1) == rest(chosen)
-
-
-def test_the_chosen_stay_in_the_manifests_order_and_as_they_are():
-    manifest = make_manifest()
-    chosen = choose_labelled(manifest, 0.4, 3)
-    assert list(chosen) == [key for key in manifest if key in chosen]
-    assert all(chosen[key] is manifest[key] for key in chosen)
-
-
-def test_every_utterance_is_as_likely_as_the_next():
-    manifest = make_manifest({"sad": 20})
-    counts = Counter(
-        key
-        for seed in range(400)
-        for key in choose_labelled(manifest, 0.25, seed)
-    )
-    # 100 expected, 9 the standard deviation
-    assert len(counts) == 20
-    assert all(60 < count < 140 for count in counts.values())
