@@ -11,15 +11,15 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import GroupKFold
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.logger import get_logger
 from torch.utils.data import DataLoader
 
 from speechbrain_wap.data.datasets import make_dataset
-from speechbrain_wap.data.speakers import fold_name, natural_key
+from speechbrain_wap.data.speakers import fold_name
 from speechbrain_wap.evaluation.linear_probe import (
     cross_validate_probe,
     frame_statistics,
@@ -41,9 +41,9 @@ CURES = {
     "projection_init": "orthogonal",
     "residual_init": 0.1,
 }
-# Whichever fold is left out, a label must have so many utterances elsewhere
+# Utterances of a label that must be left whichever fold is tested
 LEAST_LEARNED = 5
-# More sessions (or speakers) than this share their folds
+# More speakers than this share the folds
 MOST_FOLDS = 10
 # Frames of an utterance that the effective rank is computed from, at most
 MOST_FRAMES = 50
@@ -169,117 +169,67 @@ def _effective_rank(covariance):
 
 
 class _Sample(NamedTuple):
-    """The utterances that are looked at, with what the probe needs.
+    """The utterances that are measured.
 
-    labels and folds are None where there is nothing to probe, reason then
-    says why; unit is what a fold leaves out, "session" or "speaker".
+    labels and folds are None where there is nothing to probe; reason says why.
     """
 
     ids: list
     labels: list | None = None
     folds: list | None = None
-    unit: str = ""
     reason: str = ""
 
 
 def _choose_sample(entries, most, seed):
-    """Chooses the training utterances that the diagnostics look at.
+    """Chooses so many training utterances at most, by seed and ids alone.
 
-    The corpora's own labels are what the probe tells apart; where corpora have
-    one of the same name, it is one. One training session (of one corpus) is
-    left out at a time, or one speaker where there are labels in one session
-    only. Labels of which too few utterances are left to learn from,
-    whichever is left out, are dropped. Where there are more utterances than
-    wanted, the choice is as even as can be over labels and folds.
+    The probe tells the corpora's own labels (emo) apart. Its folds leave out
+    one speaker, or several where there are many; labels of which some fold
+    leaves too few to learn from are dropped. Where there are more utterances
+    than wanted, the choice is as even as can be over labels and folds.
     """
     ids = shuffle_utterances(entries, seed, 0, "probe")
-    labels = {key: str(entries[key].get("emo") or "") for key in ids}
-    labelled = [key for key in ids if labels[key]]
-    is_short = False
-    for unit in ("session", "speaker"):
-        units = _find_units({key: entries[key] for key in labelled}, unit)
-        ordered = sorted(
-            set(units.values()), key=lambda unit: [natural_key(n) for n in unit]
-        )
-        numbers = {name: n % MOST_FOLDS for n, name in enumerate(ordered)}
-        folds = {key: numbers[name] for key, name in units.items()}
-        kept = _keep_learnable(labelled, labels, folds)
-        if len(kept) > most:
-            places, seen = {}, Counter()
-            for key in kept:
-                cell = labels[key], folds[key]
-                places[key] = seen[cell]
-                seen[cell] += 1
-            enough = len({labels[key] for key in kept}) >= 2
-            kept = sorted(kept, key=places.get)[:most]
-            kept = _keep_learnable(kept, labels, folds)
-            is_short |= enough and len({labels[key] for key in kept}) < 2
-        if len({labels[key] for key in kept}) >= 2:
-            return _Sample(
-                kept,
-                [labels[key] for key in kept],
-                [folds[key] for key in kept],
-                unit,
-            )
-    counts = Counter(labels[key] for key in labelled)
-    listing = ", ".join(f"{name} ({counts[name]})" for name in sorted(counts))
+    table = pd.DataFrame(
+        {
+            "label": [str(entries[key].get("emo") or "") for key in ids],
+            "speaker": [fold_name(entries[key]["speaker"]) for key in ids],
+        },
+        index=ids,
+    )
+    labelled = table[table["label"] != ""].assign(fold=0)
+    speakers = labelled["speaker"]
+    num_folds = min(MOST_FOLDS, speakers.nunique())
+    if num_folds > 1:
+        splits = GroupKFold(num_folds).split(labelled, groups=speakers)
+        for fold, (_, tested) in enumerate(splits):
+            labelled.iloc[tested, labelled.columns.get_loc("fold")] = fold
+    learnable = chosen = _keep_learnable(labelled)
+    if len(learnable) > most:
+        place = learnable.groupby(["label", "fold"]).cumcount()
+        order = place.sort_values(kind="stable").index[:most]
+        chosen = _keep_learnable(learnable.loc[order])
+    if chosen["label"].nunique() > 1:
+        columns = chosen["label"].tolist(), chosen["fold"].tolist()
+        return _Sample(chosen.index.tolist(), *columns)
     reason = (
         f"it needs two labels with {LEAST_LEARNED} utterances beside those of "
-        "any one session or speaker, but "
+        "any one speaker, but "
     )
-    if is_short:
+    if learnable["label"].nunique() > 1:
         reason += f"probe_utterances={most} leaves too few: raise it"
     else:
+        counts = sorted(Counter(labelled["label"]).items())
+        listing = ", ".join(f"{label} ({count})" for label, count in counts)
         reason += f"the training sessions have {listing or 'no labels'}"
     return _Sample(ids[:most], reason=reason)
 
 
-def _find_units(entries, unit):
-    """Names each utterance's speaker, or its table and session.
-
-    Sessions that have a speaker in common, as those of two tables may, are one:
-    no fold learns from whom it is tested on.
-    """
-    # speakers are told apart, or are the same, by their names alone
-    speakers = {
-        key: fold_name(entry.get("speaker") or "")
-        for key, entry in entries.items()
-    }
-    if unit == "speaker" or not entries:
-        return {key: ("", name) for key, name in speakers.items()}
-    units = {
-        key: (entry.get("table", ""), str(entry.get("session") or ""))
-        for key, entry in entries.items()
-    }
-    nodes = {}  # sessions and speakers
-    for key, place in units.items():
-        nodes.setdefault(place, len(nodes))
-        nodes.setdefault(speakers[key] or place, len(nodes))
-    ends = [(nodes[p], nodes[speakers[k] or p]) for k, p in units.items()]
-    graph = coo_array(
-        (np.ones(len(ends)), np.array(ends).reshape(-1, 2).T),
-        shape=(len(nodes), len(nodes)),
-    )
-    _, parts = connected_components(graph, directed=False)
-    first = {}  # of a part's sessions, which stands for all of them
-    for place in sorted(set(units.values())):
-        first.setdefault(parts[nodes[place]], place)
-    return {key: first[parts[nodes[place]]] for key, place in units.items()}
-
-
-def _keep_learnable(ids, labels, folds):
+def _keep_learnable(table):
     """Keeps the utterances whose label can be learned in every fold."""
-    counts = Counter(labels[key] for key in ids)
-    largest = Counter()
-    for (label, _), count in Counter(
-        (labels[key], folds[key]) for key in ids
-    ).items():
-        largest[label] = max(largest[label], count)
-    return [
-        key
-        for key in ids
-        if counts[labels[key]] - largest[labels[key]] >= LEAST_LEARNED
-    ]
+    counts = pd.crosstab(table["label"], table["fold"])
+    outside = counts.sum(axis=1) - counts.max(axis=1)
+    learnable = outside.index[outside >= LEAST_LEARNED]
+    return table[table["label"].isin(learnable)]
 
 
 class Diagnostics:
@@ -329,7 +279,7 @@ class Diagnostics:
         listing = ", ".join(f"{label} ({count})" for label, count in counts)
         logger.info(
             f"The probe tells {listing} apart, all of the training sessions, "
-            f"in {len(set(self.sample.folds))} folds by {self.sample.unit}."
+            f"in {len(set(self.sample.folds))} folds by speaker."
         )
 
     @torch.no_grad()
