@@ -17,19 +17,13 @@ COMMANDS = {
 }
 
 
-def describe_commands():
-    """Lists the commands, with the first line of each one's docstring.
-
-    Returns
-    -------
-    text : str
-    """
-    modules = [importlib.import_module(name) for name in COMMANDS.values()]
-    lines = [
-        f"  {command:<10}{module.__doc__.strip().splitlines()[0]}"
-        for command, module in zip(COMMANDS, modules)
-    ]
-    return "\n".join([__doc__.strip(), "", "Commands:", *lines])
+def _describe_commands():
+    """Lists the commands, with the first line of each one's docstring."""
+    text = f"{__doc__.strip()}\n\nCommands:"
+    for command, name in COMMANDS.items():
+        module = importlib.import_module(name)
+        text += f"\n  {command:<10}{module.__doc__.strip().splitlines()[0]}"
+    return text
 
 
 def main(arguments):
@@ -46,7 +40,7 @@ def main(arguments):
         If there is no such command.
     """
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(describe_commands())
+        print(_describe_commands())
         return
     command, *own = arguments
     if command not in COMMANDS:

@@ -18,6 +18,7 @@ again, with more fractions or lengths too, takes up what there is.
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from speechbrain.utils.distributed import if_main_process
 
@@ -42,32 +43,111 @@ from speechbrain_wap.training.cross_validation import (
 )
 from speechbrain_wap.training.experiment import Experiment
 
-# Where the systems that are trained lie
-FOLDERS = {WITHOUT: "from_scratch", WITH: "with_adapter"}
 REFUSED_OPTIONS = {
     "adapter_training": "both are run",
     "adapters_folder": "they lie in the output folder",
 }
 
 
-def parse_fractions(text):
-    """Reads the shares of the labels.
+class _System(NamedTuple):
+    """A system to run: its name, the share of the labels, and where.
+
+    adapters is the folder in which its stage 1 lies or is to lie, None where
+    it has none or an earlier one.
+    """
+
+    name: str
+    fraction: float
+    plan: CrossValidation
+    adapters: Path | None = None
+
+
+def main(arguments):
+    """Runs the three systems and writes comparison.md, .json and .png.
 
     Arguments
     ---------
-    text : str
-        What the user wrote, as "0.1,1.0".
-
-    Returns
-    -------
-    fractions : list of float
-        Without repetitions, the smallest first.
-
-    Raises
-    ------
-    RecipeError
-        If one is no number above 0 and at most 1.
+    arguments : list of str
+        The command line.
     """
+    plan, fractions, lengths = _read_arguments(arguments)
+    hparams = _build_hparams(plan)
+    if not hasattr(hparams["model"], "backbone"):
+        raise RecipeError(
+            f"the system {type(hparams['model']).__name__} has no backbone "
+            "that an adapter could train, hence nothing to compare: run "
+            "cross_validate.py --adapter_training=False."
+        )
+    systems = _list_systems(plan, fractions, lengths)
+    # an earlier adapter that will not do is refused before anything is trained
+    first = WITH if plan.adapter_folder else None
+    finished = {
+        system: cross_validate(system.plan)
+        for system in sorted(systems, key=lambda one: one.name != first)
+    }
+    if not if_main_process():
+        return
+    pooled, compared = {}, []
+    for system in systems:
+        results = finished[system]
+        entry = {"system": system.name, "label_fraction": system.fraction}
+        if system.name == WITHOUT:
+            probe = _probe_folds(hparams, system, results, pooled)
+            compared.append({**entry, "system": PROBE, **probe})
+        else:
+            results = {**results, **_measure_length(system, results)}
+        compared.append({**entry, **results})
+    table, path = write_comparison(
+        plan.output_folder, compared, lengths is not None
+    )
+    print(f"\n{table}\n\nWritten to {path}")
+
+
+def _read_arguments(arguments):
+    """Reads the plan, the shares of the labels and the adapters' lengths."""
+    positional, options = split_options(arguments)
+    given = dict(options)
+    for key, reason in REFUSED_OPTIONS.items():
+        if key in given:
+            raise RecipeError(f"--{key} cannot be set here: {reason}.")
+    fractions = lengths = None
+    if "label_fractions" in given:
+        fractions = _parse_fractions(given["label_fractions"] or "")
+        if {"label_fraction", "classifier.label_fraction"} & given.keys():
+            raise RecipeError(
+                "give either --label_fraction or --label_fractions."
+            )
+    if "adapter_epochs" in given:
+        lengths = _parse_lengths(given["adapter_epochs"] or "")
+        for key, reason in {
+            "adapter.number_of_epochs": "it sets that",
+            "adapter_folder": "an earlier adapter has its length",
+        }.items():
+            if key in given:
+                raise RecipeError(
+                    f"--adapter_epochs and --{key} exclude each other: "
+                    f"{reason}."
+                )
+        if fractions and len(fractions) > 1:
+            raise RecipeError(
+                "give either --adapter_epochs or several --label_fractions: "
+                "a curve has one axis."
+            )
+    plan = CrossValidation(
+        positional
+        + [
+            f"--{key}" if text is None else f"--{key}={text}"
+            for key, text in options
+            if key not in ("label_fractions", "adapter_epochs")
+        ]
+    )
+    if fractions is None:
+        fractions = [float(plan.settings["classifier"]["label_fraction"])]
+    return plan, fractions, lengths
+
+
+def _parse_fractions(text):
+    """Reads shares of the labels, as "0.1,1.0"; the smallest comes first."""
     try:
         fractions = {float(part) for part in text.strip("[]() ").split(",")}
         for value in fractions:
@@ -80,24 +160,8 @@ def parse_fractions(text):
     return sorted(fractions)
 
 
-def parse_lengths(text):
-    """Reads the numbers of epochs of adapter training.
-
-    Arguments
-    ---------
-    text : str
-        What the user wrote, as "5,15".
-
-    Returns
-    -------
-    lengths : list of int
-        Without repetitions, the smallest first.
-
-    Raises
-    ------
-    RecipeError
-        If one is no whole number above 0.
-    """
+def _parse_lengths(text):
+    """Reads epochs of adapter training, as "5,15"; the smallest comes first."""
     lengths = sorted(parse_list(text, "adapter_epochs"))
     if lengths[0] < 1:
         raise RecipeError(
@@ -108,59 +172,66 @@ def parse_lengths(text):
     return lengths
 
 
-def read_hparams(plan, folder):
-    """Builds what the classifier's YAML wires.
-
-    Arguments
-    ---------
-    plan : speechbrain_wap.training.cross_validation.CrossValidation
-        What is compared.
-    folder : pathlib.Path
-        Output folder of a finished cross-validation.
-
-    Returns
-    -------
-    hparams : dict
-    """
-    command = plan.commands["classifier"].change(output_folder=str(folder))
+def _build_hparams(plan):
+    """Builds what the classifier's YAML wires."""
+    command = plan.commands["classifier"].change(
+        output_folder=plan.output_folder
+    )
     experiment = Experiment(command, load_scripts()["classifier"].NEEDED)
     with suppress(OSError):  # building made it, each fold has its own
         os.rmdir(experiment.save_folder)
     return experiment.hparams
 
 
-def probe_folds(hparams, folder, finished, fraction, pooled):
-    """Fits the linear probe on the folds of a finished cross-validation.
+def _list_systems(plan, fractions, lengths):
+    """Lists what is to be run, at each share of the labels.
 
-    Arguments
-    ---------
-    hparams : dict
-        Values of the classifier's YAML.
-    folder : str
-        Output folder of that cross-validation.
-    finished : dict
-        Content of its results.json.
-    fraction : float
-        Share of the labels that are used.
-    pooled : dict
-        See :func:`speechbrain_wap.evaluation.linear_probe.linear_probe`.
-
-    Returns
-    -------
-    results : dict
-        As in results.json, without confusion matrices.
+    A comparison of all labels lies in the output folder, others below it.
     """
+    root = Path(plan.output_folder)
+    # stage 1 uses no labels: all shares of them have the same adapters
+    adapters = {root / "with_adapter": {}}
+    if lengths:
+        adapters = {
+            root / f"with_adapter_{epochs}_epochs": {"number_of_epochs": epochs}
+            for epochs in lengths
+        }
+    systems = []
+    for fraction in fractions:
+        labels = {"label_fraction": fraction}
+        here = root if fraction == 1.0 else root / f"labels_{fraction}"
+        without = plan.change(
+            classifier=labels,
+            adapter_training=False,
+            adapter_folder=None,
+            output_folder=str(here / "from_scratch"),
+        )
+        systems.append(_System(WITHOUT, fraction, without))
+        for folder, values in adapters.items():
+            with_adapter = plan.change(
+                adapter=values,
+                classifier=labels,
+                adapters_folder=str(folder),
+                output_folder=str(here / folder.name),
+            )
+            own = None if plan.adapter_folder else folder
+            systems.append(_System(WITH, fraction, with_adapter, own))
+    return systems
+
+
+def _probe_folds(hparams, system, finished, pooled):
+    """Fits the linear probe on the folds of a finished cross-validation."""
     cache = hparams["feature_cache"]
     first = finished["runs"][0]["seed"]
     runs = []
     for run in finished["runs"]:
-        if fraction == 1.0 and run["seed"] != first:
+        if system.fraction == 1.0 and run["seed"] != first:
             continue  # the probe draws no random numbers
-        run_folder = Path(folder, f"seed{run['seed']}", f"fold{run['fold']}")
+        place = find_run(system.plan.output_folder, run["seed"], run["fold"])
         splits = read_manifests(
-            {s: run_folder / "classifier" / f"{s}.json" for s in SPLITS}
+            {s: Path(place, "classifier", f"{s}.json") for s in SPLITS}
         )
-        # what has been pooled was sound: its entry is not read once more
+        # what has been pooled is not checked again
         splits = {
             name: {
                 key: entry
@@ -170,212 +241,32 @@ def probe_folds(hparams, folder, finished, fraction, pooled):
             for name, split in splits.items()
         }
         classes = list_classes(splits, hparams["classes"])
-        labelled = choose_labelled(splits["train"], fraction, run["seed"])
+        labelled = choose_labelled(
+            splits["train"], system.fraction, run["seed"]
+        )
         scores = linear_probe(splits, cache, classes, labelled, pooled)
-        kept = {"classes": classes, "confusion": None}
-        runs.append({**run, **kept, **scores})
+        runs.append({**run, "classes": classes, "confusion": None, **scores})
     return sum_up(runs, {})
 
 
-def plan_systems(plan, fractions, lengths):
-    """Lists the cross-validations to run.
+def _measure_length(system, results):
+    """Looks up epochs and mean steps of a system's adapter training.
 
-    Arguments
-    ---------
-    plan : speechbrain_wap.training.cross_validation.CrossValidation
-        What is compared; an earlier adapter of it is used in place of stage 1.
-        A comparison of all labels lies in its folder, the others below.
-    fractions : list of float
-        Shares of the labels.
-    lengths : list of int, or None
-        Epochs of adapter training; None: the YAML's or the user's.
-
-    Returns
-    -------
-    systems : list of tuple
-        System, share, cross-validation, and the folder in which the system's
-        stage 1 lies or is to lie (None: it has none).
+    None where stage 1 was not run for it, or a history lacks the steps.
     """
-    root = Path(plan.output_folder)
-    trained = root / FOLDERS[WITH]  # of all shares: no labels go into it
-    adapters = {trained: {}}
-    if lengths and not plan.adapter_folder:
-        adapters = {
-            root / f"{trained.name}_{epochs}_epochs": {
-                "number_of_epochs": epochs
-            }
-            for epochs in lengths
-        }
-    systems = []
-    for fraction in fractions:
-        here, labels = place(root, fraction), {"label_fraction": fraction}
-        without = plan.change(
-            classifier=labels,
-            adapter_training=False,
-            adapter_folder=None,
-            output_folder=str(here / FOLDERS[WITHOUT]),
-        )
-        systems.append((WITHOUT, fraction, without, None))
-        for folder, values in adapters.items():
-            with_adapter = plan.change(
-                adapter=values,
-                classifier=labels,
-                adapters_folder=str(folder),
-                output_folder=str(here / folder.name),
-            )
-            folder = None if plan.adapter_folder else folder
-            systems.append((WITH, fraction, with_adapter, folder))
-    return systems
-
-
-def measure_length(adapters, results):
-    """Says how long a system's adapters were trained.
-
-    Arguments
-    ---------
-    adapters : pathlib.Path or None
-        Where their stage 1 lies.
-    results : dict
-        Content of the system's results.json.
-
-    Returns
-    -------
-    length : dict
-        "adapter_epochs" and "adapter_steps", the mean over the runs; None
-        where stage 1 was not run for them, or does not tell its steps.
-    """
-    if adapters is None:
+    if system.adapters is None:
         return {"adapter_epochs": None, "adapter_steps": None}
+    places = [
+        find_run(system.adapters, run["seed"], run["fold"])
+        for run in results["runs"]
+    ]
     histories = read_histories(
-        {
-            run: os.path.join(find_run(adapters, *run), "adapter")
-            for run in [(run["seed"], run["fold"]) for run in results["runs"]]
-        }
+        {place: os.path.join(place, "adapter") for place in places}
     )
-    # one of an earlier version, or a damaged one, does not tell
+    # a history of an earlier version, or a damaged one, lacks them
     steps = [rows[-1].get("steps") for rows in histories.values() if rows]
-    known = None not in steps and len(steps) == len(results["runs"])
+    is_known = None not in steps and len(steps) == len(places)
     return {
         "adapter_epochs": results["settings"]["adapter.number_of_epochs"],
-        "adapter_steps": sum(steps) / len(steps) if known else None,
+        "adapter_steps": sum(steps) / len(steps) if is_known else None,
     }
-
-
-def place(root, fraction):
-    """Names the folder of a share of the labels.
-
-    Arguments
-    ---------
-    root : pathlib.Path
-        Output folder of the comparison.
-    fraction : float
-        The share.
-
-    Returns
-    -------
-    folder : pathlib.Path
-    """
-    return root if fraction == 1.0 else root / f"labels_{fraction}"
-
-
-def main(arguments):
-    """Runs the three systems and writes comparison.md, .json and .png.
-
-    Arguments
-    ---------
-    arguments : list of str
-        The command line.
-    """
-    positional, options = split_options(arguments)
-    given = dict(options)
-    for key, reason in REFUSED_OPTIONS.items():
-        if key in given:
-            raise RecipeError(f"--{key} cannot be set here: {reason}.")
-    fractions = None
-    if "label_fractions" in given:
-        fractions = parse_fractions(given["label_fractions"] or "")
-        if {"label_fraction", "classifier.label_fraction"} & given.keys():
-            raise RecipeError(
-                "give either --label_fraction or --label_fractions."
-            )
-    lengths = None
-    if "adapter_epochs" in given:
-        lengths = parse_lengths(given["adapter_epochs"] or "")
-        refuse_beside_lengths(given, fractions)
-    kept = positional + [
-        f"--{key}" if text is None else f"--{key}={text}"
-        for key, text in options
-        if key not in ("label_fractions", "adapter_epochs")
-    ]
-    command = CrossValidation(kept)
-    model = read_hparams(command, command.output_folder)["model"]
-    if not hasattr(model, "backbone"):
-        raise RecipeError(
-            f"the system {type(model).__name__} has no backbone that an "
-            "adapter could train, hence nothing to compare: run "
-            "cross_validate.py --adapter_training=False."
-        )
-    if fractions is None:
-        fraction = command.settings["classifier"]["label_fraction"]
-        fractions = [float(fraction)]
-    systems = []
-    plan = plan_systems(command, fractions, lengths)
-    # an earlier adapter that will not do is refused before anything is trained
-    order = sorted(
-        range(len(plan)),
-        key=lambda n: bool(command.adapter_folder) and plan[n][0] != WITH,
-    )
-    for number in order:
-        name, fraction, version, adapters = plan[number]
-        results = cross_validate(version)
-        entry = {"system": name, "label_fraction": fraction, **results}
-        if name == WITH and if_main_process():
-            entry.update(measure_length(adapters, results))
-        systems.append((number, entry))
-    if not if_main_process():
-        return
-    systems = [entry for _, entry in sorted(systems, key=lambda pair: pair[0])]
-    root = Path(command.output_folder)
-    hparams, pooled, compared = None, {}, []
-    for entry in systems:
-        if entry["system"] == WITHOUT:
-            fraction = entry["label_fraction"]
-            folder = place(root, fraction) / FOLDERS[WITHOUT]
-            hparams = hparams or read_hparams(command, folder)
-            probe = probe_folds(hparams, folder, entry, fraction, pooled)
-            compared.append(
-                {"system": PROBE, "label_fraction": fraction, **probe}
-            )
-        compared.append(entry)
-    table, path = write_comparison(root, compared, lengths is not None)
-    print(f"\n{table}\n\nWritten to {path}")
-
-
-def refuse_beside_lengths(given, fractions):
-    """Refuses what --adapter_epochs cannot be combined with.
-
-    Arguments
-    ---------
-    given : dict
-        Text of the user's options.
-    fractions : list of float, or None
-        Shares of the labels.
-
-    Raises
-    ------
-    RecipeError
-        If there is such an option; names it.
-    """
-    for key, reason in {
-        "adapter.number_of_epochs": "it sets that",
-        "adapter_folder": "an earlier adapter has its length",
-    }.items():
-        if key in given:
-            raise RecipeError(
-                f"--adapter_epochs and --{key} exclude each other: {reason}."
-            )
-    if fractions and len(fractions) > 1:
-        raise RecipeError(
-            "give either --adapter_epochs or several --label_fractions: "
-            "a curve has one axis."
-        )

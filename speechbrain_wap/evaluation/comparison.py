@@ -20,229 +20,130 @@ from speechbrain_wap.files import write_text
 PROBE = "linear probe"
 WITHOUT = "without adapter training"
 WITH = "with adapter training"
-LENGTH = ["epochs", "steps"]  # of adapter training
 
 
-def paired_difference(results, baseline):
-    """Compares the UA of two systems run by run.
+def _paired_difference(results, baseline):
+    """Compares the UA of two systems, run by run of the same folds and seeds.
 
-    Arguments
-    ---------
-    results : dict
-        Content of a system's results.json.
-    baseline : dict
-        Content of another one's, with the same folds and seeds.
-
-    Returns
-    -------
-    difference : dict
-        "runs" (their number), "mean" and its "standard_error" (fractions; None
-        for a single run), "p" of a two-sided paired t-test over the runs and
-        "p_folds" over the folds' means over seeds (None where all differences
-        are the same) and the number of runs that are "better", "equal" and
-        "worse" than the baseline.
-
-    Example
-    -------
-    >>> better = {"runs": [{"seed": 1, "fold": k, "UA": 0.5} for k in (1, 2)]}
-    >>> worse = {"runs": [{"seed": 1, "fold": k, "UA": k / 5} for k in (1, 2)]}
-    >>> found = paired_difference(better, worse)
-    >>> round(found["mean"], 3), round(found["standard_error"], 3)
-    (0.2, 0.1)
-    >>> found["better"], found["equal"], found["worse"]
-    (2, 0, 0)
+    Gives the mean difference and its standard error (fractions; None for a
+    single run), p of a two-sided paired t-test over the runs and over the
+    folds' means over seeds, and how many runs are better than the baseline's.
     """
     one, other = (
         {(run["seed"], run["fold"]): run["UA"] for run in system["runs"]}
         for system in (results, baseline)
     )
-    # what is equal differs by nothing
+    # rounded, so that equal scores differ by nothing
     gains = pd.Series({run: one[run] - other[run] for run in one}).round(12)
     differences = gains.to_numpy()
-    error = sem(differences) if len(differences) > 1 else None
     # seeds of a fold have its speakers in common
     of_folds = gains.groupby(level=1).mean().round(12).to_numpy()
+    several = len(differences) > 1
     return {
         "runs": len(differences),
         "mean": float(differences.mean()),
-        "standard_error": None if error is None else float(error),
-        "p": p_value(differences),
-        "p_folds": p_value(of_folds),
+        "standard_error": float(sem(differences)) if several else None,
+        "p": _p_value(differences),
+        "p_folds": _p_value(of_folds),
         "better": int((differences > 0).sum()),
         "equal": int((differences == 0).sum()),
         "worse": int((differences < 0).sum()),
     }
 
 
-def p_value(differences):
-    """Computes p of a two-sided t-test against 0.
-
-    Arguments
-    ---------
-    differences : numpy.ndarray
-        Shape [N].
-
-    Returns
-    -------
-    p : float or None
-        None where they are all the same, or there is one only.
-    """
+def _p_value(differences):
+    """Computes p of a two-sided t-test against 0; None if all are the same."""
     if not np.ptp(differences):
         return None
     return float(ttest_1samp(differences, 0.0).pvalue)
 
 
-def format_length(entry):
-    """Says how long the adapter was trained.
-
-    Arguments
-    ---------
-    entry : dict
-        A system, or a difference.
-
-    Returns
-    -------
-    cells : list of str
-        Epochs and steps; nothing for a system without adapter training.
-    """
-    if entry.get("adapter_epochs") is None:
-        return ["", ""]
-    steps = entry["adapter_steps"]
-    told = "" if steps is None else f"{steps:.0f}"
-    return [f"{entry['adapter_epochs']}", told]
+def _format_length(entry):
+    """Formats epochs and steps of adapter training, "" where there is none."""
+    epochs, steps = entry.get("adapter_epochs"), entry.get("adapter_steps")
+    return {
+        "epochs": "" if epochs is None else epochs,
+        "steps": "" if steps is None else f"{steps:.0f}",
+    }
 
 
-def score_rows(systems, lengths=False):
-    """Tabulates the systems' scores, in percent.
+def _format_share(entry):
+    """Formats the share of the labels that are used."""
+    return {"labels": f"{100 * entry['label_fraction']:g} %"}
 
-    Arguments
-    ---------
-    systems : list of dict
-        See :func:`write_comparison`.
-    lengths : bool
-        Tells how long each adapter was trained.
 
-    Returns
-    -------
-    text : str
-        Markdown; the labels' share is left out where all have all labels.
-    """
-    shares = {entry["label_fraction"] for entry in systems} != {1.0}
+def _tabulate_scores(systems, lengths):
+    """Tabulates the systems' scores, in percent."""
+    some_labels = {entry["label_fraction"] for entry in systems} != {1.0}
     rows = []
     for entry in systems:
-        several = len(entry["per_seed"]) > 1
-        rows.append(
-            [entry["system"]]
-            + format_length(entry) * lengths
-            + [f"{100 * entry['label_fraction']:g} %"] * shares
-            + [len(entry["per_seed"])]
-            + [
-                percent(entry["mean"][s])
-                + (f" ± {percent(entry['std'][s])}" if several else "")
-                for s in SCORES
-            ]
-        )
-    header = ["system"] + LENGTH * lengths + ["labels"] * shares
-    return markdown_table(header + ["seeds", *SCORES], rows)
+        row = {"system": entry["system"]}
+        row |= _format_length(entry) if lengths else {}
+        row |= _format_share(entry) if some_labels else {}
+        row["seeds"] = len(entry["per_seed"])
+        for score in SCORES:
+            row[score] = percent(entry["mean"][score])
+            if row["seeds"] > 1:
+                row[score] += f" ± {percent(entry['std'][score])}"
+        rows.append(row)
+    return markdown_table(rows[0], [row.values() for row in rows])
 
 
-def difference_rows(differences, lengths=False):
-    """Tabulates what adapter training gains.
-
-    Arguments
-    ---------
-    differences : list of dict
-        "label_fraction", "adapter_epochs", "adapter_steps" and what
-        :func:`paired_difference` gave.
-    lengths : bool
-        Tells how long each adapter was trained.
-
-    Returns
-    -------
-    text : str
-        Markdown, differences in points of UA.
-    """
+def _tabulate_differences(differences, lengths):
+    """Tabulates what adapter training gains, in points of UA."""
     rows = []
     for entry in differences:
-        error = entry["standard_error"]
-        rows.append(
-            format_length(entry) * lengths
-            + [
-                f"{100 * entry['label_fraction']:g} %",
-                entry["runs"],
-                f"{100 * entry['mean']:+.1f}",
-                "" if error is None else percent(error),
-                *(
-                    "" if entry[p] is None else f"{entry[p]:.2g}"
-                    for p in ("p", "p_folds")
-                ),
-                f"{entry['better']} / {entry['equal']} / {entry['worse']}",
-            ]
+        error, p, p_folds = (
+            entry[key] for key in ("standard_error", "p", "p_folds")
         )
-    header = LENGTH * lengths + [
-        "labels",
-        "folds x seeds",
-        "UA gained",
-        "standard error",
-        "p",
-        "p over folds",
-        "better / equal / worse",
-    ]
-    return markdown_table(header, rows)
+        rows.append(
+            {
+                **(_format_length(entry) if lengths else {}),
+                **_format_share(entry),
+                "folds x seeds": entry["runs"],
+                "UA gained": f"{100 * entry['mean']:+.1f}",
+                "standard error": "" if error is None else percent(error),
+                "p": "" if p is None else f"{p:.2g}",
+                "p over folds": "" if p_folds is None else f"{p_folds:.2g}",
+                "better / equal / worse": (
+                    f"{entry['better']} / {entry['equal']} / {entry['worse']}"
+                ),
+            }
+        )
+    return markdown_table(rows[0], [row.values() for row in rows])
 
 
-def draw_curve(systems, key, label, path, chance=None):
-    """Draws the UA of each system against a quantity.
+def _draw_curve(systems, key, label, path, chance=None):
+    """Draws the UA of each system against a quantity above 0.
 
-    Arguments
-    ---------
-    systems : list of dict
-        See :func:`write_comparison`.
-    key : str
-        The quantity, above 0. A system without it is drawn as a level line.
-    label : str
-        Says what it is, and its unit.
-    path : str
-        PNG file to write.
-    chance : float
-        UA in percent of guessing, or None where that is far below.
+    A system without it is drawn as a level line; chance is the UA of guessing
+    in percent, None where that is far below.
     """
     figure = Figure(figsize=(6.4, 4.2))
     axes = figure.add_subplot()
-    names = list(dict.fromkeys(entry["system"] for entry in systems))
-    for name, color in zip(names, ("C0", "C1", "C2")):
+    names = dict.fromkeys(entry["system"] for entry in systems)
+    for color, name in enumerate(names):
         points = [entry for entry in systems if entry["system"] == name]
+        means = np.array([100 * entry["mean"]["UA"] for entry in points])
         # over seeds, or none
-        errors = [
-            100 * e["std"]["UA"] * (len(e["per_seed"]) > 1) for e in points
-        ]
-        means = [100 * entry["mean"]["UA"] for entry in points]
-        if points[0].get(key) is None:
-            axes.axhline(means[0], color=color, linestyle="--", label=name)
-            axes.axhspan(
-                means[0] - errors[0],
-                means[0] + errors[0],
-                color=color,
-                alpha=0.1,
-            )
-            continue
-        axes.errorbar(
-            [entry[key] for entry in points],
-            means,
-            yerr=errors,
-            label=name,
-            color=color,
-            marker="o",
-            capsize=3,
+        errors = np.array(
+            [100 * e["std"]["UA"] * (len(e["per_seed"]) > 1) for e in points]
         )
+        style = {"color": f"C{color}", "label": name}
+        if points[0].get(key) is None:
+            axes.axhline(means[0], linestyle="--", **style)
+            low, high = means[0] - errors[0], means[0] + errors[0]
+            axes.axhspan(low, high, color=f"C{color}", alpha=0.1)
+        else:
+            values = [entry[key] for entry in points]
+            axes.errorbar(values, means, errors, marker="o", capsize=3, **style)
     if chance is not None:
         axes.axhline(chance, color="grey", linestyle=":", label="chance")
     ticks = sorted({entry[key] for entry in systems if entry.get(key)})
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{round(tick, 1):g}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(label)
-    axes.set_ylabel("UA, percent")
+    axes.set(xlabel=label, ylabel="UA, percent")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     save_figure(figure, path)
@@ -259,10 +160,10 @@ def write_comparison(output_folder, systems, lengths=False):
     output_folder : str
         Where to.
     systems : list of dict
-        "system" (PROBE, WITHOUT or WITH), "label_fraction" and what
-        results.json holds; of those with adapter training also
-        "adapter_epochs" and "adapter_steps" of it (None: an earlier run's).
-        They differ in labels or in the adapter's length, not in both.
+        "system" (PROBE, WITHOUT or WITH), "label_fraction" and the content of
+        results.json; of those with adapter training also its "adapter_epochs"
+        and "adapter_steps" (None: an earlier run's). They differ in labels or
+        in the adapter's length, not in both.
     lengths : bool
         Whether the adapter's lengths are compared.
 
@@ -285,13 +186,13 @@ def write_comparison(output_folder, systems, lengths=False):
             "label_fraction": entry["label_fraction"],
             "adapter_epochs": entry.get("adapter_epochs"),
             "adapter_steps": entry.get("adapter_steps"),
-            **paired_difference(entry, baselines[entry["label_fraction"]]),
+            **_paired_difference(entry, baselines[entry["label_fraction"]]),
         }
         for entry in systems
         if entry["system"] == WITH
     ]
-    scores = score_rows(systems, lengths)
-    gains = difference_rows(differences, lengths)
+    scores = _tabulate_scores(systems, lengths)
+    gains = _tabulate_differences(differences, lengths)
     parts = [
         "# Comparison of systems",
         "Percent, mean over folds, then mean and standard deviation over "
@@ -311,13 +212,9 @@ def write_comparison(output_folder, systems, lengths=False):
         )
     if len(baselines) > 1:
         shares = [{**e, "share": 100 * e["label_fraction"]} for e in systems]
-        draw_curve(
-            shares,
-            "share",
-            "labels used in fine-tuning, percent",
-            figure,
-            100 / len(systems[0]["classes"]),
-        )
+        label = "labels used in fine-tuning, percent"
+        chance = 100 / len(systems[0]["classes"])
+        _draw_curve(shares, "share", label, figure, chance)
         parts.append(f"![UA against the share of labels]({figure.name})")
     if lengths:
         parts.append(
@@ -328,10 +225,9 @@ def write_comparison(output_folder, systems, lengths=False):
     if lengths and len(differences) > 1:
         axis = "steps"
         if any(entry["adapter_steps"] is None for entry in differences):
-            axis = "epochs"  # whose runs do not tell their steps
-        draw_curve(
-            systems, f"adapter_{axis}", f"{axis} of adapter training", figure
-        )
+            axis = "epochs"  # some runs do not record their steps
+        label = f"{axis} of adapter training"
+        _draw_curve(systems, f"adapter_{axis}", label, figure)
         parts.append(f"![UA against {axis}]({figure.name})")
     parts += [
         "## With against without adapter training",
@@ -341,9 +237,10 @@ def write_comparison(output_folder, systems, lengths=False):
         "with its mean over seeds. Seeds share a fold's speakers, so that the "
         "first is optimistic; folds share training data, so that both are.",
     ]
-    settings = [entry.get("settings", {}) for entry in systems]
-    earlier = [values.get("adapter_folder") for values in settings]
     several = any(len(entry["per_seed"]) > 1 for entry in systems)
+    earlier = [
+        entry.get("settings", {}).get("adapter_folder") for entry in systems
+    ]
     if several and any(one and "{seed}" not in one for one in earlier):
         parts.append(
             "One earlier adapter for all seeds: it began with the weights of "

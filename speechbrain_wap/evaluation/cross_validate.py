@@ -12,6 +12,7 @@ from speechbrain_wap.training.adapter_folder import (
 )
 from speechbrain_wap.training.cross_validation import find_run, run_all
 from speechbrain_wap.training.resume_guard import PLACES
+from speechbrain_wap.training.settings import read_defaults
 
 # What a reader of the scores need not know, or is told otherwise
 UNTOLD_KEYS = {"fold", "seed", "skip_prep"}
@@ -42,6 +43,7 @@ def cross_validate(plan):
                 adapters,
                 classifiers,
                 _list_notes(plan),
+                _list_defaults(plan),
             )
             print(
                 f"\n{score_table(results)}\n\n"
@@ -157,3 +159,22 @@ def summarise_settings(plan, folds):
             if key not in PLACES | UNTOLD_KEYS and "<" not in str(value):
                 summary[f"{stage}.{key}"] = json.loads(json.dumps(value))
     return summary
+
+
+def _list_defaults(plan):
+    """Lists what the settings of the stages would be without the user's values.
+
+    Arguments
+    ---------
+    plan : speechbrain_wap.training.cross_validation.CrossValidation
+        What was run.
+
+    Returns
+    -------
+    defaults : dict
+    """
+    return {
+        f"{stage}.{key}": value
+        for stage in plan.stages
+        for key, value in read_defaults(plan.commands[stage]).items()
+    }

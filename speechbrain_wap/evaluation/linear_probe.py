@@ -1,4 +1,4 @@
-"""Linear probe: what the frozen encoder's frames tell without any of this."""
+"""Linear probe: logistic regression on an utterance's pooled frames."""
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
@@ -33,14 +33,8 @@ def frame_statistics(feats):
     return np.concatenate([feats.mean(dim=0).numpy(), std.numpy()])
 
 
-def make_classifier():
-    """Makes a classifier of standardised numbers that has yet to be fitted.
-
-    Returns
-    -------
-    model : sklearn.linear_model.LogisticRegression
-        It draws no random numbers; all classes weigh the same.
-    """
+def _make_classifier():
+    """Makes the classifier, which draws no random numbers."""
     return LogisticRegression(C=0.01, max_iter=2000, class_weight="balanced")
 
 
@@ -68,17 +62,17 @@ def cross_validate_probe(pooled, labels, folds):
     1.0
     """
     predictions = cross_val_predict(
-        make_pipeline(StandardScaler(), make_classifier()),
+        make_pipeline(StandardScaler(), _make_classifier()),
         pooled,
         labels,
         groups=folds,
         cv=LeaveOneGroupOut(),
-    ).tolist()
-    return emotion_scores(labels, predictions, sorted(set(labels)))["UA"]
+    )
+    return emotion_scores(labels, list(predictions), sorted(set(labels)))["UA"]
 
 
 def linear_probe(splits, cache, classes, labelled=None, pooled=None):
-    """Fits logistic regression on pooled frames and scores the test split.
+    """Fits the probe on the training split and scores the test split.
 
     Arguments
     ---------
@@ -90,10 +84,10 @@ def linear_probe(splits, cache, classes, labelled=None, pooled=None):
         The classes in their order.
     labelled : dict, optional
         The training entries whose labels are used; all by default. The others
-        only help to find mean and standard deviation of what is pooled.
+        only help to standardise the pooled frames.
     pooled : dict, optional
-        What is pooled of an utterance, by its digest; filled as need be, so
-        that several probes read the cache once.
+        Pooled frames by the utterance's digest, filled as needed, so that
+        several probes read the cache once.
 
     Returns
     -------
@@ -103,7 +97,7 @@ def linear_probe(splits, cache, classes, labelled=None, pooled=None):
     pooled = {} if pooled is None else pooled
 
     def pool(entries):
-        """Stacks what is pooled of utterances."""
+        """Stacks the pooled frames of utterances."""
         for digest in (entry["digest"] for entry in entries.values()):
             if digest not in pooled:
                 pooled[digest] = frame_statistics(cache.read(digest))
@@ -111,11 +105,11 @@ def linear_probe(splits, cache, classes, labelled=None, pooled=None):
 
     labelled = splits["train"] if labelled is None else labelled
     scaler = StandardScaler().fit(pool(splits["train"]))
-    model = make_classifier()
+    model = _make_classifier()
     model.fit(
         scaler.transform(pool(labelled)),
         [entry["label"] for entry in labelled.values()],
     )
-    predictions = model.predict(scaler.transform(pool(splits["test"]))).tolist()
+    predictions = model.predict(scaler.transform(pool(splits["test"])))
     labels = [entry["label"] for entry in splits["test"].values()]
-    return emotion_scores(labels, predictions, classes)
+    return emotion_scores(labels, list(predictions), classes)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from sklearn.metrics import ConfusionMatrixDisplay
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.files import write_atomically, write_text
@@ -15,16 +15,27 @@ from speechbrain_wap.files import write_atomically, write_text
 logger = get_logger(__name__)
 
 SCORES = ("UA", "WA", "F1")
-# Of student and teacher against the encoder's own frames
+# Panels of the figures: a column of the histories, or several and their styles
+CLASSIFIER_PANELS = {
+    "training loss": "train.loss",
+    "validation loss": "valid.loss",
+    "validation UA": "valid.UA",
+}
 STYLES = {"teacher": "solid", "student": "dashed", "raw": "dotted"}
-DIAGNOSTIC_PANELS = [
-    (
-        f"{title} of teacher (student --, raw ..)",
-        None,
-        {f"{name}_{branch}": style for branch, style in STYLES.items()},
-    )
-    for title, name in (("probe UA", "probe"), ("effective rank", "rank"))
-]
+ADAPTER_PANELS = {
+    "reconstruction loss (Eq. 1)": "train.rec_loss",
+    "pseudo-label cross entropy": "train.pce_loss",
+    "student agrees with teacher": "train.agreement",
+    "perplexity of the attributes": "train.perplexity",
+    "share of attributes used": "train.used",
+    "teacher spread": "train.teacher_spread",
+    **{
+        f"{title} of teacher (student --, raw ..)": {
+            f"{name}_{branch}": style for branch, style in STYLES.items()
+        }
+        for title, name in (("probe UA", "probe"), ("effective rank", "rank"))
+    },
+}
 
 
 def sum_up(runs, settings):
@@ -48,17 +59,13 @@ def sum_up(runs, settings):
     over_seeds = len(per_seed) > 1
     spread = per_seed if over_seeds else table[list(SCORES)]
     std = spread.std(ddof=1) if len(spread) > 1 else spread.std(ddof=0)
-    classes = runs[0]["classes"]
     kept = ("fold", "seed", "session", "n", *SCORES, "confusion")
     return {
-        "classes": classes,
+        "classes": runs[0]["classes"],
         "runs": [{key: run[key] for key in kept} for run in runs],
         "mean": {s: float(per_seed[s].mean()) for s in SCORES},
-        "std": {s: float(std[s]) for s in SCORES},
-        "per_seed": [
-            {"seed": int(seed), **{s: float(row[s]) for s in SCORES}}
-            for seed, row in per_seed.iterrows()
-        ],
+        "std": std.to_dict(),
+        "per_seed": per_seed.reset_index().to_dict("records"),
         "settings": {
             **settings,
             "std_over": "seeds" if over_seeds else "folds",
@@ -67,7 +74,7 @@ def sum_up(runs, settings):
 
 
 def markdown_table(header, rows):
-    """Lays out a Markdown table with columns of equal width.
+    """Formats a Markdown table with columns of equal width.
 
     Arguments
     ---------
@@ -98,7 +105,7 @@ def markdown_table(header, rows):
 
 
 def percent(value):
-    """Writes a fraction as a percentage with one decimal.
+    """Formats a fraction as a percentage with one decimal.
 
     Arguments
     ---------
@@ -130,36 +137,18 @@ def score_table(results):
     text : str
         Markdown.
     """
+    runs, mean, std = results["runs"], results["mean"], results["std"]
     rows = [
         [run["fold"], run["session"], run["seed"], run["n"]]
         + [percent(run[score]) for score in SCORES]
-        for run in results["runs"]
+        for run in runs
     ]
     rows.append(
-        ["mean", "", "", sum(run["n"] for run in results["runs"])]
-        + [
-            f"{percent(results['mean'][s])} ± {percent(results['std'][s])}"
-            for s in SCORES
-        ]
+        ["mean", "", "", sum(run["n"] for run in runs)]
+        + [f"{percent(mean[s])} ± {percent(std[s])}" for s in SCORES]
     )
     header = ["fold", "held-out session", "seed", "n", *SCORES]
     return markdown_table(header, rows)
-
-
-def total_confusion(results):
-    """Adds up the confusion matrices of all runs.
-
-    Arguments
-    ---------
-    results : dict
-        Content of results.json.
-
-    Returns
-    -------
-    confusion : numpy.ndarray
-        Rows are true classes.
-    """
-    return np.sum([run["confusion"] for run in results["runs"]], axis=0)
 
 
 def save_figure(figure, path):
@@ -172,82 +161,49 @@ def save_figure(figure, path):
     path : str
         The file to write.
     """
-    FigureCanvasAgg(figure)
     figure.tight_layout()
     with write_atomically(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 
 
-def draw_confusion(results, path):
-    """Draws the confusion matrix as recalls with counts.
-
-    Arguments
-    ---------
-    results : dict
-        Content of results.json.
-    path : str
-        PNG file to write.
-    """
-    counts, classes = total_confusion(results), results["classes"]
+def _draw_confusion(counts, results, path):
+    """Draws a confusion matrix as shares of the true classes, with counts."""
+    classes = results["classes"]
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     figure = Figure(figsize=(1.6 + 0.9 * len(classes),) * 2)
     axes = figure.add_subplot()
-    axes.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues")
-    for (i, j), share in np.ndenumerate(shares):
-        axes.text(
-            j,
-            i,
-            f"{percent(share)} %\n{counts[i, j]}",
-            ha="center",
-            va="center",
-            color="white" if share > 0.5 else "black",
-            fontsize=8,
-        )
-    axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
+    display = ConfusionMatrixDisplay(shares, display_labels=classes).plot(
+        ax=axes,
+        cmap="Blues",
+        colorbar=False,
+        xticks_rotation=30,
+        im_kw={"vmin": 0.0, "vmax": 1.0},
+        text_kw={"fontsize": 8},
+    )
+    for place, text in np.ndenumerate(display.text_):
+        text.set_text(f"{percent(shares[place])} %\n{counts[place]}")
+    axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_title(f"All runs, UA {percent(results['mean']['UA'])} %")
     save_figure(figure, path)
 
 
-def _find_curve(rows, split, name):
-    """Lists the epochs of a history that have a value, and the values."""
-    epochs, values = [], []
-    for row in rows:
-        value = ((row[split] or {}) if split else row).get(name)
-        if value is not None:
-            epochs.append(row["epoch"])
-            values.append(value)
-    return epochs, values
-
-
-def draw_curves(histories, panels, path):
-    """Draws one panel for each quantity, one colour for each run.
-
-    Arguments
-    ---------
-    histories : dict
-        Rows of each run's history.json, by the run's name.
-    panels : list of tuple
-        Title; "train", "valid", or None for what a row itself has; and the
-        quantity's name, or a dict of the styles (solid, dashed, dotted) of
-        the lines of several quantities. Epochs without a value are left out.
-    path : str
-        PNG file to write.
-    """
+def _draw_curves(histories, panels, path):
+    """Draws a panel for each quantity, with a colour for each run."""
     columns = min(len(panels), 3)
     lines = -(-len(panels) // columns)
+    tables = {run: pd.json_normalize(rows) for run, rows in histories.items()}
     figure = Figure(figsize=(4.2 * columns, 3.0 * lines))
-    for number, (title, split, name) in enumerate(panels, start=1):
+    for number, (title, styles) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(lines, columns, number)
-        styles = name if isinstance(name, dict) else {name: "solid"}
-        for color, (run, rows) in enumerate(histories.items()):
-            for quantity, style in styles.items():
-                epochs, values = _find_curve(rows, split, quantity)
+        if isinstance(styles, str):
+            styles = {styles: "solid"}
+        for color, (run, table) in enumerate(tables.items()):
+            for name, style in styles.items():
+                # epochs without a value are left out
+                curve = table.reindex(columns=["epoch", name]).dropna()
                 axes.plot(
-                    epochs,
-                    values,
+                    curve["epoch"],
+                    curve[name],
                     label=run if style == "solid" else None,
                     color=f"C{color % 10}",
                     linestyle=style,
@@ -287,7 +243,9 @@ def read_histories(folders):
     return histories
 
 
-def write_report(output_folder, results, adapters, classifiers, notes):
+def write_report(
+    output_folder, results, adapters, classifiers, notes, defaults
+):
     """Writes results.json, the figures and report.md.
 
     Arguments
@@ -302,6 +260,8 @@ def write_report(output_folder, results, adapters, classifiers, notes):
         Output folder of each stage-2 run, by name.
     notes : list of str
         What a reader of the scores must know.
+    defaults : dict
+        The settings' values without the user's.
 
     Returns
     -------
@@ -311,9 +271,7 @@ def write_report(output_folder, results, adapters, classifiers, notes):
     folder = Path(output_folder)
     write_text(folder / "results.json", json.dumps(results, indent=1))
     classes = results["classes"]
-    confusion = [
-        [name, *row] for name, row in zip(classes, total_confusion(results))
-    ]
+    counts = np.sum([run["confusion"] for run in results["runs"]], axis=0)
     parts = [
         "# Cross-validation",
         f"UA **{percent(results['mean']['UA'])} %** (unweighted accuracy, mean "
@@ -322,49 +280,26 @@ def write_report(output_folder, results, adapters, classifiers, notes):
         "runs. All scores in percent.",
         score_table(results),
         "\n".join(f"- {note}" for note in notes),
+        *_list_settings(results["settings"], defaults),
         "## Confusion",
         "Rows are true classes, columns predictions, summed over all runs.",
-        markdown_table(["", *classes], confusion),
+        markdown_table(
+            ["", *classes], [[c, *row] for c, row in zip(classes, counts)]
+        ),
         "![Confusion matrix](confusion.png)",
         "## Fine-tuning",
         "![Fine-tuning curves](classifier_curves.png)",
     ]
-    draw_confusion(results, folder / "confusion.png")
-    draw_curves(
+    _draw_confusion(counts, results, folder / "confusion.png")
+    _draw_curves(
         read_histories(classifiers),
-        [
-            ("training loss", "train", "loss"),
-            ("validation loss", "valid", "loss"),
-            ("validation UA", "valid", "UA"),
-        ],
+        CLASSIFIER_PANELS,
         folder / "classifier_curves.png",
     )
     histories = read_histories(adapters)
     if histories:
-        draw_curves(
-            histories,
-            [
-                ("reconstruction loss (Eq. 1)", "train", "rec_loss"),
-                ("pseudo-label cross entropy", "train", "pce_loss"),
-                ("student agrees with teacher", "train", "agreement"),
-                ("perplexity of the attributes", "train", "perplexity"),
-                ("share of attributes used", "train", "used"),
-                ("teacher spread", "train", "teacher_spread"),
-                *DIAGNOSTIC_PANELS,
-            ],
-            folder / "adapter_curves.png",
-        )
-        names = ("rec_loss", "pce_loss", "agreement", "perplexity", "used")
-        probes = ("probe_raw", "probe_student", "probe_teacher")
-        rows = [
-            [run, rows[-1]["epoch"]]
-            + [f"{rows[-1]['train'][name]:.3g}" for name in names]
-            + [
-                "-" if rows[-1].get(name) is None else percent(rows[-1][name])
-                for name in probes
-            ]
-            for run, rows in histories.items()
-        ]
+        figure = folder / "adapter_curves.png"
+        _draw_curves(histories, ADAPTER_PANELS, figure)
         parts += [
             "## Adapter training",
             "At the last epoch; `agreement`: masked frames whose local "
@@ -372,17 +307,44 @@ def write_report(output_folder, results, adapters, classifiers, notes):
             "codebook; `probe_...`: UA, in percent, with which a linear probe "
             "of the frames of the encoder (raw), student and teacher tells the "
             "labels of training sessions that it was not fitted on.",
-            markdown_table(["run", "epochs", *names, *probes], rows),
-            "![Adapter training curves](adapter_curves.png)",
+            _tabulate_adapters(histories),
+            f"![Adapter training curves]({figure.name})",
         ]
-    settings = results["settings"]
-    parts += [
-        "## Settings",
-        markdown_table(
-            ["key", "value"],
-            [[key, json.dumps(settings[key])] for key in sorted(settings)],
-        ),
-    ]
     text = "\n\n".join(part for part in parts if part) + "\n"
     write_text(folder / "report.md", text)
     return text
+
+
+def _list_settings(settings, defaults):
+    """Lists what differs from the YAML files, and folds away the rest."""
+    texts, usual = (
+        {key: json.dumps(value) for key, value in values.items()}
+        for values in (settings, defaults)
+    )
+    differing, others = [], []
+    for key, text in sorted(texts.items()):
+        if text == usual.get(key):
+            others.append([key, text])
+        else:
+            differing.append([key, text, usual.get(key, "")])
+    parts = ["## Settings", markdown_table(["key", "value", "YAML"], differing)]
+    if others:
+        table = markdown_table(["key", "value"], others)
+        summary = "<details>\n<summary>All others: as in the YAML</summary>"
+        parts += [summary, table, "</details>"]
+    return parts
+
+
+def _tabulate_adapters(histories):
+    """Tabulates the last epoch of each adapter training."""
+    names = ("rec_loss", "pce_loss", "agreement", "perplexity", "used")
+    probes = ("probe_raw", "probe_student", "probe_teacher")
+    rows = []
+    for run, (*_, last) in histories.items():
+        values = [last.get(name) for name in probes]
+        rows.append(
+            [run, last["epoch"]]
+            + [f"{last['train'][name]:.3g}" for name in names]
+            + ["-" if value is None else percent(value) for value in values]
+        )
+    return markdown_table(["run", "epochs", *names, *probes], rows)

@@ -16,6 +16,7 @@ from hyperpyyaml.core import recursive_update
 from ruamel.yaml import YAML, Tag
 from ruamel.yaml.comments import CommentedMap, TaggedScalar
 from ruamel.yaml.error import YAMLError
+from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.data.further_corpora import describe_corpora, parse_corpora
 from speechbrain_wap.errors import (
@@ -490,6 +491,31 @@ class Reading:
         lines = self.text.splitlines()[: node.start_mark.line + 1]
         keys = (re.match(r"(\w+):", line) for line in reversed(lines))
         return next(match[1] for match in keys if match)
+
+
+def read_defaults(command):
+    """Reads the settings of a YAML file as they are without the user's values.
+
+    Arguments
+    ---------
+    command : Command
+        What the script is told.
+
+    Returns
+    -------
+    defaults : dict
+        As :attr:`Reading.settings`. The keys of an included system are those
+        of the system that the user chose, and what the YAML leaves to the user
+        (``!PLACEHOLDER``) is missing.
+    """
+    file = HparamsFile(command.hparams_file)
+    left_open = {k for k, v in file.tree.items() if _tag(v) == "!PLACEHOLDER"}
+    defaults = {}
+    for kept in (left_open | file.included.keys(), left_open):
+        given = {k: v for k, v in command.overrides.items() if k in kept}
+        usual = command._replace(overrides=given, run_opts=RunOptions())
+        defaults |= Reading(usual).settings
+    return {k: v for k, v in defaults.items() if k not in left_open}
 
 
 def _refuse_folds(settings):

@@ -38,7 +38,8 @@ def test_the_package_works_without_the_checkout(tmp_path, kind, monkeypatch):
     code = (
         "import speechbrain_wap, torch\n"
         "from speechbrain_wap.pooling import StatisticalAttentivePooling\n"
-        "z = StatisticalAttentivePooling(4)(torch.ones(2, 3, 4), torch.ones(2))\n"
+        "pooling = StatisticalAttentivePooling(4)\n"
+        "z = pooling(torch.ones(2, 3, 4), torch.ones(2))\n"
         "print(speechbrain_wap.__file__, z.shape[1])"
     )
     assert run("-c", code, cwd=tmp_path).split() == [

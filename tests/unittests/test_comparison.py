@@ -8,13 +8,12 @@ import torch
 from helpers import generator
 
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.compare import parse_fractions, parse_lengths
+from speechbrain_wap.evaluation.compare import _parse_fractions, _parse_lengths
 from speechbrain_wap.evaluation.comparison import (
     PROBE,
     WITH,
     WITHOUT,
-    draw_curve,
-    paired_difference,
+    _paired_difference,
     write_comparison,
 )
 from speechbrain_wap.evaluation.linear_probe import StandardScaler, linear_probe
@@ -47,7 +46,7 @@ RESULTS = [[0.6, 0.6, 0.8], [0.3, 0.9, 0.8]]
 def test_runs_are_paired_by_seed_and_fold():
     results, baseline = make_results(RESULTS), make_results(BASELINE)
     baseline["runs"].reverse()
-    found = paired_difference(results, baseline)
+    found = _paired_difference(results, baseline)
     differences = np.array([0.1, 0.0, 0.1, -0.1, 0.1, 0.2])
     error = differences.std(ddof=1) / np.sqrt(6)
     assert found["runs"] == 6
@@ -69,18 +68,12 @@ def test_runs_are_paired_by_seed_and_fold():
 @pytest.mark.parametrize("gain", [0.0, 0.1])
 def test_differences_that_are_all_the_same_have_no_p(gain):
     shifted = [[ua + gain for ua in row] for row in BASELINE]
-    found = paired_difference(make_results(shifted), make_results(BASELINE))
+    found = _paired_difference(make_results(shifted), make_results(BASELINE))
     assert found["p"] is None and found["p_folds"] is None
     assert found["standard_error"] == pytest.approx(0.0)
     assert found["better" if gain else "equal"] == 6
-
-
-def test_a_single_run_has_neither_error_nor_p():
-    one, other = make_results([[0.5]]), make_results([[0.7]])
-    found = paired_difference(one, other)
-    assert found["mean"] == pytest.approx(-0.2)
+    found = _paired_difference(make_results([[0.5]]), make_results([[0.7]]))
     assert (found["standard_error"], found["p"]) == (None, None)
-    assert found["worse"] == 1
 
 
 def make_systems(*fractions):
@@ -139,28 +132,38 @@ def test_lengths_of_adapter_training_are_rows_and_a_curve(tmp_path):
     assert not (tmp_path / "comparison.md").exists()  # of the labels
 
 
-@pytest.mark.parametrize("steps", [41.5, None])
-def test_the_curve_falls_back_to_epochs_where_steps_are_unknown(
-    tmp_path, monkeypatch, steps
-):
+@pytest.fixture
+def figures(monkeypatch):
+    """The axes of the figures in place of the files."""
     axes = []
     monkeypatch.setattr(
         "speechbrain_wap.evaluation.comparison.save_figure",
         lambda figure, path: axes.extend(figure.axes),
     )
+    return axes
+
+
+@pytest.mark.parametrize("steps", [41.5, None])
+def test_a_curve_is_over_steps_or_over_epochs_where_they_are_unknown(
+    tmp_path, figures, steps
+):
     probe, without, trained = make_systems(1.0)
     systems = [probe, without] + [
         {**trained, "adapter_epochs": epochs, "adapter_steps": count}
         for epochs, count in ((5, steps), (10, 83.0))
     ]
     write_comparison(tmp_path, systems, lengths=True)
-    (bars,) = axes[0].containers
+    (bars,) = figures[0].containers
+    assert bars.get_label() == WITH
     assert bars.lines[0].get_xdata().tolist() == (
         [5, 10] if steps is None else [41.5, 83.0]
     )
-    axes.clear()  # a single length is no curve, but it is told
-    said, _ = write_comparison(tmp_path, systems[:3], lengths=True)
-    assert axes == [] and "| epochs |" in said
+    # a system that has no adapter is a level line
+    level = {line.get_label(): line for line in figures[0].lines}
+    assert level[WITHOUT].get_ydata() == pytest.approx([60.0] * 2)
+    figures.clear()  # a single length is no curve
+    write_comparison(tmp_path, systems[:3], lengths=True)
+    assert figures == []
 
 
 def test_all_labels_alone_are_no_curve(tmp_path):
@@ -174,19 +177,10 @@ def test_all_labels_alone_are_no_curve(tmp_path):
 
 
 def test_the_curve_has_a_line_for_each_system_and_one_for_chance(
-    tmp_path, monkeypatch
+    tmp_path, figures
 ):
-    figures = []
-    monkeypatch.setattr(
-        "speechbrain_wap.evaluation.comparison.save_figure",
-        lambda figure, path: figures.append(figure),
-    )
-    shares = [
-        {**entry, "share": 100 * entry["label_fraction"]}
-        for entry in make_systems(0.1, 0.5, 1.0)
-    ]
-    draw_curve(shares, "share", "labels", tmp_path / "a.png", 50.0)
-    (axes,) = figures[0].axes
+    write_comparison(tmp_path, make_systems(0.1, 0.5, 1.0))
+    (axes,) = figures
     assert axes.get_xscale() == "log"
     assert [t.get_text() for t in axes.get_xticklabels()] == ["10", "50", "100"]
     lines = {bars.get_label(): bars.lines for bars in axes.containers}
@@ -199,27 +193,16 @@ def test_the_curve_has_a_line_for_each_system_and_one_for_chance(
         assert high - low == pytest.approx(2 * spread, abs=1e-6)
     (chance,) = (x for x in axes.lines if x.get_label() == "chance")
     assert set(chance.get_ydata()) == {50.0}
-    # a system that does not depend on the quantity is a level line
-    draw_curve(
-        shares[:2] + [{**shares[2], "n": 7}], "n", "", tmp_path / "a.png"
-    )
-    (axes,) = figures[1].axes
-    level = {line.get_label(): line for line in axes.lines}
-    assert level[WITHOUT].get_ydata() == pytest.approx([60.0] * 2)
-    assert [bars.get_label() for bars in axes.containers] == [WITH]
 
 
 @pytest.mark.parametrize(
     "parse, text, numbers",
     [
-        (parse_fractions, "0.5,0.1,1.0,0.5", [0.1, 0.5, 1.0]),
-        (parse_fractions, "[1]", [1.0]),
-        *(
-            (parse_fractions, text, None)
-            for text in ("0", "1.1", "x", "", "nan")
-        ),
-        (parse_lengths, "15,5,15", [5, 15]),
-        *((parse_lengths, text, None) for text in ("0", "-1", "1.5", "x")),
+        (_parse_fractions, "0.5,0.1,1.0,0.5", [0.1, 0.5, 1.0]),
+        (_parse_fractions, "[1]", [1.0]),
+        *((_parse_fractions, text, None) for text in ("0", "1.1", "x", "nan")),
+        (_parse_lengths, "15,5,15", [5, 15]),
+        *((_parse_lengths, text, None) for text in ("0", "1.5")),
     ],
 )
 def test_shares_and_lengths_are_read_once_each_the_smallest_first(
@@ -228,7 +211,9 @@ def test_shares_and_lengths_are_read_once_each_the_smallest_first(
     if numbers is not None:
         assert parse(text) == numbers
         return
-    option = "label_fractions" if parse is parse_fractions else "adapter_epochs"
+    option = (
+        "label_fractions" if parse is _parse_fractions else "adapter_epochs"
+    )
     with pytest.raises(RecipeError, match=f"--{option}={text} must be"):
         parse(text)
 
@@ -268,27 +253,20 @@ def test_the_probe_learns_from_the_labels_it_is_given_only():
         if key not in labelled:  # lies that must not matter
             entry["label"] = "a" if entry["label"] == "b" else "b"
     assert linear_probe(splits, cache, ["a", "b"], labelled) == expected
-    assert expected["UA"] == 1.0
     assert linear_probe(splits, cache, ["a", "b"])["UA"] < 0.5
 
 
-def test_the_probe_scales_by_all_training_speech(monkeypatch):
-    cache = FakeCache({"train": 40, "test": 20})
-    labelled = dict(list(cache.splits["train"].items())[:6])
+def test_the_probe_scales_by_all_training_speech_and_reads_it_once(monkeypatch):
+    cache, pooled = FakeCache({"train": 40, "test": 20}), {}
     fitted, original = [], StandardScaler.fit
     monkeypatch.setattr(
         "speechbrain_wap.evaluation.linear_probe.StandardScaler.fit",
         lambda self, rows: fitted.append(len(rows)) or original(self, rows),
     )
-    linear_probe(cache.splits, cache, ["a", "b"], labelled)
-    assert fitted == [40]
-
-
-def test_several_probes_read_the_cache_once():
-    cache, pooled = FakeCache({"train": 40, "test": 20}), {}
-    for count in (4, 6, 40):
+    for count in (4, 40):
         labelled = dict(list(cache.splits["train"].items())[:count])
         linear_probe(cache.splits, cache, ["a", "b"], labelled, pooled)
+    assert fitted == [40, 40]
     assert cache.reads == len(pooled) == 60
 
 

@@ -10,26 +10,17 @@ from speechbrain_wap.evaluation.metrics import emotion_scores
 CLASSES = ["angry", "happy", "neutral", "sad"]
 
 
-def confuse(labels, predictions):
-    """Counts the utterances of each true class (row) and predicted class."""
-    confusion = [[0] * len(CLASSES) for _ in CLASSES]
-    for label, prediction in zip(labels, predictions):
-        confusion[CLASSES.index(label)][CLASSES.index(prediction)] += 1
-    return confusion
-
-
 def naive_scores(labels, predictions):
-    """Computes the scores from the confusion matrix."""
-    confusion = confuse(labels, predictions)
-    recalls, f1s, right = [], [], 0
-    for i in range(len(CLASSES)):
-        true = sum(confusion[i])
-        predicted = sum(row[i] for row in confusion)
-        right += confusion[i][i]
+    """Computes the scores from the counts of each class."""
+    recalls, f1s = [], []
+    for name in CLASSES:
+        right = sum(a == b == name for a, b in zip(labels, predictions))
+        true, predicted = labels.count(name), predictions.count(name)
         if true > 0:
-            recalls.append(confusion[i][i] / true)
+            recalls.append(right / true)
         if true + predicted > 0:
-            f1s.append(2 * confusion[i][i] / (true + predicted))
+            f1s.append(2 * right / (true + predicted))
+    right = sum(a == b for a, b in zip(labels, predictions))
     return {
         "UA": sum(recalls) / len(recalls),
         "WA": right / len(labels),
@@ -37,15 +28,9 @@ def naive_scores(labels, predictions):
     }
 
 
-def draw_classes(count, seed, weights):
-    """Draws classes with the given weights."""
-    return random.Random(seed).choices(CLASSES, weights, k=count)
-
-
 @pytest.mark.parametrize(
     "true_weights, predicted_weights",
     [
-        ([1, 1, 1, 1], [1, 1, 1, 1]),
         ([9, 1, 3, 1], [5, 1, 1, 1]),
         # sad: never true; predicted, or not
         ([4, 1, 2, 0], [1, 1, 1, 1]),
@@ -55,33 +40,18 @@ def draw_classes(count, seed, weights):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("seed", range(3))
-def test_scores_equal_those_of_the_confusion_matrix(
-    true_weights, predicted_weights, seed
-):
-    labels = draw_classes(60, seed, true_weights)
-    predictions = draw_classes(60, seed + 10, predicted_weights)
+def test_scores_equal_those_of_counts(true_weights, predicted_weights):
+    source = random.Random(1)
+    labels = source.choices(CLASSES, true_weights, k=60)
+    predictions = source.choices(CLASSES, predicted_weights, k=60)
+    expected = naive_scores(labels, predictions)
+    assert expected["UA"] != pytest.approx(expected["WA"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = emotion_scores(labels, predictions, CLASSES)
-    assert scores == pytest.approx(naive_scores(labels, predictions))
-    assert scores["UA"] != pytest.approx(scores["WA"])
-
-
-def test_scores_do_not_depend_on_the_order_of_utterances_or_classes():
-    labels = draw_classes(50, 1, [4, 1, 2, 3])
-    predictions = draw_classes(50, 2, [1, 1, 1, 1])
-    expected = emotion_scores(labels, predictions, CLASSES)
-    pairs = sorted(zip(labels, predictions))
-    scores = emotion_scores(*zip(*pairs), CLASSES[::-1])
-    assert scores == pytest.approx(expected)
-
-
-def test_a_class_that_does_not_occur_is_left_out_of_the_averages():
-    labels, predictions = ["sad", "sad", "angry"], ["sad", "angry", "angry"]
-    assert emotion_scores(labels, predictions, CLASSES) == emotion_scores(
-        labels, predictions, ["angry", "sad"]
-    )
+        # in any order of the classes
+        for classes in (CLASSES, CLASSES[::-1]):
+            scores = emotion_scores(labels, predictions, classes)
+            assert scores == pytest.approx(expected)
 
 
 def test_a_prediction_of_another_class_is_wrong_but_no_class_of_its_own():
@@ -92,17 +62,8 @@ def test_a_prediction_of_another_class_is_wrong_but_no_class_of_its_own():
     assert scores == pytest.approx({"UA": 0.75, "WA": 0.75, "F1": f1})
 
 
-def test_weighted_accuracy_is_high_where_only_the_largest_class_is_right():
-    labels = ["sad"] * 9 + ["angry"]
-    scores = emotion_scores(labels, ["sad"] * 10, ["angry", "sad"])
-    f1 = (18 / 19 + 0) / 2
-    assert scores == pytest.approx({"UA": 0.5, "WA": 0.9, "F1": f1})
-
-
 @pytest.mark.parametrize(
-    "labels, predictions",
-    [([], []), (["sad"], []), (["sad"], ["sad", "sad"])],
-    ids=str,
+    "labels, predictions", [([], []), (["sad"], ["sad", "sad"])], ids=str
 )
 def test_scores_need_as_many_labels_as_predictions(labels, predictions):
     message = f"{len(labels)} labels and {len(predictions)} predictions"

@@ -5,18 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from readings import STAGES, find_yaml
 
+from speechbrain_wap.evaluation.cross_validate import list_defaults
 from speechbrain_wap.evaluation.report import (
     STYLES,
-    draw_confusion,
-    markdown_table,
-    percent,
-    read_histories,
     score_table,
     sum_up,
-    total_confusion,
     write_report,
 )
+from speechbrain_wap.training.cross_validation import CrossValidation
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -36,138 +34,103 @@ def make_run(fold, seed, score, confusion=((1, 0), (0, 1))):
     }
 
 
-@pytest.fixture
-def one_seed():
-    return [make_run(1, 7, 0.5), make_run(2, 7, 0.6), make_run(3, 7, 1.0)]
+ONE_SEED = [make_run(1, 7, 0.5), make_run(2, 7, 0.6), make_run(3, 7, 1.0)]
+OTHER_SEED = [make_run(fold, 8, 0.2 * fold) for fold in (1, 2, 3)]
 
 
-@pytest.fixture
-def two_seeds(one_seed):
-    return [*one_seed, *(make_run(f, 8, 0.2 * f) for f in (1, 2, 3))]
+@pytest.mark.parametrize(
+    "runs, over, means",
+    [
+        (ONE_SEED, "folds", [0.5, 0.6, 1.0]),
+        (ONE_SEED + OTHER_SEED, "seeds", [0.7, 0.4]),
+        # each seed counts the same, however many folds it has
+        (ONE_SEED + OTHER_SEED[:1], "seeds", [0.7, 0.2]),
+        (ONE_SEED[:1], "folds", [0.5]),
+    ],
+    ids=["one seed", "two seeds", "uneven seeds", "one run"],
+)
+def test_means_are_over_folds_then_seeds_and_spread_over_what_is_said(
+    runs, over, means
+):
+    results = sum_up(runs, {"lr": 0.1})
+    ua = np.mean(means)
+    std = np.std(means, ddof=1) if len(means) > 1 else 0.0
+    for score, share in (("UA", 1), ("WA", 2), ("F1", 4)):
+        assert results["mean"][score] == pytest.approx(ua / share)
+        assert results["std"][score] == pytest.approx(std / share)
+    assert results["settings"] == {"lr": 0.1, "std_over": over}
 
 
-def test_with_one_seed_the_spread_is_over_folds(one_seed):
-    results = sum_up(one_seed, {"lr": 0.1})
-    assert results["mean"]["UA"] == pytest.approx(0.7)
-    assert results["mean"]["WA"] == pytest.approx(0.35)
-    assert results["mean"]["F1"] == pytest.approx(0.175)
-    assert results["std"]["UA"] == pytest.approx(
-        np.std([5, 6, 10], ddof=1) / 10
-    )
-    assert results["settings"] == {"lr": 0.1, "std_over": "folds"}
-
-
-def test_with_several_seeds_the_spread_is_over_seeds(two_seeds):
-    results = sum_up(two_seeds, {})
-    assert results["mean"]["UA"] == pytest.approx((0.7 + 0.4) / 2)
-    assert results["std"]["UA"] == pytest.approx(np.std([0.7, 0.4], ddof=1))
-    assert results["std"]["WA"] == pytest.approx(results["std"]["UA"] / 2)
-    assert results["settings"]["std_over"] == "seeds"
-    assert results["per_seed"] == [
-        {"seed": seed, "UA": pytest.approx(ua), **rest}
-        for seed, ua, rest in [
-            (7, 0.7, {"WA": pytest.approx(0.35), "F1": pytest.approx(0.175)}),
-            (8, 0.4, {"WA": pytest.approx(0.2), "F1": pytest.approx(0.1)}),
-        ]
-    ]
-
-
-def test_each_seed_counts_the_same_however_many_folds_it_has(one_seed):
-    results = sum_up([*one_seed, make_run(1, 8, 0.1)], {})
-    assert results["mean"]["UA"] == pytest.approx((0.7 + 0.1) / 2)
-
-
-def test_a_single_run_has_no_spread():
-    results = sum_up([make_run(1, 7, 0.5)], {})
-    assert results["std"] == {"UA": 0.0, "WA": 0.0, "F1": 0.0}
-
-
-def test_results_hold_the_interfaces_fields_and_are_plain_json(two_seeds):
-    results = sum_up(two_seeds, {"folds": [1, 2, 3]})
+def test_results_hold_the_interfaces_fields_and_are_plain_json():
+    results = sum_up(ONE_SEED + OTHER_SEED, {"folds": [1, 2, 3]})
     assert json.loads(json.dumps(results)) == results
     assert list(results) == [
         *["classes", "runs", "mean", "std", "per_seed", "settings"]
     ]
-    assert results["classes"] == ["angry", "sad"]
-    assert len(results["runs"]) == 6
+    scores = ["UA", "WA", "F1"]
     for run in results["runs"]:
-        assert set(run) == {
-            *["fold", "seed", "session", "n", "UA", "WA", "F1", "confusion"]
-        }
+        assert list(run) == [
+            *["fold", "seed", "session", "n", *scores, "confusion"]
+        ]
+    assert [list(entry) for entry in results["per_seed"]] == [
+        ["seed", *scores]
+    ] * 2
+    assert [entry["seed"] for entry in results["per_seed"]] == [7, 8]
+    assert results["per_seed"][1]["UA"] == pytest.approx(0.4)
 
 
-def test_confusions_are_added_cell_by_cell():
-    runs = [
-        make_run(1, 7, 0.5, ((1, 2), (3, 4))),
-        make_run(2, 7, 0.5, ((10, 20), (30, 40))),
+def test_scores_are_shown_in_percent_with_mean_and_spread():
+    assert score_table(sum_up(ONE_SEED, {})).splitlines()[::4] == [
+        "| fold | held-out session | seed | n | UA          | WA          "
+        "| F1         |",
+        "| 3    | s3               | 7    | 2 | 100.0       | 50.0        "
+        "| 25.0       |",
     ]
-    results = sum_up(runs, {})
-    assert total_confusion(results).tolist() == [[11, 22], [33, 44]]
+    last = score_table(sum_up(ONE_SEED, {})).splitlines()[-1].split()
+    assert last[:8] == ["|", "mean", "|", "|", "|", "6", "|", "70.0"]
 
 
-def test_a_markdown_table_keeps_its_columns_in_line():
-    text = markdown_table(["name", "n"], [["a", 1], ["longer", 100]])
-    lines = text.split("\n")
-    assert lines[0] == "| name   | n   |"
-    assert lines[1] == "|--------|-----|"
-    assert lines[3] == "| longer | 100 |"
-    assert len({len(line) for line in lines}) == 1
-
-
-def test_scores_are_shown_in_percent_with_mean_and_spread(one_seed):
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in score_table(sum_up(one_seed, {})).split("\n")
-    ]
-    assert rows[0] == [
-        "fold",
-        "held-out session",
-        "seed",
-        "n",
-        "UA",
-        "WA",
-        "F1",
-    ]
-    assert rows[2] == ["1", "s1", "7", "2", "50.0", "25.0", "12.5"]
-    assert rows[-1][0] == "mean"
-    assert rows[-1][3] == "6"
-    assert rows[-1][4] == "70.0 ± 26.5"
-    assert percent(0.99949) == "99.9"
+def write_history(folder, rows):
+    Path(folder).mkdir(parents=True)
+    Path(folder, "history.json").write_text(json.dumps(rows))
+    return str(folder)
 
 
 @pytest.fixture
 def folders(tmp_path):
-    """Two runs' folders of each stage, with histories of two epochs."""
-    adapters, classifiers = {}, {}
-    for fold in (1, 2):
+    """Two runs of each stage: one with a probe, one of before there was one."""
+    numbers = {f"rank_{branch}": 5.5 for branch in STYLES}
+    numbers |= {f"probe_{branch}": 0.25 for branch in STYLES}
+    names = ("rec_loss", "pce_loss", "agreement", "perplexity", "used")
+    train = dict.fromkeys((*names, "teacher_spread"), 0.111)
+    rows = [{"epoch": e, "train": train, "valid": None} for e in (1, 2)]
+    probed = [
+        {"epoch": 0, **numbers, "train": None, "valid": None},
+        {**rows[0], **dict.fromkeys(numbers)},
+        {**rows[1], **numbers, "probe_raw": 0.876, "probe_teacher": 0.5},
+    ]
+    rows_of_2 = [
+        {"epoch": e, "train": {"loss": 1.0}, "valid": {"loss": 1.1, "UA": 0.5}}
+        for e in (1, 2)
+    ]
+    adapters, classifiers = {}, {"gone": str(tmp_path / "nowhere")}
+    for fold, rows_of_1 in enumerate((probed, rows), start=1):
         name = f"fold {fold}, seed 7"
-        adapters[name] = str(tmp_path / "runs" / f"adapter{fold}")
-        classifiers[name] = str(tmp_path / "runs" / f"classifier{fold}")
-        train = {
-            "rec_loss": 0.111,
-            "pce_loss": 0.222,
-            "agreement": 0.333,
-            "perplexity": 44.4,
-            "used": 0.555,
-            "teacher_spread": 0.666,
-        }
-        write_history(adapters[name], train, None)
-        write_history(
-            classifiers[name], {"loss": 1.0}, {"loss": 1.1, "UA": 0.5}
-        )
+        adapters[name] = write_history(tmp_path / f"a{fold}", rows_of_1)
+        classifiers[name] = write_history(tmp_path / f"c{fold}", rows_of_2)
     return adapters, classifiers
 
 
-def write_history(folder, train, valid):
-    Path(folder).mkdir(parents=True)
-    rows = [{"epoch": e, "train": train, "valid": valid} for e in (1, 2)]
-    Path(folder, "history.json").write_text(json.dumps(rows))
-
-
-def test_a_report_comes_with_results_and_figures(tmp_path, folders, one_seed):
-    results = sum_up(one_seed, {"lr": 0.1, "encoder": "fbank"})
+def test_a_report_comes_with_results_and_figures(tmp_path, folders):
+    runs = [
+        make_run(1, 7, 0.5, ((1, 2), (3, 4))),
+        make_run(2, 7, 0.9, ((10, 20), (30, 40))),
+    ]
+    results = sum_up(runs, {"lr": 0.1, "encoder": "fbank", "folds": [1, 2]})
     out = tmp_path / "out"
-    text = write_report(out, results, *folders, ["Note one.", "Note two."])
+    defaults = {"lr": 0.2, "encoder": "fbank"}
+    notes = ["Note one.", "Note two."]
+    text = write_report(out, results, *folders, notes, defaults)
     assert (out / "report.md").read_text("utf-8") == text
     assert json.loads((out / "results.json").read_text("utf-8")) == results
     pictures = ["confusion.png", "classifier_curves.png", "adapter_curves.png"]
@@ -179,48 +142,45 @@ def test_a_report_comes_with_results_and_figures(tmp_path, folders, one_seed):
         "standard deviation over folds",
         "- Note one.\n- Note two.",
         score_table(results),
-        "| fold 1, seed 7 | 2      | 0.111    | 0.222    | 0.333",
-        '| encoder  | "fbank" |',
-        "| lr       | 0.1     |",
+        "| angry | 11    | 22  |\n| sad   | 33    | 44  |",
+        "| fold 2, seed 7 | 2      | 0.111    | 0.111    | 0.111",
     ):
         assert part in text
     assert sorted(path.name for path in out.iterdir()) == sorted(
         [*pictures, "report.md", "results.json"]
     )
+    # what differs from the YAML comes first, the rest is folded away
+    differing, folded = text.split("<details>")
+    assert "| lr       | 0.1     | 0.2  |" in differing
+    assert "| folds    | [1, 2]  |      |" in differing
+    assert '| encoder | "fbank" |' in folded.split("</details>")[0]
+    # without stage 1 there is no word of it
+    text = write_report(tmp_path / "b", results, {}, folders[1], [], {})
+    assert "adapter" not in text.lower()
+    assert not (tmp_path / "b" / "adapter_curves.png").exists()
 
 
 def test_the_probe_is_in_table_and_curves_where_there_is_one(
-    tmp_path, folders, one_seed, monkeypatch
+    tmp_path, folders, monkeypatch
 ):
-    """One run as it is written now, one of before there was a probe."""
-    path = Path(folders[0]["fold 1, seed 7"], "history.json")
-    _, second = json.loads(path.read_text())
-    numbers = {f"rank_{branch}": 5.5 for branch in STYLES}
-    numbers |= {f"probe_{branch}": 0.25 for branch in STYLES}
-    rows = [
-        {"epoch": 0, **numbers, "train": None, "valid": None},
-        {"epoch": 1, **dict.fromkeys(numbers), **{"train": second["train"]}},
-        {**second, **numbers, "probe_raw": 0.876, "probe_teacher": 0.5},
-    ]
-    path.write_text(json.dumps(rows))
     drawn = {}
     monkeypatch.setattr(
         "speechbrain_wap.evaluation.report.save_figure",
         lambda figure, path: drawn.setdefault(path.name, figure),
     )
-    text = write_report(tmp_path, sum_up(one_seed, {}), *folders, [])
-    header = next(x for x in text.splitlines() if x.startswith("| run "))
-    assert header.split()[-6:-1:2] == [
-        *("probe_raw", "probe_student", "probe_teacher")
-    ]
-    runs = [x.split() for x in text.splitlines() if ", seed 7 |" in x]
-    assert runs[0][-6:-1:2] == ["87.6", "25.0", "50.0"]
-    assert runs[1][-6:-1:2] == ["-", "-", "-"]
+    results = sum_up([make_run(1, 7, 0.5, ((1, 2), (0, 0)))], {})
+    text = write_report(tmp_path, results, *folders, [], {})
+    # no "nan %" where nobody is of a class
+    shares = [x.get_text() for x in drawn["confusion.png"].axes[0].texts]
+    assert shares == ["33.3 %\n1", "66.7 %\n2", "0.0 %\n0", "0.0 %\n0"]
+    rows = [x.split() for x in text.splitlines() if ", seed 7 |" in x]
+    assert rows[0][-6:-1:2] == ["87.6", "25.0", "50.0"]
+    assert rows[1][-6:-1:2] == ["-", "-", "-"]
     panels = {
         axes.get_title(): axes.get_lines()
         for axes in drawn["adapter_curves.png"].axes
     }
-    (probe,) = [v for k, v in panels.items() if k.startswith("probe UA")]
+    probe = panels["probe UA of teacher (student --, raw ..)"]
     curves = {
         line.get_linestyle(): (list(line.get_xdata()), list(line.get_ydata()))
         for line in probe[:3]
@@ -234,42 +194,23 @@ def test_the_probe_is_in_table_and_curves_where_there_is_one(
     assert len({line.get_color() for line in probe[:3]}) == 1
     assert len({line.get_color() for line in probe}) == 2
     assert list(panels["teacher spread"][0].get_xdata()) == [1, 2]
-    (rank,) = [v for k, v in panels.items() if k.startswith("effective rank")]
-    assert list(rank[0].get_ydata()) == [5.5, 5.5]
 
 
-def test_a_report_without_adapter_training_does_not_speak_of_it(
-    tmp_path, folders, one_seed
-):
-    results = sum_up(one_seed, {})
-    text = write_report(tmp_path / "out", results, {}, folders[1], [])
-    assert "Adapter training" not in text
-    assert "adapter_curves" not in text
-    assert not (tmp_path / "out" / "adapter_curves.png").exists()
-
-
-def test_a_run_without_history_is_left_out_of_the_curves(tmp_path, folders):
-    _, classifiers = folders
-    classifiers["gone"] = str(tmp_path / "nowhere")
-    histories = read_histories(classifiers)
-    assert list(histories) == ["fold 1, seed 7", "fold 2, seed 7"]
-    assert [row["epoch"] for row in histories["fold 1, seed 7"]] == [1, 2]
-
-
-def test_the_confusion_matrix_in_the_report_is_the_sum_of_all_runs(
-    tmp_path, folders
-):
-    runs = [
-        make_run(1, 7, 0.5, ((1, 2), (3, 4))),
-        make_run(2, 7, 0.5, ((10, 20), (30, 40))),
-    ]
-    text = write_report(tmp_path, sum_up(runs, {}), {}, folders[1], [])
-    assert "| angry | 11    | 22  |" in text
-    assert "| sad   | 33    | 44  |" in text
-
-
-def test_a_class_without_utterances_can_be_drawn(tmp_path):
-    results = sum_up([make_run(1, 7, 0.5, ((2, 1), (0, 0)))], {})
-    with np.errstate(invalid="raise"):  # no "nan %" in the empty row
-        draw_confusion(results, tmp_path / "a.png")
-    assert (tmp_path / "a.png").read_bytes().startswith(PNG)
+def test_defaults_are_what_the_yaml_says_without_the_users_values():
+    plan = CrossValidation(
+        [*map(find_yaml, STAGES), "--data_folder=D", "--system=linear"]
+        + ["--classifier.lr=0.5", "--adapter.precision=bf16"]
+    )
+    defaults = list_defaults(plan)
+    differing = {
+        f"{stage}.{key}"
+        for stage in plan.stages
+        for key, value in plan.settings[stage].items()
+        if defaults.get(f"{stage}.{key}") != value
+    }
+    assert differing == {
+        *("adapter.data_folder", "classifier.data_folder"),
+        *("classifier.lr", "classifier.classifier_lr", "adapter.precision"),
+        *("classifier.system", "classifier.system.model"),
+    }
+    assert defaults["classifier.lr"] == 0.0001
