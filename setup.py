@@ -24,12 +24,12 @@ setup(
     packages=find_packages(include=["speechbrain_wap", "speechbrain_wap.*"]),
     python_requires=">=3.10",
     install_requires=[
-        # A measured pair: torchaudio refuses to load beside a torch of another
-        # CUDA version, as torchaudio 2.11 beside torch 2.15 does.
-        "torch>=2.14,<2.15",
-        "torchaudio>=2.11,<2.12",
+        # As far as was run: 2.7.1 with 2.7.1 to 2.14 with 2.11. Not every
+        # pair in between goes together: requirements.py says what does.
+        "torch>=2.7.1,<2.15",
+        "torchaudio>=2.7.1,<2.12",
         "speechbrain>=1.1,<1.2",
-        "transformers>=5.0,<6",
+        "transformers>=5.4,<6",  # 5.0 to 5.3 cannot load our encoders
         "huggingface_hub",
         "hyperpyyaml>=1.2.2",
         "joblib>=1.4",
@@ -48,5 +48,7 @@ setup(
         "threadpoolctl>=3.0",
         "matplotlib>=3.8",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-xdist>=3.7"]},
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3.7", "setuptools>=70.1"]
+    },
 )

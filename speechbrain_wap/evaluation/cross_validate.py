@@ -43,7 +43,7 @@ def cross_validate(plan):
                 adapters,
                 classifiers,
                 _list_notes(plan),
-                _list_defaults(plan),
+                list_defaults(plan),
             )
             print(
                 f"\n{score_table(results)}\n\n"
@@ -161,7 +161,7 @@ def summarise_settings(plan, folds):
     return summary
 
 
-def _list_defaults(plan):
+def list_defaults(plan):
     """Lists what the settings of the stages would be without the user's values.
 
     Arguments
