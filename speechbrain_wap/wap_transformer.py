@@ -279,6 +279,7 @@ class TransformerLayer(nn.TransformerEncoderLayer):
             d_model,
             nhead,
             dim_feedforward=d_ffn,
+            dropout=dropout,
             activation="gelu",
             batch_first=True,
             norm_first=normalize_before,
