@@ -16,8 +16,8 @@ A system may also have
     by its name; one that is called "cross_entropy" takes its place. The batch
     has ``target`` (indices of the classes) and ``speaker`` (indices of the
     training speakers, -1 for others, hence for all of validation), both of
-    shape [B]. Of several ranks, some may have one utterance less here than
-    ``forward`` had: the last one of an epoch is then another rank's.
+    shape [B]. Where the ranks cannot share an epoch evenly, some forward one
+    utterance more at its end; it is not in this batch.
 ``before_fit(batches)``, ``after_fit(batches)``
     See the training utterances, one in each batch: before the training begins,
     for statistics or a codebook's start, which belong into buffers; and before

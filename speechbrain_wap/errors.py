@@ -62,10 +62,10 @@ def check_number(name, value, least=None, most=None, above=None):
 
     Example
     -------
-    >>> check_number("mask_ratio", 2, least=0, most=1)
+    >>> check_number("alpha", 2, least=0, most=1)
     Traceback (most recent call last):
     ...
-    speechbrain_wap.errors.RecipeError: mask_ratio=2 must be within 0 and 1.
+    speechbrain_wap.errors.RecipeError: alpha=2 must be a number from 0 to 1.
     """
     if isinstance(value, (int, float)) and type(value) is not bool:
         is_low = least is not None and not value >= least
@@ -76,10 +76,10 @@ def check_number(name, value, least=None, most=None, above=None):
                 return
             raise RecipeError(f"{name}={value} must be finite.")
     if above is not None:
-        bounds = f"above {above:g}"
+        bounds = f"a number above {above:g}"
         bounds += "" if most is None else f" and at most {most:g}"
     elif least is not None and most is not None:
-        bounds = f"within {least:g} and {most:g}"
+        bounds = f"a number from {least:g} to {most:g}"
     elif least is not None:
         bounds = f"a number of at least {least:g}"
     elif most is not None:

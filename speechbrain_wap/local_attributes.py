@@ -97,7 +97,7 @@ class LocalAttributes(nn.Module):
         self.register_buffer("counts", torch.zeros(num_attributes))
         # updates since a frame last chose it
         self.register_buffer("idle", torch.zeros(num_attributes).long())
-        # equals another attribute: rounding alone would choose between them
+        # equals an earlier attribute: no frame is assigned to it
         self.register_buffer("is_copy", torch.zeros(num_attributes).bool())
         # frames since reset_usage, for the log
         self.register_buffer("usage", torch.zeros(num_attributes))
@@ -167,8 +167,9 @@ class LocalAttributes(nn.Module):
             offset = offset.masked_fill(self.is_copy, float("inf"))
             codes = []
             for part in z.float().split(CHUNK_FRAMES):
-                half = torch.addmm(offset, part, self.codebook.T, alpha=-1)
-                codes.append(half.argmin(dim=-1))  # Eq. 4
+                # half the distance, without |z|^2
+                distance = torch.addmm(offset, part, self.codebook.T, alpha=-1)
+                codes.append(distance.argmin(dim=-1))  # Eq. 4
             return torch.cat(codes)
 
     @torch.no_grad()

@@ -147,7 +147,7 @@ class AdapterObjective:
         losses : dict
             Scalars: "loss", of "rec_loss" and "pce_loss".
         """
-        # in this order, which is that in which their gradients add up
+        # gradients are summed in this order, on which their last bits depend
         pce_loss = pseudo_label_loss(logits, codes)
         rec_loss = masked_reconstruction_loss(
             z_student, targets, reduction=self.reduction

@@ -114,7 +114,8 @@ def smooth_frames(x, valid, reach):
     reach = min(reach, x.shape[1] - 1)  # no utterance has more neighbours
     valid = valid.to(x.device, non_blocking=True)[:, None]  # (B, 1, T)
     frames = x.float().transpose(1, 2).masked_fill(~valid, 0.0)  # (B, D, T)
-    # sums, whose last bits do not depend on how far the window reaches
+    # a plain sum over the window: an utterance has the same average, to the
+    # last bit, in any batch
     window = {
         "kernel_size": (1, 2 * reach + 1),
         "stride": 1,

@@ -227,8 +227,8 @@ class WAPTransformer(nn.Module):
         if num_steps > self.max_frames:
             raise RecipeError(
                 f"{num_steps} frames are more than max_frames = "
-                f"{self.max_frames}: raise max_frames, or set "
-                "long_utterances: cut."
+                f"{self.max_frames}: raise it, or set "
+                "--long_utterances=cut."
             )
         packing = Packing(lens, num_steps, feats.device)
         x = self.standardise(packing.pack(feats))  # (N, input_size)
@@ -246,7 +246,8 @@ class WAPTransformer(nn.Module):
 
         z, weights = 0.0, self.layer_weights.float().softmax(dim=0)
         for layer, weight in zip(self.layers, weights):
-            # beyond the last layer's attention, no frame needs another one
+            # after the last attention, each frame goes its own way: only those
+            # that are wanted are computed
             is_last = layer is self.layers[-1]
             x = layer(x, packing, wanted if is_last else None)  # X^l
             z = z + weight * (x if is_last else _take(x, wanted))  # sum w_l X^l

@@ -113,7 +113,7 @@ def make_dataset(
                 raise RecipeError(
                     f"{key} has {num_frames} frames, more than "
                     f"max_frames={max_frames}: raise max_frames or set "
-                    "long_utterances: cut."
+                    "--long_utterances=cut."
                 )
 
     def read_from(name, cache):

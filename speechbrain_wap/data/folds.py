@@ -441,8 +441,8 @@ def _check_entry(entry, fields, name):
     # it names a file
     if not re.fullmatch("[0-9a-f]{32}", str(entry["digest"])):
         raise RecipeError(
-            f"{name}: the digest {entry['digest']} is none: leave it out, or "
-            "run without --skip_prep."
+            f"{name}: digest={entry['digest']} must be 32 hexadecimal digits: "
+            "leave it out, or run without --skip_prep."
         )
 
 

@@ -334,7 +334,7 @@ def plan_epochs(entries, corpora, corpus_weight, seed):
         if name not in weights:
             raise RecipeError(
                 f"the training manifest has utterances of the table {name}, "
-                "which corpora has not: run without --skip_prep."
+                "which is not listed in corpora: run without --skip_prep."
             )
     counts = {
         name: max(1, round(weights[name] * len(ids)))

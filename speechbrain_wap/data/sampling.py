@@ -12,11 +12,11 @@ from speechbrain_wap.masking import shuffle_utterances
 
 
 class EpochPlan:
-    """Gives each group of utterances its number of places in an epoch.
+    """Says how often an epoch has the utterances of each group.
 
-    A group of n utterances with m places has each of them ``m // n`` times, and
-    in each epoch another random ``m % n`` of them once more: the length of an
-    epoch is always the same.
+    Where n utterances fill m places of an epoch, it has each of them
+    ``m // n`` times, and another random ``m % n`` of them once more: epochs
+    have the same length.
 
     Arguments
     ---------

@@ -168,7 +168,12 @@ def list_utterances(entries):
 
 
 class Match(NamedTuple):
-    """The known utterances that one matches, by what they have in common."""
+    """The known utterances that one matches, by what they have in common.
+
+    The same audio under any name; the id ``a1`` of ``Actor_03`` and of ``3``;
+    ``anna`` in two tables that share names. Not the same speaker: ``anna`` of
+    a table with names of its own; the id ``a1`` of ``Actor_03`` and ``ben``.
+    """
 
     # of the same speaker
     audio: Utterance | None  # the same audio, whatever the speaker's name

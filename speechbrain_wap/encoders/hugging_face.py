@@ -86,7 +86,7 @@ class HuggingFaceFrontEnd(nn.Module):
         if getattr(self.settings, "add_adapter", False):
             raise RecipeError(
                 f"encoder_source={folder} has an adapter on top "
-                "(add_adapter: true), which is not served: wire it with "
+                "(add_adapter: true), which is not supported: wire it with "
                 "encoder: !new: in the YAML."
             )
         self.sample_rate = self.get_preprocessing("sampling_rate", 16000)

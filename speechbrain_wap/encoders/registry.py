@@ -63,10 +63,10 @@ def make_front_end(source, context="full"):
     config = read_config(folder, "config.json")
     family = config.get("model_type")
     if family not in FRONT_ENDS:
-        served = ", ".join(sorted(FRONT_ENDS))
+        known = ", ".join(sorted(FRONT_ENDS))
         raise RecipeError(
             f"encoder_source={source} is of the family {family!r}, but only "
-            f"{served} and fbank are served: wire another module with "
+            f"{known} and fbank are supported: wire another module with "
             "encoder: !new: in the YAML."
         )
     return FRONT_ENDS[family](folder, config, context)

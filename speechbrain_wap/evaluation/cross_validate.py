@@ -11,11 +11,11 @@ from speechbrain_wap.training.adapter_folder import (
     read_adapter_record,
 )
 from speechbrain_wap.training.cross_validation import find_run, run_all
-from speechbrain_wap.training.resume_guard import PLACES
+from speechbrain_wap.training.resume_guard import PATH_KEYS
 from speechbrain_wap.training.settings import read_defaults
 
 # What a reader of the scores need not know, or is told otherwise
-UNTOLD_KEYS = {"fold", "seed", "skip_prep"}
+HIDDEN_KEYS = {"fold", "seed", "skip_prep"}
 
 
 def cross_validate(plan):
@@ -156,7 +156,7 @@ def summarise_settings(plan, folds):
         summary["adapter_folder"] = plan.adapter_folder
     for stage in plan.stages:
         for key, value in plan.settings[stage].items():
-            if key not in PLACES | UNTOLD_KEYS and "<" not in str(value):
+            if key not in PATH_KEYS | HIDDEN_KEYS and "<" not in str(value):
                 summary[f"{stage}.{key}"] = json.loads(json.dumps(value))
     return summary
 

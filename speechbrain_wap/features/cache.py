@@ -200,7 +200,7 @@ class FeatureCache:
             largest = float(feats.abs().max())
             raise RecipeError(
                 f"frames of up to {largest:.3g} cannot be stored as "
-                f"{self.precision}: set feature_precision: float32."
+                f"{self.precision}: set --feature_precision=float32."
             )
         self._save(self.path(digest), stored, float(duration))
 

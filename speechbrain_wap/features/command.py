@@ -122,7 +122,7 @@ def inspect_caches(cache_folder, check=False):
 
 
 def prune_caches(cache_folder, keys=(), unused_days=None, dry_run=False):
-    """Removes whole caches by key and rest, or else what no run can use.
+    """Removes caches by key or days unused; else what is damaged or left over.
 
     Nothing is removed where another process fills one of the caches.
     """

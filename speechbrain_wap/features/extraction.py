@@ -43,7 +43,7 @@ MAX_WORKERS = 8
 # How long to wait before looking again at what another process encodes.
 POLL_SECONDS = 0.5
 # Errors that stop the extraction, whichever utterance they come upon
-NOT_THE_UTTERANCE = ("DataLoader worker", "can't allocate memory")
+FATAL_MESSAGES = ("DataLoader worker", "can't allocate memory")
 # What became of an utterance
 DONE, BUSY, FAILED, FATAL = "done", "busy", "failed", "fatal"
 
@@ -161,7 +161,7 @@ def _make_entries(cache, digests, entries):
                     failures[digest] = reason
                 progress.update()
     except RuntimeError as error:
-        if not any(text in str(error) for text in NOT_THE_UTTERANCE):
+        if not any(text in str(error) for text in FATAL_MESSAGES):
             raise
         raise RecipeError(
             "memory ran out while features were extracted, or a process at it "
@@ -263,7 +263,7 @@ def _encode_alone(encoder, signal, device):
     except (RecipeError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError) as error:
-        if any(text in str(error) for text in NOT_THE_UTTERANCE):
+        if any(text in str(error) for text in FATAL_MESSAGES):
             raise
         raise RecipeError(f"the encoder fails: {first_line(error)}")
     several = count_encoder_layers(encoder) > 1

@@ -127,7 +127,7 @@ class RecipeBrain(sb.Brain):
     def _find_place(self):
         """Counts the optimiser steps before the current one."""
         epochs = self.hparams.epoch_counter.current - 1
-        # a resumed epoch may have no batch left: the last one's step, then
+        # an epoch that is resumed at its very end is at its last batch
         batches = max(self.step - 1, 0)
         steps = batches // self.grad_accumulation_factor
         self.place = epochs * self.steps_per_epoch + steps
@@ -194,9 +194,10 @@ class RecipeBrain(sb.Brain):
         Returns
         -------
         share : float
-            Among the ranks, on average 1: for the statistics.
+            This rank's items, divided by the mean over the ranks: the weight
+            of its values in the epoch's statistics.
         weight : float
-            Among the ranks and the batches of a step: for the loss.
+            The weight of its loss among the ranks and batches of a step.
         """
         mean = count
         if count_ranks() > 1:

@@ -179,7 +179,7 @@ class Checkpointer(sb_checkpoints.Checkpointer):
         """Picks a checkpoint on the main process."""
 
         def may_resume(checkpoint):
-            """Other batches have no place within an epoch in common."""
+            """Within an epoch, only the same batches can be gone on with."""
             size = checkpoint.meta.get("batch_size")
             return (predicate is None or predicate(checkpoint)) and (
                 checkpoint.meta["end-of-epoch"]
@@ -193,7 +193,7 @@ class Checkpointer(sb_checkpoints.Checkpointer):
             damaged = _find_damage(checkpoint)
             if damaged is None:
                 return checkpoint
-            if max_key or min_key:  # another one would give other scores
+            if max_key or min_key:  # the best one has no substitute
                 break
             logger.warning(
                 f"{damaged} is damaged: the checkpoint before it is used, and "

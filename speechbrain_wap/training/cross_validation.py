@@ -296,6 +296,7 @@ class CrossValidation:
         """Names a folder that no other settings share."""
         named = {s: select_named(x) for s, x in self.settings.items()}
         folder = default_output_folder(
+            # "folds-seed..." in the name
             {**self.settings["classifier"], "fold": "s", **named},
             "results/cross_validation",
             name_data(self._data, self.corpora) + (self.adapter_folder or ""),

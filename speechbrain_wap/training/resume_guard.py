@@ -24,7 +24,7 @@ RECORD = "settings.json"
 # Which content settings.json has; an earlier one cannot be compared
 LAYOUT = 2
 # Where things lie
-PLACES = {
+PATH_KEYS = {
     "data_folder",
     "corpus_csv",
     "adapter_folder",
@@ -50,7 +50,7 @@ UNGUARDED_KEYS = {
     "probe_every",
     "probe_utterances",
 }
-# Guarded otherwise: by the encoder's key, and as what may grow
+# Compared otherwise: the encoder by its key; epochs may only grow
 NAMED_ONLY = {"encoder_source", "number_of_epochs"}
 # How errors call what is not a key by itself
 LABELS = {
@@ -73,7 +73,7 @@ def is_guarded(key):
     first = key.partition(".")[0]
     if key.endswith(".batch_size"):
         return True
-    return first not in PLACES | UNGUARDED_KEYS | NAMED_ONLY
+    return first not in PATH_KEYS | UNGUARDED_KEYS | NAMED_ONLY
 
 
 def guard(settings):

@@ -38,7 +38,7 @@ NUMERIC_OPTIONS = (
 # Keys whose values are folders or files, hence text
 PLACE_SUFFIXES = ("_folder", "_csv", "_annotation")
 # Keys that the training loop and the scripts read as they are, some of them
-# late; what is built of the others checks them itself.
+# late (--lr=x: "lr=x must be ..."); what is built of the others checks them.
 LOOP_KEYS = {
     "seed": (check_whole, {}),
     "batch_size": (check_whole, {"least": 1}),

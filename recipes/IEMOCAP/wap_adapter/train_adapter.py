@@ -15,7 +15,7 @@ On several GPUs:
 > torchrun --nproc_per_node=4 train_adapter.py hparams/adapter.yaml ...
 """
 
-import speechbrain_wap  # isort: skip  # noqa: F401  says what is missing
+import speechbrain_wap  # isort: skip  # noqa: F401  checks packages
 import speechbrain as sb
 from speechbrain.utils.distributed import infer_device, run_on_main
 from speechbrain.utils.logger import get_logger

@@ -13,7 +13,7 @@ Without --adapter_folder the WAP-Transformer is trained from scratch.
 --system=linear trains another model of hparams/models.
 """
 
-import speechbrain_wap  # isort: skip  # noqa: F401  says what is missing
+import speechbrain_wap  # isort: skip  # noqa: F401  checks packages
 import json
 
 import pandas as pd
@@ -220,7 +220,9 @@ class EmotionBrain(RecipeBrain):
         if count:
             losses = self.compute_losses(predictions, batch)
         else:
-            losses = {"loss": predictions.sum()}  # 0, a part of the graph
+            losses = {
+                "loss": predictions.sum()
+            }  # 0, of all parameters, which ranks wait for
         if training:
             share, weight = self.weigh_batch(count)
             self.statistics.add(losses, share)
@@ -237,7 +239,7 @@ class EmotionBrain(RecipeBrain):
         losses = self.hparams.compute_cost(
             predictions, batch.target, reduction="none"
         )
-        # not divided by the batch's own weights: batches add up
+        # the plain mean, not that by weights: batches of a step add up
         losses = {"cross_entropy": (weights * losses).mean()}
         model = self.hparams.model
         if hasattr(model, "losses"):
@@ -397,9 +399,8 @@ def find_adapter_identity(experiment, splits):
         return None
     if not hasattr(model, "backbone"):
         raise RecipeError(
-            f"adapter_folder={adapter_folder} is of no use to the system "
-            f"{type(model).__name__}, which has no backbone to start from it: "
-            "leave it out."
+            f"adapter_folder={adapter_folder} cannot start the system "
+            f"{type(model).__name__}, which has no backbone: leave it out."
         )
     if len(experiment.caches) > 1:
         raise RecipeError(
