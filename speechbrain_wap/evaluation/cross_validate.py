@@ -11,7 +11,7 @@ from speechbrain_wap.training.adapter_folder import (
     read_adapter_record,
 )
 from speechbrain_wap.training.cross_validation import find_run, run_all
-from speechbrain_wap.training.resume_guard import PATH_KEYS
+from speechbrain_wap.training.resume_guard import PATH_KEYS, name_encoder
 from speechbrain_wap.training.settings import read_defaults
 
 # What a reader of the scores need not know, or is told otherwise
@@ -83,7 +83,8 @@ def _list_run_folders(plan, runs):
 def _list_notes(plan):
     """Says in words how the scores came about."""
     settings = plan.settings["classifier"]
-    source = os.path.basename(os.path.normpath(settings["encoder_source"]))
+    encoder, layer = name_encoder(settings)
+    encoder += "" if layer is None else f", layer {layer}"
     how = "without adapter training (from scratch)."
     if plan.adapter_training:
         how = "with adapter training."
@@ -96,7 +97,7 @@ def _list_notes(plan):
             f"({'; '.join(learned)})."
         )
     notes = [
-        f"Encoder {source}, layer {settings['encoder_layer']}, frozen; {how}",
+        f"Encoder {encoder}, frozen; {how}",
         (
             "The held-out session is validation and test set in one, as in "
             "the paper."

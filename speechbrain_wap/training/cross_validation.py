@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import importlib
 import os
+import re
 import shutil
 import time
 from copy import copy
@@ -468,8 +469,10 @@ def prepare(plan):
 def _refuse_different_models(plan):
     """Makes sure that both stages mean the same model and the same folds."""
     adapter, classifier = (plan.settings[stage] for stage in STAGES)
-    keys = {*MODEL_KEYS, "encoder_source", "encoder_layer", "protocol"}
-    keys.add("feature_precision")
+    keys = {*MODEL_KEYS, "feature_precision", "protocol"}
+    for key, value in adapter.items():
+        if key.startswith("encoder"):  # and the keys that it refers to
+            keys |= {key, *re.findall(r"<(\w+)>", str(value))}
     for key in sorted(keys & adapter.keys() & classifier.keys()):
         if adapter[key] != classifier[key]:
             raise RecipeError(

@@ -102,6 +102,25 @@ def select_named(settings):
     }
 
 
+def name_encoder(settings):
+    """Names a run's encoder and its layer; an own module has no layer.
+
+    Arguments
+    ---------
+    settings : dict
+        Plain values by key.
+
+    Returns
+    -------
+    name : str
+    layer : int, str, list or None
+    """
+    if settings["encoder"] != "SpeechEncoder":  # what the YAML wires
+        return settings["encoder"], None
+    source = os.path.basename(os.path.normpath(settings["encoder_source"]))
+    return source, settings["encoder_layer"]
+
+
 def default_output_folder(settings, root, data):
     """Names a folder that no other settings share.
 
@@ -121,10 +140,11 @@ def default_output_folder(settings, root, data):
     """
     text = json.dumps([select_named(settings), data], sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    source = os.path.basename(os.path.normpath(settings["encoder_source"]))
-    layer = settings["encoder_layer"]
+    source, layer = name_encoder(settings)
     layers = layer if isinstance(layer, list) else [layer]
-    encoder = f"{source}-layer_{'+'.join(map(str, layers))}"
+    encoder = source
+    if layer is not None:
+        encoder += f"-layer_{'+'.join(map(str, layers))}"
     fold = "no_fold" if settings["fold"] is None else f"fold{settings['fold']}"
     run = f"{fold}-seed{settings['seed']}-{digest}"
     return os.path.join(root, encoder, run)
