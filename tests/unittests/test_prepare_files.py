@@ -52,7 +52,7 @@ def make_iemocap(tmp_path, make_wav):
                 ]
                 for turn, emo in turns:
                     lines += [
-                        f"[6.2901 - 7.7901]\t{dialog}_{turn}\t{emo}\t[2.5, 2.5]",
+                        f"[6.2901 - 7.7901]\t{dialog}_{turn}\t{emo}\t[2.5]",
                         "C-F1:\tNeutral; Anger;\t(but [mildly] so)",
                         "A-E3:\tval 3; act 2; dom  2;\t()\n",
                     ]
