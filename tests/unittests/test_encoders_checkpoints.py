@@ -31,8 +31,7 @@ def offline(monkeypatch, tmp_path):
 def test_weights_in_a_bin_file_are_read_and_identified(
     sources, tmp_path, signal
 ):
-    folder = tmp_path / "hubert"
-    shutil.copytree(sources["hubert"], folder)
+    folder = shutil.copytree(sources["hubert"], tmp_path / "hubert")
     model = transformers.AutoModel.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
@@ -53,7 +52,6 @@ def test_weights_in_a_bin_file_are_read_and_identified(
         {"preprocessor_config.json": 8000},
         {"preprocessor_config.json": 48000, "processor_config.json": 8000},
     ],
-    ids=lambda changes: "+".join(changes),
 )
 def test_the_sample_rate_is_the_one_that_transformers_reads(
     sources, tmp_path, kind, changes
@@ -69,20 +67,6 @@ def test_the_sample_rate_is_the_one_that_transformers_reads(
     encoder = SpeechEncoder(str(folder))
     assert encoder.sample_rate == theirs.sampling_rate == 8000
     assert encoder.frame_rate == 25.0
-
-
-def test_a_checkpoint_of_another_family_is_refused_by_name(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "sew"}')
-    with pytest.raises(RecipeError, match="'sew'.*hubert.*wavlm.*fbank"):
-        SpeechEncoder(str(tmp_path))
-
-
-def test_a_checkpoint_with_an_adapter_on_top_is_refused(sources, tmp_path):
-    folder = shutil.copytree(sources["hubert"], tmp_path / "hubert")
-    edit_json(folder / "config.json", add_adapter=True)
-    with pytest.raises(RecipeError, match="add_adapter") as error:
-        SpeechEncoder(str(folder))
-    assert str(folder) in str(error.value)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -106,17 +90,7 @@ def test_a_config_may_leave_out_what_transformers_has_a_default_for(
     assert torch.equal(encode(encoder, signal(0.5)), expected)
 
 
-def test_a_folder_without_config_is_no_checkpoint(tmp_path):
-    with pytest.raises(RecipeError, match="config.json") as error:
-        SpeechEncoder(str(tmp_path))
-    assert str(tmp_path) in str(error.value)
-
-
-def drop(name):
-    return lambda folder: (folder / name).unlink()
-
-
-def spoil(name, size):
+def cut(name, size=0):
     def change(folder):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[:size])
@@ -138,32 +112,40 @@ def drop_weights_of_a_layer(folder):
     save_file(weights, path, metadata={"format": "pt"})
 
 
+def drop(name):
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize("kind", ["hubert", "whisper"])
 @pytest.mark.parametrize(
-    "change",
+    "change, reason",
     [
-        pytest.param(drop("model.safetensors"), id="no weights"),
-        pytest.param(spoil("model.safetensors", 1000), id="cut weights"),
-        pytest.param(spoil("config.json", 50), id="cut config"),
-        pytest.param(drop("preprocessor_config.json"), id="no preprocessor"),
-        pytest.param(drop_weights_of_a_layer, id="weights of a layer absent"),
-        pytest.param(
-            alter_config(intermediate_size=64, encoder_ffn_dim=64),
-            id="weights of another shape",
-        ),
+        (drop("model.safetensors"), ""),
+        (cut("model.safetensors", 1000), ""),
+        (drop_weights_of_a_layer, ""),
+        (alter_config(intermediate_size=64, encoder_ffn_dim=64), ""),
+        (drop("config.json"), "config.json"),
+        (cut("config.json", 50), ""),
+        (alter_config(model_type="sew"), "'sew'.*hubert.*wavlm.*fbank"),
+        (drop("preprocessor_config.json"), ""),
     ],
 )
-@pytest.mark.parametrize("kind", ["hubert", "whisper"])
-def test_an_incomplete_checkpoint_is_refused_by_its_folder(
-    sources, tmp_path, signal, kind, change
+def test_a_checkpoint_that_cannot_be_used_is_refused_by_its_folder(
+    sources, tmp_path, signal, kind, change, reason
 ):
-    folder = tmp_path / "encoder"
-    shutil.copytree(sources[kind], folder)
+    folder = shutil.copytree(sources[kind], tmp_path / "encoder")
     change(folder)
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(RecipeError, match=f"{folder}.*{reason}"):
         encoder = SpeechEncoder(str(folder))
         get_identity(encoder)  # for the cache's key
         encode(encoder, signal(0.3))
-    assert str(folder) in str(error.value)
+
+
+def test_a_checkpoint_with_an_adapter_on_top_is_refused(sources, tmp_path):
+    folder = shutil.copytree(sources["hubert"], tmp_path / "hubert")
+    edit_json(folder / "config.json", add_adapter=True)
+    with pytest.raises(RecipeError, match=f"{folder}.*add_adapter"):
+        SpeechEncoder(str(folder))
 
 
 @pytest.mark.parametrize("kind", ["hubert", "wavlm"])
@@ -190,12 +172,11 @@ def test_weights_under_the_names_of_older_versions_are_all_read(
     assert torch.equal(old, new)
 
 
-@pytest.mark.parametrize("source", ["nobody/nothing", "./no/such/folder", ""])
+@pytest.mark.parametrize("source", ["nobody/nothing", "./no/folder"])
 def test_a_source_that_is_not_to_be_had_is_refused_by_name(offline, source):
-    with pytest.raises(RecipeError) as error:
+    says = f"encoder_source={source} is no folder"
+    with pytest.raises(RecipeError, match=f"^{says}.*$"):
         SpeechEncoder(source)
-    assert f"encoder_source={source} is no folder" in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.fixture
@@ -220,9 +201,7 @@ def test_a_checkpoint_in_the_hubs_cache_is_found_and_asks_for_no_network(
     encoder = SpeechEncoder("someone/hubert")
     expected = SpeechEncoder(sources["hubert"])
     assert get_identity(encoder) == get_identity(expected)
-    assert torch.equal(
-        encode(encoder, signal(0.5)), encode(expected, signal(0.5))
-    )
+    encode(encoder, signal(0.5))
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
