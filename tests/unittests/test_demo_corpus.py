@@ -126,20 +126,18 @@ def test_half_made_corpus_is_made_again(small, tmp_path, monkeypatch):
 
     def write_two_sessions(path, *arguments):
         if path.name.startswith("Ses03"):
-            raise OSError("No space left on device")
+            raise KeyboardInterrupt
         write(path, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(soundfile, "write", write_two_sessions)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(KeyboardInterrupt):
             make_demo_corpus(folder, utterances_per_speaker=8)
     next(folder.rglob("Ses02*.wav")).write_bytes(b"RIFF")
     make_demo_corpus(folder, utterances_per_speaker=8)
-    before = digest(folder)
-    assert before == digest(small)
     with pytest.raises(RecipeError, match="seed=1, utterances_per_speaker=8"):
         make_demo_corpus(folder, seed=1, utterances_per_speaker=8)
-    assert digest(folder) == before
+    assert digest(folder) == digest(small)
 
 
 @pytest.mark.parametrize("name", ["Session1/notes.txt", NOTICE])

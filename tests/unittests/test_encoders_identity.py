@@ -158,7 +158,3 @@ def test_the_code_is_part_of_an_own_modules_identity_but_not_of_ours(
     monkeypatch.setattr(inspect, "getsourcefile", lambda module: str(path))
     same = [old == new for old, new in zip(before, identify_all())]
     assert same == [True, True, False, False]
-
-
-class Derived(SpeechEncoder):
-    """A user's encoder on top of ours."""

@@ -118,22 +118,19 @@ def test_each_cache_is_a_row_of_what_is_in_it_and_who_made_it(
     assert before == {p: p.stat().st_mtime_ns for p in list_files(folder)}
 
 
-@pytest.mark.parametrize(
-    "content", [None, b"\xff\xfe", b"null", b'{"encoder": null}']
-)
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"null", None])
 def test_without_its_description_a_cache_is_listed_and_removed(
-    make_cache, content
+    folder, make_cache, content
 ):
     make_cache(source="hubert")
     cache = make_cache()
     record = cache.folder / "cache.json"
     record.unlink() if content is None else record.write_bytes(content)
-    table = read_table(inspect_caches(cache.cache_folder))
-    rows = {row["key"]: row for row in table}
+    rows = {row["key"]: row for row in read_table(inspect_caches(folder))}
     assert len(rows) == 2
     assert rows[cache.key]["encoder"] == "?"
     assert rows[cache.key]["hours"] == "1.50"
-    prune_caches(cache.cache_folder, [cache.key])
+    prune_caches(folder, [cache.key])
     assert not cache.folder.exists()
 
 
@@ -148,15 +145,12 @@ def test_damaged_entries_do_not_stop_the_list_and_are_named_when_asked_for(
     other.measure_frames([("00" * 16, 1.0)])
     (statistics,) = (other.folder / "statistics").iterdir()
     flip_a_byte(statistics)
-    rows = read_table(inspect_caches(folder))
-    assert sorted(row["utterances"] for row in rows) == ["2", "3"]
     assert "damaged" not in inspect_caches(folder)
-    lines = inspect_caches(folder, check=True).splitlines()
-    named = [line for line in lines if line.startswith("damaged: ")]
-    assert sorted(named) == sorted(
-        f"damaged: {path}" for path in (flipped, cut, statistics)
-    )
-    assert lines[-1] == "3 damaged entries"
+    text = inspect_caches(folder, check=True)
+    assert sorted(r["utterances"] for r in read_table(text)) == ["2", "3"]
+    for path in (flipped, cut, statistics):
+        assert f"damaged: {path}\n" in text
+    assert text.endswith("3 damaged entries")
 
 
 # prune ---------------------------------------------------------------------
@@ -206,11 +200,7 @@ def four(make_cache):
 
 @pytest.mark.parametrize(
     "chosen, unused_days, removed",
-    [
-        ([0, 3], None, [0, 3]),
-        ([], 40, []),
-        ([0], 25, [0, 3]),
-    ],
+    [([0, 3], None, [0, 3]), ([], 40, []), ([0], 25, [0, 3])],
 )
 def test_caches_are_removed_by_key_and_by_rest_and_no_others(
     folder, four, chosen, unused_days, removed
@@ -227,17 +217,15 @@ def test_caches_are_removed_by_key_and_by_rest_and_no_others(
         line = f"removed {key}: encoder{10 * index}, layers 1,2, 2 utterances"
         assert (line in text) == (index in removed)
     assert (text == "nothing to remove") == (not removed)
-    kept = [path for path in before if path.exists()]
-    assert len(kept) == 3 * (4 - len(removed))
+    assert len(list_files(folder)) == 3 * (4 - len(removed))
 
 
-@pytest.mark.parametrize("key", ["nokey", "..", ""])
+@pytest.mark.parametrize("key", ["nokey", ".."])
 def test_an_unknown_key_is_refused_with_those_there_are(folder, four, key):
     before = list_files(folder)
-    with pytest.raises(RecipeError) as error:
+    says = f"no cache {key}: it has.*{'.*'.join(sorted(four))}"
+    with pytest.raises(RecipeError, match=says):
         prune_caches(folder, [next(iter(four)), key])
-    for part in (f"no cache {key}: it has", *four):
-        assert part in str(error.value)
     assert list_files(folder) == before
 
 
@@ -306,14 +294,11 @@ def test_the_command_passes_its_options_on(folder, four, capsys):
     assert not damaged.exists()
 
 
-@pytest.mark.parametrize(
-    "option", ["--unused_days=-1", "--unused_days=nan", "--dry"]
-)
+@pytest.mark.parametrize("option", ["--unused_days=-1", "--unused_days=nan"])
 def test_options_that_make_no_sense_are_refused(folder, four, option):
-    before = list_files(folder)
-    with pytest.raises((SystemExit, RecipeError)):
+    with pytest.raises(RecipeError, match="--unused_days"):
         main(["prune", str(folder), option])
-    assert {*before} <= {*list_files(folder)}
+    assert all(path.exists() for path in four.values())
 
 
 def test_a_mistake_at_the_front_door_is_one_sentence():

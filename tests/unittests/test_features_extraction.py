@@ -73,11 +73,9 @@ DIGEST = "ab" * 16
 def no_process_is_left():
     """Else the workers of a failed extraction are ended in another test."""
     yield
-    left = multiprocessing.active_children()
-    for process in left:
+    for process in multiprocessing.active_children():
         process.terminate()
         process.join()
-    if left:
         gc.collect()
 
 
@@ -150,11 +148,8 @@ def test_what_cannot_be_stored_is_no_fault_of_the_utterance(
     if fault == "written":
         cache.folder.mkdir(parents=True)
         cache.path(digest).parent.write_text("a file where a folder belongs")
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(RecipeError, match=f"{entries[digest]['wav']}.*{fault}"):
         cache.extract(entries)
-    assert re.fullmatch(
-        f"{entries[digest]['wav']}: .*{fault}.*", str(error.value)
-    )
 
 
 def test_a_complete_cache_may_be_read_only_and_needs_no_encoder(
@@ -294,11 +289,10 @@ def test_an_utterance_that_the_encoder_fails_on_is_no_fault_of_the_others(
     digest, entry = list(entries.items())[1]
     cache = make_cache(Odd(1920, do), num_workers=num_workers)
     failures = cache.extract(entries)
-    assert failures.keys() == {digest}
+    assert cache.missing(entries) == [*failures] == [digest]
     assert entry["wav"] in failures[digest]
     assert reason in failures[digest]
     assert "\n" not in failures[digest]
-    assert cache.missing(entries) == [digest]
 
 
 @pytest.mark.parametrize(
@@ -400,21 +394,20 @@ def test_what_another_process_encodes_is_waited_for(
     """And is made, where that process is ended."""
     monkeypatch.setattr(extraction, "POLL_SECONDS", 0.02)
     log, go_on = tmp_path / "log", tmp_path / "go_on"
-    held = list(entries)[3]
+    held = NUM_SAMPLES[3]
 
     def hang(wavs):
         wait_for(go_on.exists, 60)
         return wavs.unfold(1, 320, 320)
 
-    def extract(do, log):
-        encoder = log_calls(Odd(NUM_SAMPLES[3], do), log)
-        sys.exit(bool(make_cache(encoder).extract(entries)))
+    def extract(encoder):
+        sys.exit(bool(make_cache(log_calls(encoder, log)).extract(entries)))
 
-    first = start(extract, hang, log)
+    first = start(extract, Odd(held, hang))
     wait_for(lambda: len(read_log(log)) == 4)
-    second = start(extract, lambda wavs: wavs.unfold(1, 320, 320), log)
-    cache = make_cache(Odd(NUM_SAMPLES[3], hang))
-    wait_for(lambda: cache.missing(entries) == [held])
+    second = start(extract, Odd(held, lambda wavs: wavs.unfold(1, 320, 320)))
+    cache = make_cache(Odd(held, hang))
+    wait_for(lambda: cache.missing(entries) == [list(entries)[3]])
     time.sleep(0.1)
     assert second.is_alive()
     assert len(read_log(log)) == len(entries)
@@ -426,8 +419,7 @@ def test_what_another_process_encodes_is_waited_for(
     assert second.exitcode == 0
     assert cache.missing(entries) == []
     encoded = sorted(n for _, n in read_log(log))
-    again = [NUM_SAMPLES[3]] if end == "killed" else []
-    assert encoded == sorted(NUM_SAMPLES + again)
+    assert encoded == sorted(NUM_SAMPLES + [held] * (end == "killed"))
 
 
 @pytest.mark.parametrize("num_nodes", [1, 2])

@@ -6,9 +6,8 @@ import pandas as pd
 import pytest
 import soundfile
 
-from speechbrain_wap.data.folds import FoldPlan, describe_data
+from speechbrain_wap.data.folds import describe_data
 from speechbrain_wap.data.further_corpora import parse_corpora, plan_epochs
-from speechbrain_wap.data.preparation import prepare_adapter_data
 from speechbrain_wap.errors import RecipeError
 
 # The key ---------------------------------------------------------------------
@@ -70,14 +69,6 @@ def prepare(prepare_adapter, left_out_csv):
 def further(splits):
     """Ids that do not come from the corpus under test."""
     return [key for key in splits["train"] if "/" in key]
-
-
-def test_without_further_tables_nothing_changes(prepare, corpus, manifests):
-    prepare(None)
-    before = {n: open(m, "rb").read() for n, m in manifests.items()}
-    prepare_adapter_data(corpus, FoldPlan(1), "train", manifests)
-    assert before == {n: open(m, "rb").read() for n, m in manifests.items()}
-    assert b'"table"' not in before["train"]
 
 
 def test_tables_join_the_training_sessions_only(prepare, write_table):

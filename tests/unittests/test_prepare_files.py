@@ -255,16 +255,12 @@ def test_the_speech_of_ravdess_is_read_whatever_the_copy(
 def test_actors_of_ravdess_may_lie_in_both_places(make_ravdess, prepare):
     """As in copies that hold the release's folder beside its content."""
     inside = "Audio_Speech_Actors_01-24"
-    (make_ravdess(11, 12) / inside).mkdir()
-    assert len(prepare("RAVDESS", make_ravdess(11, 12))) == 30
+    make_ravdess(11, 12)
     # what is in both is taken once, also from a copy in another format
-    root = make_ravdess(12, inside=inside, suffix=".flac")
-    assert len(prepare("RAVDESS", root)) == 30
-    shutil.rmtree(root / inside)
-    table = prepare("RAVDESS", make_ravdess(12, 13, inside=inside))
+    make_ravdess(12, inside=inside, suffix=".flac")
+    table = prepare("RAVDESS", make_ravdess(13, inside=inside))
     assert sorted(set(table["speaker"])) == ["Actor_11", "Actor_12", "Actor_13"]
     assert len(table) == 45
-    assert table["wav"].str.contains(inside).sum() == 15
 
 
 def test_the_real_ravdess_has_the_known_counts(shared, prepare, caplog):
