@@ -7,13 +7,7 @@ import torch
 # Each kind of checkpoint, as the fixture make_checkpoint takes it
 KINDS = {
     "hubert": {"family": "hubert"},
-    "hubert-raw": {"family": "hubert", "do_normalize": False},
     "hubert-stable": {"family": "hubert", "stable": True},
-    "hubert-stable-raw": {
-        "family": "hubert",
-        "stable": True,
-        "do_normalize": False,
-    },
     "hubert-ctc": {"family": "hubert", "stable": True, "head": "ForCTC"},
     "hubert-strides": {
         "family": "hubert",
