@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from encoder_cases import Blocks, flip_a_byte, list_files
+from encoder_cases import Blocks, flip_a_byte
 from safetensors.torch import load_file
 
 from speechbrain_wap.encoders import SpeechEncoder
@@ -115,20 +115,6 @@ def test_frames_beyond_float16_are_refused_with_the_cure(make_cache):
     assert make_cache().missing([DIGEST]) == [DIGEST]
     for precision in ("bfloat16", "float32"):
         make_cache(precision=precision).write(DIGEST, feats, 0.1)
-
-
-def test_a_full_disk_is_one_sentence_that_names_the_entry(make_cache):
-    resource = pytest.importorskip("resource")
-    cache = make_cache()
-    cache.path(DIGEST).parent.mkdir(parents=True)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
-    try:
-        with pytest.raises(RecipeError, match=f"{DIGEST}.*cannot be written"):
-            cache.write(DIGEST, torch.randn(1000, 4), 0.1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert list_files(cache.folder) == []
 
 
 def test_entries_hold_plain_tensors_and_no_pickle(make_cache):

@@ -28,9 +28,7 @@ def make_plan(*places, seed=1):
     """A plan for groups of ten utterances each."""
     entries = make_entries(10 * len(places))
     ids = list(entries)
-    groups = [
-        (ids[10 * i : 10 * i + 10], count) for i, count in enumerate(places)
-    ]
+    groups = [(ids[10 * i :][:10], count) for i, count in enumerate(places)]
     return EpochPlan(entries, groups, seed)
 
 
