@@ -3,12 +3,7 @@
 import pandas as pd
 import pytest
 
-from speechbrain_wap.data.corpus_table import (
-    read_own_corpus,
-    write_corpus_table,
-)
-from speechbrain_wap.data.folds import FoldPlan, list_classes, read_manifests
-from speechbrain_wap.data.preparation import prepare_adapter_data
+from speechbrain_wap.data.folds import list_classes
 from speechbrain_wap.errors import RecipeError
 
 PROTOCOLS = ["paper", "held_out"]
@@ -66,26 +61,6 @@ def test_all_data_are_for_training_where_that_is_asked_for(
         number = int(entry["wav"].rpartition("/")[2][-5])
         label = ("joy", "rage", "calm", "")[number]
         assert entry["emo"] == (label if entry["session"] in kept else "")
-
-
-def test_the_recipes_corpus_is_prepared_where_no_own_one_is_given(
-    corpus, manifests, own_csv
-):
-    calls = []
-
-    def prepare_corpus(data_folder, corpus_table, **kept):
-        calls.append((data_folder, corpus_table, sorted(kept)))
-        return write_corpus_table(
-            read_own_corpus(own_csv), corpus_table, **kept
-        )
-
-    corpus.update(
-        prepare_corpus=prepare_corpus, data_folder="D", corpus_csv=None
-    )
-    prepare_adapter_data(corpus, FoldPlan(1), "train", manifests)
-    table = corpus["corpus_table"]
-    assert calls == [("D", table, ["audio_index", "max_skipped"])]
-    assert len(read_manifests(manifests)["train"]) == 32
 
 
 def test_classes_are_the_own_corpuss_unless_the_user_maps_them(
