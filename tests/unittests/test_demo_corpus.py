@@ -59,7 +59,7 @@ def test_each_speaker_has_turns_of_all_labels_with_their_audio(table):
     assert set(table["emo"]) == set(EMOTIONS)
     assert table["digest"].is_unique
     folder = Path(table["wav"][0]).parents[4]
-    wavs = folder.glob("Session*/sentences/wav/*/*.wav")
+    wavs = folder.glob("Session*/sentences/wav/*/Ses*.wav")
     assert {*map(str, wavs)} == set(table["wav"])
     info = soundfile.info(table["wav"][0])
     assert (info.samplerate, info.channels) == (16000, 1)

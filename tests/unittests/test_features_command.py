@@ -291,6 +291,7 @@ def test_the_command_passes_its_options_on(folder, four, capsys):
     main(["prune", str(folder), f"--keys={keys[0]}", "--unused_days=25"])
     exist = [path.exists() for path in four.values()]
     assert exist == [False, True, True, False]
+    main(["prune", str(folder)])
     assert not damaged.exists()
 
 

@@ -73,9 +73,11 @@ DIGEST = "ab" * 16
 def no_process_is_left():
     """Else the workers of a failed extraction are ended in another test."""
     yield
-    for process in multiprocessing.active_children():
+    left = multiprocessing.active_children()
+    for process in left:
         process.terminate()
         process.join()
+    if left:
         gc.collect()
 
 
