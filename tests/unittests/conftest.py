@@ -4,6 +4,7 @@ import importlib.util
 import multiprocessing
 import shutil
 import sys
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,7 @@ from speechbrain_wap.data.preparation import (
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(__file__).resolve().parents[3] / "shared"
+COLUMNS = ["id", "wav", "speaker", "session", "emo"]  # of an own corpus
 
 # The tensors here are too small to be worth a second thread.
 torch.set_num_threads(1)
@@ -71,43 +73,35 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def make_signal(seconds, sample_rate=16000, seed=0):
-    """A tone in noise, like no other seed's; shape [samples]."""
-    generator = torch.Generator().manual_seed(seed)
-    times = torch.arange(round(seconds * sample_rate)) / sample_rate
-    noise = torch.rand(len(times), generator=generator) - 0.5
-    return 0.3 * torch.sin(2 * torch.pi * 440 * times) + 0.2 * noise
-
-
 @pytest.fixture(scope="session")
 def signal():
-    """Makes a tone in noise of a given length."""
-    return make_signal
+    """Makes a tone in noise, like no other seed's; shape [samples]."""
+
+    def make(seconds, sample_rate=16000, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        times = torch.arange(round(seconds * sample_rate)) / sample_rate
+        noise = torch.rand(len(times), generator=generator) - 0.5
+        return 0.3 * torch.sin(2 * torch.pi * 440 * times) + 0.2 * noise
+
+    return make
 
 
 @pytest.fixture(scope="session")
-def make_wav():
+def make_wav(signal):
     """Writes a tiny audio file."""
 
     def make(path, seconds=0.1, sample_rate=16000, seed=0):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        samples = make_signal(seconds, sample_rate, seed)
+        samples = signal(seconds, sample_rate, seed)
         audio_io.save(path, samples[None], sample_rate)
         return path
 
     return make
 
 
-@pytest.fixture(scope="session")
-def corpus_wavs(make_wav, tmp_path_factory):
-    """Audio of 0.1 s for own corpora, different in every file."""
-    folder = tmp_path_factory.mktemp("wavs")
-    return [make_wav(folder / f"{i}.wav", seed=i) for i in range(40)]
-
-
 @pytest.fixture
-def make_corpus(corpus_wavs):
+def make_corpus(make_wav):
     """Writes an own corpus: a table, and a wav of 0.1 s per utterance.
 
     Each of its sessions s1, s2, ... has a woman and a man, who say each label
@@ -116,18 +110,17 @@ def make_corpus(corpus_wavs):
 
     def make(folder, num_sessions=5, labels=("joy", "rage", "calm", "")):
         rows = []
-        (folder / "wav").mkdir(parents=True)
         for session in range(1, num_sessions + 1):
             for gender in "fm":
                 for number, label in enumerate(labels):
-                    key = f"s{session}{gender}{number}"
-                    wav = f"wav/{key}.wav"
-                    shutil.copyfile(corpus_wavs[len(rows)], folder / wav)
-                    rows.append([key, wav, key[:-1], f"s{session}", label])
-        table = pd.DataFrame(
-            rows, columns=["id", "wav", "speaker", "session", "emo"]
+                    speaker = f"s{session}{gender}"
+                    key = f"{speaker}{number}"
+                    make_wav(folder / "wav" / f"{key}.wav", seed=len(rows))
+                    row = [key, f"wav/{key}.wav", speaker, f"s{session}", label]
+                    rows.append(row)
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(
+            folder / "own.csv", index=False
         )
-        table.to_csv(folder / "own.csv", index=False)
         return folder / "own.csv"
 
     return make
@@ -137,26 +130,21 @@ def make_corpus(corpus_wavs):
 def sources(make_checkpoint, tmp_path_factory):
     """The source of an encoder of each kind."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    made = {
+    return {"fbank": "fbank"} | {
         name: make_checkpoint(folder / name, num_layers=NUM_LAYERS, **kind)
         for name, kind in KINDS.items()
     }
-    return {"fbank": "fbank", **made}
 
 
 @pytest.fixture
 def make_cache(tmp_path):
     """Makes a cache that encodes in this process unless told otherwise."""
+
     from speechbrain_wap.features import FeatureCache
 
     def make(encoder=None, precision="float16", num_workers=0, device="cpu"):
-        return FeatureCache(
-            tmp_path / "cache",
-            encoder or Blocks(),
-            precision,
-            device,
-            num_workers,
-        )
+        folder, encoder = tmp_path / "cache", encoder or Blocks()
+        return FeatureCache(folder, encoder, precision, device, num_workers)
 
     return make
 
@@ -213,22 +201,18 @@ def write_table(make_wav, tmp_path):
 
     The audio is another file for each row, unless one is named.
     """
-    made = []
+    seeds = count(1000)
 
     def write(name, *rows):
         folder = tmp_path / f"further {name}"
         table = []
         for key, speaker, *audio in rows:
-            wav = folder / f"{key}.wav"
+            wav = make_wav(folder / f"{key}.wav", seed=next(seeds))
             if audio:
-                folder.mkdir(exist_ok=True)
                 shutil.copyfile(audio[0], wav)
-            else:
-                made.append(make_wav(wav, seed=1000 + len(made)))
             table.append([key, wav.name, speaker, "one", ""])
-        columns = ["id", "wav", "speaker", "session", "emo"]
         path = folder / f"{name}.csv"
-        pd.DataFrame(table, columns=columns).to_csv(path, index=False)
+        pd.DataFrame(table, columns=COLUMNS).to_csv(path, index=False)
         return str(path)
 
     return write

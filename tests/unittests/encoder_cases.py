@@ -4,25 +4,18 @@ import json
 
 import torch
 
+STRIDES = {
+    "conv_dim": (16,) * 5,
+    "conv_kernel": (10, 5, 4, 3, 3),
+    "conv_stride": (5, 4, 4, 3, 2),
+}
+ROTARY = {"position_embeddings_type": "rotary"}
 # Each kind of checkpoint, as the fixture make_checkpoint takes it
 KINDS = {
     "hubert": {"family": "hubert"},
-    "hubert-raw": {"family": "hubert", "do_normalize": False},
     "hubert-stable": {"family": "hubert", "stable": True},
-    "hubert-stable-raw": {
-        "family": "hubert",
-        "stable": True,
-        "do_normalize": False,
-    },
     "hubert-ctc": {"family": "hubert", "stable": True, "head": "ForCTC"},
-    "hubert-strides": {
-        "family": "hubert",
-        "config": {
-            "conv_dim": (16,) * 5,
-            "conv_kernel": (10, 5, 4, 3, 3),
-            "conv_stride": (5, 4, 4, 3, 2),
-        },
-    },
+    "hubert-strides": {"family": "hubert", "config": STRIDES},
     "wav2vec2": {"family": "wav2vec2", "do_normalize": False},
     "wav2vec2-stable": {"family": "wav2vec2", "stable": True},
     "wav2vec2-pretrained": {"family": "wav2vec2", "head": "ForPreTraining"},
@@ -30,10 +23,7 @@ KINDS = {
     "wavlm-stable": {"family": "wavlm", "stable": True},
     "data2vec": {"family": "data2vec"},
     "w2v-bert": {"family": "w2v-bert"},
-    "w2v-bert-rotary": {
-        "family": "w2v-bert",
-        "config": {"position_embeddings_type": "rotary"},
-    },
+    "w2v-bert-rotary": {"family": "w2v-bert", "config": ROTARY},
     "whisper": {"family": "whisper"},
     "whisper-2s": {"family": "whisper", "seconds": 2},
 }

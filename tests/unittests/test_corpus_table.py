@@ -32,22 +32,13 @@ def write_csv(tmp_path):
 # Own tables ------------------------------------------------------------------
 
 
-def test_relative_paths_are_relative_to_the_table(write_csv, tmp_path):
-    csv = write_csv(
-        f"{HEADER}a,wav/a.wav,x,1,joy\nb,{os.sep}abs{os.sep}b.wav,x,1,joy\n"
-    )
-    table = read_own_corpus(csv)
-    assert table["wav"].tolist() == [
-        str(tmp_path / "wav" / "a.wav"),
-        f"{os.sep}abs{os.sep}b.wav",
-    ]
-
-
-def test_a_byte_order_mark_and_blanks_do_not_matter(write_csv):
+def test_a_byte_order_mark_and_blanks_do_not_matter(write_csv, tmp_path):
     text = 'id , wav,speaker,session,emo,text\n a ,a.wav," Ä, 山 ",1, joy ,hm\n'
     row = read_own_corpus(write_csv(text, encoding="utf-8-sig")).iloc[0]
-    cells = [row[name] for name in ("id", "speaker", "emo", "text")]
-    assert cells == ["a", "Ä, 山", "joy", "hm"]
+    wav = str(tmp_path / "a.wav")
+    assert row.tolist() == ["a", wav, "Ä, 山", "1", "joy", "hm"]
+    absolute = write_csv(f"{HEADER}b,{tmp_path}/x/b.wav,x,1,joy\n")
+    assert read_own_corpus(absolute)["wav"][0] == f"{tmp_path}/x/b.wav"
 
 
 @pytest.mark.parametrize("end", [",", "", ",joy,more"])
@@ -63,59 +54,37 @@ def test_a_line_of_another_length_does_not_shift_the_columns(write_csv, end):
 
 
 def test_cells_are_text_and_na_is_a_label_like_any_other(write_csv):
-    rows = [
-        "007,a.wav,1,01,NA",
-        "1e3,b.wav,NA,01,nan",
-        "null,c.wav,1.0,01,1",
-        "True,d.wav,None,01,N/A",
-        "x,e.wav,y,01,",
-    ]
-    table = read_own_corpus(write_csv(HEADER + "\n".join(rows)))
-    assert table["id"].tolist() == ["007", "1e3", "null", "True", "x"]
-    assert table["speaker"].tolist() == ["1", "NA", "1.0", "None", "y"]
-    assert table["emo"].tolist() == ["NA", "nan", "1", "N/A", ""]
+    rows = [["007", "1", "NA"], ["1e3", "NA", "N/A"], ["null", "None", ""]]
+    lines = [f"{key},a.wav,{speaker},01,{emo}\n" for key, speaker, emo in rows]
+    table = read_own_corpus(write_csv(HEADER + "".join(lines)))
+    assert table[["id", "speaker", "emo"]].to_numpy().tolist() == rows
 
 
 @pytest.mark.parametrize(
-    "row, column",
+    "text, reason",
     [
-        (",b.wav,x,1,joy", "id"),
-        ("b,b.wav,  ,1,joy", "speaker"),
-        ("b,b.wav,x", "session"),
+        (
+            f"{HEADER}a,a.wav,x,1,joy\nb,b.wav,  ,1,joy\n",
+            "line 3: the column speaker is",
+        ),
+        (
+            f"{HEADER}a,a.wav,x,1,joy\nb,b.wav,x\n",
+            "line 3: the column session is",
+        ),
+        ("id,path,speaker,session\na,b,c,d\n", "lacks the columns wav, emo:"),
+        (f"{HEADER}ü,a.wav,x,1,joy\n".encode("latin-1"), "cannot"),
+        ("", "cannot be read"),
+        (None, "does not exist"),
     ],
 )
-def test_an_empty_cell_is_named_by_line_and_column(write_csv, row, column):
-    csv = write_csv(f"{HEADER}a,a.wav,x,1,joy\n{row}\n")
-    with pytest.raises(RecipeError, match=f"line 3: the column {column} is"):
+def test_a_table_that_cannot_be_used_is_named_with_the_place(
+    tmp_path, text, reason
+):
+    csv = tmp_path / "own.csv"
+    if text is not None:
+        csv.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RecipeError, match=f"own.csv.*{reason}"):
         read_own_corpus(csv)
-
-
-@pytest.mark.parametrize(
-    "header, missing",
-    [
-        ("id,wav,speaker,emo", "session"),
-        ("id,path,speaker,session,label", "wav, emo"),
-        ("id;wav;speaker;session;emo", "id, wav, speaker, session, emo"),
-    ],
-)
-def test_missing_columns_are_named(write_csv, header, missing):
-    csv = write_csv(f"{header}\na,b,c,d,e\n")
-    with pytest.raises(RecipeError, match=f"lacks the columns {missing}:"):
-        read_own_corpus(csv)
-
-
-def test_a_table_that_cannot_be_read_is_named(tmp_path, write_csv):
-    tables = {
-        "does not exist": tmp_path / "no.csv",
-        "cannot be read": tmp_path,
-        "cannot": write_csv(f"{HEADER}ü,a.wav,x,1,joy\n", "latin-1"),
-    }
-    for reason, csv in tables.items():
-        with pytest.raises(RecipeError, match=reason) as error:
-            read_own_corpus(csv)
-        assert str(csv) in str(error.value)
-    with pytest.raises(RecipeError, match="own.csv cannot be read"):
-        read_own_corpus(write_csv(""))
 
 
 # Writing the corpus table ----------------------------------------------------
@@ -181,8 +150,7 @@ def test_unreadable_audio_is_left_out_and_listed(table, tmp_path, caplog):
     assert read_corpus_table(csv)["id"].tolist() == written["id"].tolist()
     skipped = pd.read_csv(tmp_path / "skipped.csv")
     assert skipped["id"].tolist() == bad
-    for row, reason in zip((2, 5), skipped["reason"]):
-        assert table.loc[row, "wav"] in reason
+    assert table.loc[2, "wav"] in skipped["reason"][0]
     assert "2 of 8" in caplog.text
 
 
@@ -205,32 +173,19 @@ def test_known_files_are_not_decoded_again_but_changed_ones_are(
     assert changed.tolist() == [row == 3 for row in range(8)]
 
     os.remove(table.loc[3, "wav"])
-    fourth = write_corpus_table(table, csv, 0.5, audio_index=index)
-    assert len(fourth) == 7
-    assert csv.with_name("skipped.csv").exists()
+    assert len(write_corpus_table(table, csv, 0.5, audio_index=index)) == 7
     make_wav(first["wav"][3])
     assert len(write_corpus_table(table, csv, 0.0, audio_index=index)) == 8
     assert not csv.with_name("skipped.csv").exists()
 
 
-@pytest.mark.parametrize("content", ["{half", "[]", '{"x": 1}'])
+@pytest.mark.parametrize("content", ["{half", "[]"])
 def test_a_damaged_index_costs_time_only(table, tmp_path, decoded, content):
     index = tmp_path / "index.json"
     index.write_text(content)
     written = write_corpus_table(table, tmp_path / "c.csv", audio_index=index)
     assert len(written) == len(decoded) == 8
     assert len(set(table["wav"]) & json.loads(index.read_text()).keys()) == 8
-
-
-def test_an_index_that_cannot_be_written_costs_time_only(
-    table, tmp_path, caplog
-):
-    """A cache that others filled may be read-only."""
-    (tmp_path / "file").write_text("")
-    index = tmp_path / "file" / "index.json"
-    written = write_corpus_table(table, tmp_path / "c.csv", audio_index=index)
-    assert len(written) == 8
-    assert "index.json cannot be written" in caplog.text
 
 
 def test_all_ranks_join_in_the_decision_and_one_writes(tmp_path, monkeypatch):

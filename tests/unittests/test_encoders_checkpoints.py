@@ -5,6 +5,7 @@ they were stored: the same operations in the same shapes.
 """
 
 import json
+import re
 import shutil
 
 import huggingface_hub
@@ -31,8 +32,7 @@ def offline(monkeypatch, tmp_path):
 def test_weights_in_a_bin_file_are_read_and_identified(
     sources, tmp_path, signal
 ):
-    folder = tmp_path / "hubert"
-    shutil.copytree(sources["hubert"], folder)
+    folder = shutil.copytree(sources["hubert"], tmp_path / "hubert")
     model = transformers.AutoModel.from_pretrained(folder)
     (folder / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
@@ -47,42 +47,21 @@ def test_weights_in_a_bin_file_are_read_and_identified(
 
 
 @pytest.mark.parametrize("kind", ["hubert", "w2v-bert"])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"preprocessor_config.json": 8000},
-        {"preprocessor_config.json": 48000, "processor_config.json": 8000},
-    ],
-    ids=lambda changes: "+".join(changes),
-)
+@pytest.mark.parametrize("nested", [False, True])
 def test_the_sample_rate_is_the_one_that_transformers_reads(
-    sources, tmp_path, kind, changes
+    sources, tmp_path, kind, nested
 ):
     folder = shutil.copytree(sources[kind], tmp_path / kind)
-    extractor = json.loads((folder / "preprocessor_config.json").read_text())
-    for name, rate in changes.items():
-        extractor["sampling_rate"] = rate
-        nested = name == "processor_config.json"
-        content = {"feature_extractor": extractor} if nested else extractor
-        edit_json(folder / name, **content)
+    path = folder / "preprocessor_config.json"
+    edit_json(path, sampling_rate=8000)
+    if nested:  # counts more than the other file
+        extractor = json.loads(path.read_text())
+        edit_json(folder / "processor_config.json", feature_extractor=extractor)
+        edit_json(path, sampling_rate=48000)
     theirs = transformers.AutoFeatureExtractor.from_pretrained(folder)
     encoder = SpeechEncoder(str(folder))
     assert encoder.sample_rate == theirs.sampling_rate == 8000
     assert encoder.frame_rate == 25.0
-
-
-def test_a_checkpoint_of_another_family_is_refused_by_name(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "sew"}')
-    with pytest.raises(RecipeError, match="'sew'.*hubert.*wavlm.*fbank"):
-        SpeechEncoder(str(tmp_path))
-
-
-def test_a_checkpoint_with_an_adapter_on_top_is_refused(sources, tmp_path):
-    folder = shutil.copytree(sources["hubert"], tmp_path / "hubert")
-    edit_json(folder / "config.json", add_adapter=True)
-    with pytest.raises(RecipeError, match="add_adapter") as error:
-        SpeechEncoder(str(folder))
-    assert str(folder) in str(error.value)
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -106,17 +85,7 @@ def test_a_config_may_leave_out_what_transformers_has_a_default_for(
     assert torch.equal(encode(encoder, signal(0.5)), expected)
 
 
-def test_a_folder_without_config_is_no_checkpoint(tmp_path):
-    with pytest.raises(RecipeError, match="config.json") as error:
-        SpeechEncoder(str(tmp_path))
-    assert str(tmp_path) in str(error.value)
-
-
-def drop(name):
-    return lambda folder: (folder / name).unlink()
-
-
-def spoil(name, size):
+def cut(name, size=0):
     def change(folder):
         content = (folder / name).read_bytes()
         (folder / name).write_bytes(content[:size])
@@ -138,32 +107,40 @@ def drop_weights_of_a_layer(folder):
     save_file(weights, path, metadata={"format": "pt"})
 
 
+def drop(name):
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize("kind", ["hubert", "whisper"])
 @pytest.mark.parametrize(
-    "change",
+    "change, reason",
     [
-        pytest.param(drop("model.safetensors"), id="no weights"),
-        pytest.param(spoil("model.safetensors", 1000), id="cut weights"),
-        pytest.param(spoil("config.json", 50), id="cut config"),
-        pytest.param(drop("preprocessor_config.json"), id="no preprocessor"),
-        pytest.param(drop_weights_of_a_layer, id="weights of a layer absent"),
-        pytest.param(
-            alter_config(intermediate_size=64, encoder_ffn_dim=64),
-            id="weights of another shape",
-        ),
+        (drop("model.safetensors"), ""),
+        (cut("model.safetensors", 1000), ""),
+        (drop_weights_of_a_layer, ""),
+        (alter_config(intermediate_size=64, encoder_ffn_dim=64), ""),
+        (drop("config.json"), "config.json"),
+        (cut("config.json", 50), ""),
+        (alter_config(model_type="sew"), "'sew'.*hubert.*wavlm.*fbank"),
+        (drop("preprocessor_config.json"), ""),
     ],
 )
-@pytest.mark.parametrize("kind", ["hubert", "whisper"])
-def test_an_incomplete_checkpoint_is_refused_by_its_folder(
-    sources, tmp_path, signal, kind, change
+def test_a_checkpoint_that_cannot_be_used_is_refused_by_its_folder(
+    sources, tmp_path, signal, kind, change, reason
 ):
-    folder = tmp_path / "encoder"
-    shutil.copytree(sources[kind], folder)
+    folder = shutil.copytree(sources[kind], tmp_path / "encoder")
     change(folder)
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(RecipeError, match=f"{folder}.*{reason}"):
         encoder = SpeechEncoder(str(folder))
         get_identity(encoder)  # for the cache's key
         encode(encoder, signal(0.3))
-    assert str(folder) in str(error.value)
+
+
+def test_a_checkpoint_with_an_adapter_on_top_is_refused(sources, tmp_path):
+    folder = shutil.copytree(sources["hubert"], tmp_path / "hubert")
+    edit_json(folder / "config.json", add_adapter=True)
+    with pytest.raises(RecipeError, match=f"{folder}.*add_adapter"):
+        SpeechEncoder(str(folder))
 
 
 @pytest.mark.parametrize("kind", ["hubert", "wavlm"])
@@ -173,29 +150,29 @@ def test_weights_under_the_names_of_older_versions_are_all_read(
     """Most public checkpoints keep their weight norm as weight_g, weight_v."""
     folder = shutil.copytree(sources[kind], tmp_path / "old")
     path = folder / "model.safetensors"
-    names = {"original0": "weight_g", "original1": "weight_v"}
-    weights, renamed = {}, 0
-    for name, tensor in load_file(path).items():
-        stem, _, last = name.rpartition(".")
-        if last in names:
-            stem = stem.removesuffix(".parametrizations.weight")
-            name, renamed = f"{stem}.{names[last]}", renamed + 1
-        weights[name] = tensor
-    assert renamed == 2
-    save_file(weights, path, metadata={"format": "pt"})
-    old, new = (
+    new = load_file(path)
+    old = {
+        re.sub(
+            r"\.parametrizations\.weight\.original([01])",
+            lambda match: [".weight_g", ".weight_v"][int(match[1])],
+            name,
+        ): tensor
+        for name, tensor in new.items()
+    }
+    assert len(old.keys() - new.keys()) == 2
+    save_file(old, path, metadata={"format": "pt"})
+    feats, expected = (
         encode(SpeechEncoder(str(source)), signal(0.5))
         for source in (folder, sources[kind])
     )
-    assert torch.equal(old, new)
+    assert torch.equal(feats, expected)
 
 
-@pytest.mark.parametrize("source", ["nobody/nothing", "./no/such/folder", ""])
+@pytest.mark.parametrize("source", ["nobody/nothing", "./no/folder"])
 def test_a_source_that_is_not_to_be_had_is_refused_by_name(offline, source):
-    with pytest.raises(RecipeError) as error:
+    says = f"encoder_source={source} is no folder"
+    with pytest.raises(RecipeError, match=f"^{says}.*$"):
         SpeechEncoder(source)
-    assert f"encoder_source={source} is no folder" in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.fixture
@@ -212,17 +189,11 @@ def test_a_checkpoint_in_the_hubs_cache_is_found_and_asks_for_no_network(
     snapshot, sources, signal, monkeypatch
 ):
     """Else each start without network would wait for it to time out."""
-
-    def ask(self, source):
-        raise AssertionError("the network is asked")
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", ask)
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", None)
     encoder = SpeechEncoder("someone/hubert")
-    expected = SpeechEncoder(sources["hubert"])
-    assert get_identity(encoder) == get_identity(expected)
-    assert torch.equal(
-        encode(encoder, signal(0.5)), encode(expected, signal(0.5))
-    )
+    identity = get_identity(SpeechEncoder(sources["hubert"]))
+    assert get_identity(encoder) == identity
+    encode(encoder, signal(0.5))
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])
@@ -233,23 +204,21 @@ def test_half_a_checkpoint_in_the_hubs_cache_is_no_checkpoint(snapshot, lost):
 
 
 @pytest.mark.parametrize(
-    "files, downloaded",
+    "files",
     [
-        (["model.safetensors", "pytorch_model.bin"], "model.safetensors"),
-        (["tf_model.h5", "pytorch_model.bin"], "pytorch_model.bin"),
+        ["model.safetensors", "pytorch_model.bin"],
+        ["pytorch_model.bin", "tf_model.h5"],
     ],
 )
 def test_only_one_form_of_the_weights_is_downloaded(
-    monkeypatch, sources, files, downloaded
+    monkeypatch, sources, files
 ):
     asked = []
 
     def download(source, allow_patterns):
-        asked.extend(
-            huggingface_hub.utils.filter_repo_objects(
-                ["config.json", *files], allow_patterns=allow_patterns
-            )
-        )
+        choose = huggingface_hub.utils.filter_repo_objects
+        there = ["config.json", *files]
+        asked.extend(choose(there, allow_patterns=allow_patterns))
         return sources["hubert"]
 
     monkeypatch.setattr(
@@ -257,4 +226,4 @@ def test_only_one_form_of_the_weights_is_downloaded(
     )
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     SpeechEncoder("someone/hubert")
-    assert asked == ["config.json", downloaded]
+    assert asked == ["config.json", files[0]]

@@ -15,7 +15,7 @@ from encoder_cases import flip_a_byte, list_files
 from speechbrain_wap.__main__ import main as front_door
 from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.features import FeatureCache, command, extraction
+from speechbrain_wap.features import FeatureCache, extraction
 from speechbrain_wap.features.command import inspect_caches, main, prune_caches
 from speechbrain_wap.training.experiment import run_command
 
@@ -82,75 +82,55 @@ def read_table(text):
 # inspect -------------------------------------------------------------------
 
 
-def test_each_cache_is_a_row_of_what_is_in_it_and_who_made_it(make_cache):
-    made = make_cache()
-    let_rest(made, 400)
-    used = time.localtime(time.time() - 400 * DAY)
-    text = inspect_caches(made.cache_folder)
-    (row,) = read_table(text)
-    size = sum(path.stat().st_size for path in list_entries(made))
-    assert row == {
-        "key": made.key,
-        "encoder": "fbank",
-        "layers": "0",
-        "precision": "float16",
-        "utterances": "2",
-        "hours": "1.50",
-        "size": f"{size / 1000:.1f} kB",
-        "last used": time.strftime("%Y-%m-%d", used),
-    }
-    assert f"1 cache(s), {size / 1000:.1f} kB" in text
-
-
-def test_caches_are_told_apart(folder, make_cache):
-    make_cache([1.0], "float32")
-    make_cache([2.0], source="hubert", layers=[3])
-    make_cache([3.0], source="wavlm", layers=[0, 1, 2])
-    make_cache([4.0], source="whisper", layers=[4], context="clip")
-    make_cache([5.0], source="whisper", layers=[4], context="full")
-    make_cache([6.0], **{"class": "Mine"})
-    rows = sorted(read_table(inspect_caches(folder)), key=lambda r: r["hours"])
-    columns = ("encoder", "layers", "precision", "hours")
-    assert [tuple(row[name] for name in columns) for row in rows] == [
-        ("fbank", "0", "float32", "1.00"),
-        ("hubert", "3", "float16", "2.00"),
-        ("wavlm", "0,1,2", "float16", "3.00"),
-        ("whisper (clip)", "4", "float16", "4.00"),
-        ("whisper", "4", "float16", "5.00"),
-        ("Mine", "-", "float16", "6.00"),
-    ]
-
-
-def test_a_folder_without_caches_is_listed_as_such(folder):
-    (folder / "audio_index.json").write_text("{}")
+def test_each_cache_is_a_row_of_what_is_in_it_and_who_made_it(
+    folder, make_cache
+):
     (folder / "of something else").mkdir()
-    assert read_table(inspect_caches(folder)) == []
-    assert "0 cache(s), 0 bytes" in inspect_caches(folder, check=True)
+    made = [
+        make_cache([0.5, 0.5], "float32"),
+        make_cache([2.0], source="hubert", layers=[0, 1, 2]),
+        make_cache([4.0], source="whisper", layers=[4], context="clip"),
+        make_cache([6.0], **{"class": "Mine"}),
+    ]
+    for number, cache in enumerate(made):
+        let_rest(cache, 100 * number)
+    before = {p: p.stat().st_mtime_ns for p in list_files(folder)}
+    text = inspect_caches(folder, check=True)
+    rows = sorted(read_table(text), key=lambda row: row["hours"])
+    sizes = [sum(p.stat().st_size for p in list_entries(c)) for c in made]
+    days = [time.localtime(time.time() - n * 100 * DAY) for n in range(4)]
+    expected = [
+        ("fbank", "0", "float32", "2", "1.00"),
+        ("hubert", "0,1,2", "float16", "1", "2.00"),
+        ("whisper (clip)", "4", "float16", "1", "4.00"),
+        ("Mine", "-", "float16", "1", "6.00"),
+    ]
+    assert [tuple(row.values()) for row in rows] == [
+        (
+            *(cache.key, *cells, f"{size / 1000:.1f} kB"),
+            time.strftime("%Y-%m-%d", day),
+        )
+        for cache, cells, size, day in zip(made, expected, sizes, days)
+    ]
+    assert f"4 cache(s), {sum(sizes) / 1000:.1f} kB" in text
+    prune_caches(folder, unused_days=2, dry_run=True)
+    # a look changes nothing
+    assert before == {p: p.stat().st_mtime_ns for p in list_files(folder)}
 
 
-@pytest.mark.parametrize("name", ["nowhere", "file"])
-def test_what_is_no_folder_is_named(tmp_path, name):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RecipeError, match=f"/{name} is no folder"):
-        inspect_caches(tmp_path / name)
-
-
-@pytest.mark.parametrize(
-    "content", [None, b"", b"\xff\xfe", b"null", b'{"encoder": null}']
-)
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"null", None])
 def test_without_its_description_a_cache_is_listed_and_removed(
-    make_cache, content
+    folder, make_cache, content
 ):
     make_cache(source="hubert")
     cache = make_cache()
     record = cache.folder / "cache.json"
     record.unlink() if content is None else record.write_bytes(content)
-    table = read_table(inspect_caches(cache.cache_folder))
-    rows = {row["key"]: row for row in table}
+    rows = {row["key"]: row for row in read_table(inspect_caches(folder))}
     assert len(rows) == 2
     assert rows[cache.key]["encoder"] == "?"
     assert rows[cache.key]["hours"] == "1.50"
-    prune_caches(cache.cache_folder, [cache.key])
+    prune_caches(folder, [cache.key])
     assert not cache.folder.exists()
 
 
@@ -165,34 +145,22 @@ def test_damaged_entries_do_not_stop_the_list_and_are_named_when_asked_for(
     other.measure_frames([("00" * 16, 1.0)])
     (statistics,) = (other.folder / "statistics").iterdir()
     flip_a_byte(statistics)
-    rows = read_table(inspect_caches(folder))
-    assert sorted(row["utterances"] for row in rows) == ["2", "3"]
     assert "damaged" not in inspect_caches(folder)
-    lines = inspect_caches(folder, check=True).splitlines()
-    named = [line for line in lines if line.startswith("damaged: ")]
-    assert sorted(named) == sorted(
-        f"damaged: {path}" for path in (flipped, cut, statistics)
-    )
-    assert lines[-1] == "3 damaged entries"
-
-
-def test_nothing_is_changed_by_a_look(make_cache):
-    cache = make_cache()
-    let_rest(cache, 3)
-    times = {p: p.stat().st_mtime_ns for p in list_files(cache.folder)}
-    inspect_caches(cache.cache_folder, check=True)
-    prune_caches(cache.cache_folder, unused_days=2, dry_run=True)
-    assert times == {p: p.stat().st_mtime_ns for p in list_files(cache.folder)}
+    text = inspect_caches(folder, check=True)
+    assert sorted(r["utterances"] for r in read_table(text)) == ["2", "3"]
+    for path in (flipped, cut, statistics):
+        assert f"damaged: {path}\n" in text
+    assert text.endswith("3 damaged entries")
 
 
 # prune ---------------------------------------------------------------------
 
 
-def test_without_a_choice_only_what_no_run_can_use_is_removed(make_cache):
-    caches = [make_cache(), make_cache(source="hubert")]
-    folder = Path(caches[0].cache_folder)
+def test_without_a_choice_only_what_no_run_can_use_is_removed(
+    folder, make_cache, tmp_path
+):
     useless, useful = [], []
-    for cache in caches:
+    for cache in (make_cache(), make_cache(source="hubert")):
         let_rest(cache, 1000)
         first, second = list_entries(cache)
         flip_a_byte(second)
@@ -201,51 +169,22 @@ def test_without_a_choice_only_what_no_run_can_use_is_removed(make_cache):
         useless.append(make_temporary(cache.folder / ".pc-1.lock", 2 * HOUR))
         other = make_temporary(cache.folder / "ff" / name, 0.9 * HOUR)
         useful += [first, other, cache.folder / "cache.json"]
-    index = folder / "audio_index.json"
-    index.write_text("{}")
-    useful.append(index)
-    useless.append(
-        make_temporary(folder / ".audio_index.json.123.tmp", 2 * HOUR)
-    )
-    before = list_files(folder)
+    useful.append(make_temporary(folder / "audio_index.json", 2 * HOUR))
+    name = ".audio_index.json.123.tmp"
+    useless.append(make_temporary(folder / name, 2 * HOUR))
 
-    dry = prune_caches(folder, dry_run=True).splitlines()
-    assert list_files(folder) == before
-    text = prune_caches(folder).splitlines()
+    dry = prune_caches(folder, dry_run=True)
+    assert list_files(folder) == sorted(useless + useful)
+    assert prune_caches(folder) == dry.replace("would remove", "removed")
     assert list_files(folder) == sorted(useful)
-    assert sorted(text) == sorted(
-        line.replace("would remove", "removed") for line in dry
-    )
-    for line in dry:
-        assert line.startswith("would remove ")
+    lines = dry.splitlines()
     for path in useless:
-        assert sum(str(path) in line for line in text) == 1
+        assert sum(str(path) in line for line in lines) == 1
     assert prune_caches(folder) == "nothing to remove"
-
-
-def test_temporary_files_of_other_programs_stay(make_cache, tmp_path):
-    """Even where somebody gives a folder above the cache folder."""
-    make_cache()
+    # of other programs, even where somebody gives a folder above
     foreign = make_temporary(tmp_path / "mail" / ".inbox.tmp", 10 * DAY)
     prune_caches(tmp_path)
     assert foreign.exists()
-
-
-def test_an_entry_that_is_made_anew_meanwhile_stays(make_cache, monkeypatch):
-    cache = make_cache()
-    entry = list_entries(cache)[0]
-    whole = entry.read_bytes()
-    flip_a_byte(entry)
-    original = command._find_damaged
-
-    def find_damaged(folders):
-        found = original(folders)
-        entry.write_bytes(whole)  # by a run that came upon it, too
-        return found
-
-    monkeypatch.setattr(command, "_find_damaged", find_damaged)
-    prune_caches(cache.cache_folder)
-    assert entry.read_bytes() == whole
 
 
 @pytest.fixture
@@ -261,12 +200,7 @@ def four(make_cache):
 
 @pytest.mark.parametrize(
     "chosen, unused_days, removed",
-    [
-        ([0, 3], None, [0, 3]),
-        ([], 9.9, [1, 2, 3]),
-        ([], 40, []),
-        ([0], 25, [0, 3]),
-    ],
+    [([0, 3], None, [0, 3]), ([], 40, []), ([0], 25, [0, 3])],
 )
 def test_caches_are_removed_by_key_and_by_rest_and_no_others(
     folder, four, chosen, unused_days, removed
@@ -283,18 +217,15 @@ def test_caches_are_removed_by_key_and_by_rest_and_no_others(
         line = f"removed {key}: encoder{10 * index}, layers 1,2, 2 utterances"
         assert (line in text) == (index in removed)
     assert (text == "nothing to remove") == (not removed)
-    kept = [path for path in before if path.exists()]
-    assert len(kept) == 3 * (4 - len(removed))
-    assert len(read_table(inspect_caches(folder))) == 4 - len(removed)
+    assert len(list_files(folder)) == 3 * (4 - len(removed))
 
 
-@pytest.mark.parametrize("key", ["nokey", "..", ""])
+@pytest.mark.parametrize("key", ["nokey", ".."])
 def test_an_unknown_key_is_refused_with_those_there_are(folder, four, key):
     before = list_files(folder)
-    with pytest.raises(RecipeError) as error:
+    says = f"no cache {key}: it has.*{'.*'.join(sorted(four))}"
+    with pytest.raises(RecipeError, match=says):
         prune_caches(folder, [next(iter(four)), key])
-    for part in (f"no cache {key}: it has", *four):
-        assert part in str(error.value)
     assert list_files(folder) == before
 
 
@@ -326,23 +257,6 @@ def test_nothing_is_removed_while_one_of_many_is_being_filled(
     assert list_files(folder) == []
 
 
-@pytest.mark.parametrize("choice", ["cache", "entry"])
-def test_what_may_not_be_removed_is_one_sentence(
-    make_cache, monkeypatch, choice
-):
-    cache = make_cache()
-    flip_a_byte(list_entries(cache)[0])
-
-    def refuse(*args, **kwargs):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "unlink", refuse)
-    monkeypatch.setattr(Path, "rename", refuse)
-    keys = [cache.key] if choice == "cache" else []
-    with pytest.raises(RecipeError, match="Permission denied"):
-        prune_caches(cache.cache_folder, keys)
-
-
 def test_half_a_removal_leaves_no_cache_and_is_ended_by_the_next(
     make_cache, monkeypatch
 ):
@@ -367,46 +281,27 @@ def test_half_a_removal_leaves_no_cache_and_is_ended_by_the_next(
 
 def test_the_command_passes_its_options_on(folder, four, capsys):
     keys = list(four)
-    choice = f"--keys={keys[0]},{keys[1]}"
-    main(["prune", str(folder), choice, "--dry_run"])
+    main(["prune", str(folder), f"--keys={keys[0]},{keys[1]}", "--dry_run"])
     assert capsys.readouterr().out.count("would remove") == 2
     assert all(path.exists() for path in four.values())
-    main(["prune", str(folder), choice])
-    assert [path.exists() for path in four.values()] == [False] * 2 + [True] * 2
-    main(["prune", str(folder), "--unused_days=25"])
-    assert four[keys[2]].exists()
-    assert not four[keys[3]].exists()
     damaged = next(four[keys[2]].glob("*/*.safetensors"))
     flip_a_byte(damaged)
-    capsys.readouterr()
-    main(["inspect", str(folder)])
-    assert "damaged" not in capsys.readouterr().out
     main(["inspect", str(folder), "--check"])
     assert f"damaged: {damaged}" in capsys.readouterr().out
+    main(["prune", str(folder), f"--keys={keys[0]}", "--unused_days=25"])
+    exist = [path.exists() for path in four.values()]
+    assert exist == [False, True, True, False]
     main(["prune", str(folder)])
     assert not damaged.exists()
 
 
-@pytest.mark.parametrize(
-    "option", ["--nonsense", "--unused_days=-1", "--unused_days=nan", "--dry"]
-)
+@pytest.mark.parametrize("option", ["--unused_days=-1", "--unused_days=nan"])
 def test_options_that_make_no_sense_are_refused(folder, four, option):
-    before = list_files(folder)
-    with pytest.raises((SystemExit, RecipeError)):
+    with pytest.raises(RecipeError, match="--unused_days"):
         main(["prune", str(folder), option])
-    assert {*before} <= {*list_files(folder)}
+    assert all(path.exists() for path in four.values())
 
 
 def test_a_mistake_at_the_front_door_is_one_sentence():
     with pytest.raises(SystemExit, match="^error: nowhere is no folder"):
         run_command(front_door, ["features", "inspect", "nowhere"])
-
-
-@pytest.mark.parametrize("own", [[], ["inspect"], ["prune"]])
-def test_help_lists_the_options_that_the_command_takes(capsys, own):
-    front_door(["features", *own, "--help"])
-    text = capsys.readouterr().out
-    for name in ("inspect", "prune"):
-        assert f"python -m speechbrain_wap features {name} " in text
-    options = {"--check", "--keys", "--unused_days", "--dry_run"}
-    assert {*re.findall(r"--\w+", text)} == options

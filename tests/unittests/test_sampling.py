@@ -28,9 +28,7 @@ def make_plan(*places, seed=1):
     """A plan for groups of ten utterances each."""
     entries = make_entries(10 * len(places))
     ids = list(entries)
-    groups = [
-        (ids[10 * i : 10 * i + 10], count) for i, count in enumerate(places)
-    ]
+    groups = [(ids[10 * i :][:10], count) for i, count in enumerate(places)]
     return EpochPlan(entries, groups, seed)
 
 
@@ -44,9 +42,7 @@ def count_places(plan, epoch):
 
 def test_one_place_each_changes_nothing():
     plan = make_plan(10, 10)
-    assert plan.entries == make_entries()
-    assert list(plan.entries) == list(make_entries())
-    assert len(plan) == 20
+    assert list(plan.entries.items()) == list(make_entries().items())
     assert plan.choose(1) == plan.choose(2) == list(range(20))
     assert set(plan.weights.values()) == {1.0}
 
@@ -76,20 +72,18 @@ def test_what_is_drawn_is_a_function_of_seed_epoch_and_ids_alone():
     ids = list(entries)
     one = EpochPlan(entries, [(ids[:10], 5), (ids[10:], 15)], 1)
     mixed = dict(reversed(entries.items()))
-    groups = [(ids[:9:-1], 15), (ids[9::-1], 5)]
-    two = EpochPlan(mixed, groups, 1)
+    two = EpochPlan(mixed, [(ids[:9:-1], 15), (ids[9::-1], 5)], 1)
     other = EpochPlan(entries, [(ids[:10], 5), (ids[10:], 15)], 2)
+    alone = EpochPlan(entries, [(ids[:10], 5), (ids[10:], 10)], 1)
     differ = 0
     for epoch in EPOCHS:
-        assert count_places(one, epoch) == count_places(two, epoch)
-        differ += count_places(one, epoch) != count_places(other, epoch)
+        counts = count_places(one, epoch)
+        assert counts == count_places(two, epoch)
+        differ += counts != count_places(other, epoch)
+        # nor does another group matter
+        without = count_places(alone, epoch)
+        assert [counts[i] for i in ids[:10]] == [without[i] for i in ids[:10]]
     assert differ > 30
-    # nor does another group matter
-    alone = EpochPlan(entries, [(ids[:10], 5), (ids[10:], 10)], 1)
-    for epoch in EPOCHS:
-        counts = count_places(alone, epoch), count_places(one, epoch)
-        mine = [{k: c[k] for k in ids[:10]} for c in counts]
-        assert mine[0] == mine[1]
 
 
 def test_copies_have_names_of_their_own_and_so_other_masks():
@@ -106,20 +100,17 @@ def test_copies_have_names_of_their_own_and_so_other_masks():
 
 
 def draw_epoch(plan, epoch, batch_size, world_size):
-    """The order of an epoch, and what each rank has at each step."""
+    """What all ranks together have at each step of an epoch."""
     sampler = BatchOrderSampler(
         range(len(plan.entries)), batch_size, world_size, plan, seed=3
     )
     sampler.set_epoch(epoch)
     order = list(sampler)
     assert len(order) == len(sampler) == len(plan)
-    size = batch_size * world_size
     steps = []
-    for start in range(0, len(order), size):
-        batch = order[start : start + size]
-        steps.append(
-            [n for r in range(world_size) for n in batch[r::world_size]]
-        )
+    for start in range(0, len(order), batch_size * world_size):
+        batch = order[start : start + batch_size * world_size]
+        steps.append(sum((batch[r::world_size] for r in range(world_size)), []))
     return steps
 
 
@@ -160,7 +151,6 @@ def test_fewer_labels_lie_inside_more():
     chosen = [choose_labelled(make_manifest(), f, 1) for f in FRACTIONS]
     for fewer, more in zip(chosen, chosen[1:]):
         assert fewer.items() <= more.items()
-    assert list(chosen[-1]) == list(make_manifest())
 
 
 def test_the_choice_is_a_function_of_seed_ids_and_classes():
@@ -170,15 +160,9 @@ def test_the_choice_is_a_function_of_seed_ids_and_classes():
     random.Random(1).shuffle(entries)
     assert choose_labelled(dict(entries), 0.3, 1).keys() == chosen.keys()
     assert choose_labelled(manifest, 0.3, 2).keys() != chosen.keys()
-    others = {f"x{key}": entry for key, entry in manifest.items()}
-    found = {key[1:] for key in choose_labelled(others, 0.3, 1)}
-    assert found != chosen.keys()
-
-
-def test_the_choice_within_a_class_does_not_depend_on_the_others():
-    def rest(entries):
-        return {k: e for k, e in entries.items() if e["label"] != "neutral"}
-
-    manifest = make_manifest()
-    chosen = choose_labelled(manifest, 0.3, 1)
-    assert choose_labelled(rest(manifest), 0.3, 1) == rest(chosen)
+    # within a class, whatever the others
+    rest = [
+        {k: e for k, e in m.items() if e["label"] != "neutral"}
+        for m in (manifest, chosen)
+    ]
+    assert choose_labelled(rest[0], 0.3, 1) == rest[1]
