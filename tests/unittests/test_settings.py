@@ -256,25 +256,7 @@ def test_no_corpus_is_one_sentence_with_both_ways_to_give_one():
 # The recipes' files ----------------------------------------------------------
 
 
-# What Experiment and Reading read by name for every script
-READ_BY_NAME = {"prepare_corpus", "data_folder", "corpus_csv", "max_skipped"}
 READ_BY_NAME |= {"corpora", *(f"{x}_annotation" for x in SPLITS)}
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_key_of_the_yaml_is_used(repository, stage):
-    code = (repository / SCRIPTS / f"train_{stage}.py").read_text("utf-8")
-    for name in ("brain.py", "experiment.py"):
-        path = repository / "speechbrain_wap" / "training" / name
-        code += path.read_text("utf-8")
-    file = HparamsFile(find_yaml(stage))
-    paths = [file.path, *[find_yaml("models/wap_sap")] * len(file.included)]
-    text = "".join(Path(path).read_text("utf-8") for path in paths)
-    text = re.sub(r"(^|\s)#.*", "", text)
-    read_by_name = READ_BY_NAME | set(RunOptions().keys())
-    for key in set(file.keys()) - read_by_name:
-        uses = rf'<{key}[>\[]|\["{key}"\]|\bhparams\.{key}\b'
-        assert re.search(uses, text + code), key
 
 
 @pytest.mark.parametrize("stage", STAGES)

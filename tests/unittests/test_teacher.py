@@ -8,7 +8,6 @@ import torch
 from helpers import assert_near, generator, randomise_
 from torch import nn
 
-from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.teacher import EMATeacher
 
 
@@ -47,9 +46,6 @@ def test_update_is_equation_2(ema_decay):
         assert len(mine) == len(expected)
         for parameter, value in zip(mine, expected):
             assert_near(parameter, value, atol=1e-6)
-    if ema_decay == 0.0:  # exactly
-        for parameter, theirs in zip(mine, student.parameters()):
-            assert torch.equal(parameter, theirs)
 
 
 def test_buffers_follow_the_student_who_is_left_alone():
@@ -132,19 +128,6 @@ def test_a_saved_teacher_goes_on_as_the_same():
     mine = resumed.state_dict()
     for name, value in teacher.state_dict().items():
         assert torch.equal(mine[name], value), name
-
-
-@pytest.mark.parametrize(
-    "decays, message",
-    [
-        ([-0.1], "ema_decay=-0.1 must be within 0 and 1"),
-        ([0.9, -1], "ema_decay_start=-1 must be within 0 and 1"),
-        ([0.9, 0.99], r"ema_decay_start \(0.99\) must not be above ema_decay"),
-    ],
-)
-def test_a_decay_that_is_none_raises(decays, message):
-    with pytest.raises(RecipeError, match=message):
-        EMATeacher(make_student(), *decays)
 
 
 @pytest.mark.parametrize("progress, decay", [(0.0, 0.5), (0.5, 0.7), (1, 0.9)])

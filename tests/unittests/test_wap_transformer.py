@@ -220,26 +220,6 @@ def test_the_longest_allowed_input_passes_and_a_longer_one_raises():
         net(torch.zeros(1, MAX_FRAMES + 1, INPUT_SIZE), torch.ones(1))
 
 
-@pytest.mark.parametrize(
-    "setting, mistake",
-    [
-        ({"num_layers": 0}, "num_layers=0 must be a whole number of at le"),
-        ({"nhead": 3}, r"d_model \(8\) must be divisible by nhead \(3\)"),
-        (
-            {"mlp_layers": -1},
-            "mlp_layers=-1 must be a whole number of at least",
-        ),
-        ({"dropout": 1.5}, "dropout=1.5 must be within 0 and 1"),
-        ({"mlp_residual": 1}, "mlp_residual=1 must be True or False"),
-        ({"projection_init": "pca"}, "=pca is .*random, orthogonal"),
-    ],
-    ids=str,
-)
-def test_a_bad_setting_raises_an_error_that_names_it(setting, mistake):
-    with pytest.raises(RecipeError, match=mistake):
-        make_net(**setting)
-
-
 def test_statistics_are_told_from_none():
     mean, std = make_statistics()
     assert not make_start(d_model=D_MODEL).has_input_statistics()
