@@ -82,10 +82,9 @@ def run(tmp_path):
 @pytest.mark.parametrize(
     "error, raised",
     [
-        (KeyboardInterrupt("killed"), KeyboardInterrupt),
+        (KeyboardInterrupt(), KeyboardInterrupt),
         (OSError(errno.ENOSPC, "No space left"), RecipeError),
     ],
-    ids=str,
 )
 def test_a_checkpoint_interrupted_while_written_is_not_found(
     run, error, raised, name
@@ -126,17 +125,6 @@ def test_a_full_disk_is_a_recipe_error(run):
     assert run.resume() == 1.0
 
 
-def test_the_random_state_is_restored_and_saving_draws_nothing(tmp_path):
-    recoverables = {"random_state": RandomState()}
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    Checkpointer(tmp_path, recoverables).save_checkpoint()
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.rand(3)
-    Checkpointer(tmp_path, recoverables).recover_if_possible()
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 def test_an_interrupted_epoch_goes_on_with_the_same_batches_only(tmp_path):
     run = Run(tmp_path, batch_size=8)
     run.save(1.0)
@@ -160,7 +148,6 @@ DAMAGES = {
     "one bit": flip_a_bit,
     "removed": os.remove,
     "not described": lambda path: os.remove(path.parent / FILES),
-    "empty meta file": lambda path: (path.parent / METAFILE).write_text(""),
     "half a meta file": lambda path: (path.parent / METAFILE).write_text("{a"),
 }
 
@@ -232,10 +219,11 @@ def check_random_states(rank, folder):
         f"{folder}/states",
         {"random_state": RandomState(), "statistics": statistics},
     )
+    state = torch.get_rng_state()
     checkpointer.save_checkpoint()
-    expected = torch.rand(5)
+    torch.rand(5)
     checkpointer.recover_if_possible()
-    assert torch.equal(torch.rand(5), expected)
+    assert torch.equal(torch.get_rng_state(), state)
     # 1 with weight 1 and 2 with weight 3, of which one rank holds the sums
     assert statistics.means() == {"loss": 7 / 4}
 

@@ -42,7 +42,11 @@ KNOWN = "is unknown: choose one of"
         (fraction, FRACTION, [-0.1, 2, math.nan, math.inf, True, "0.5", None]),
         (share, None, [1e-9, 1]),
         (share, SHARE, [0, 0.0, 1.1, math.nan, False]),
-        (partial(check_number, least=0), "must be a number of at least 0", [-1]),
+        (
+            partial(check_number, least=0),
+            "must be a number of at least 0",
+            [-1],
+        ),
         (partial(check_number, least=0), "must be finite", [math.inf]),
         (
             partial(check_number, most=1e-6),

@@ -14,6 +14,7 @@ from speechbrain_wap.masking import (
     utterance_number,
 )
 
+
 def find_runs(row):
     """Lengths of the runs of masked frames."""
     text = "".join("x" if chosen else " " for chosen in row.tolist())

@@ -42,12 +42,10 @@ OTHER_SEED = [make_run(fold, 8, 0.2 * fold) for fold in (1, 2, 3)]
     "runs, over, means",
     [
         (ONE_SEED, "folds", [0.5, 0.6, 1.0]),
-        (ONE_SEED + OTHER_SEED, "seeds", [0.7, 0.4]),
         # each seed counts the same, however many folds it has
         (ONE_SEED + OTHER_SEED[:1], "seeds", [0.7, 0.2]),
         (ONE_SEED[:1], "folds", [0.5]),
     ],
-    ids=["one seed", "two seeds", "uneven seeds", "one run"],
 )
 def test_means_are_over_folds_then_seeds_and_spread_over_what_is_said(
     runs, over, means
@@ -68,26 +66,20 @@ def test_results_hold_the_interfaces_fields_and_are_plain_json():
         *["classes", "runs", "mean", "std", "per_seed", "settings"]
     ]
     scores = ["UA", "WA", "F1"]
-    for run in results["runs"]:
-        assert list(run) == [
-            *["fold", "seed", "session", "n", *scores, "confusion"]
-        ]
-    assert [list(entry) for entry in results["per_seed"]] == [
-        ["seed", *scores]
-    ] * 2
+    fields = ["fold", "seed", "session", "n", *scores, "confusion"]
+    assert all(list(run) == fields for run in results["runs"])
+    for entry in results["per_seed"]:
+        assert list(entry) == ["seed", *scores]
     assert [entry["seed"] for entry in results["per_seed"]] == [7, 8]
     assert results["per_seed"][1]["UA"] == pytest.approx(0.4)
 
 
 def test_scores_are_shown_in_percent_with_mean_and_spread():
-    assert score_table(sum_up(ONE_SEED, {})).splitlines()[::4] == [
-        "| fold | held-out session | seed | n | UA          | WA          "
-        "| F1         |",
-        "| 3    | s3               | 7    | 2 | 100.0       | 50.0        "
-        "| 25.0       |",
-    ]
-    last = score_table(sum_up(ONE_SEED, {})).splitlines()[-1].split()
-    assert last[:8] == ["|", "mean", "|", "|", "|", "6", "|", "70.0"]
+    lines = score_table(sum_up(ONE_SEED, {})).splitlines()
+    lines = [" ".join(line.split()) for line in lines]
+    assert lines[0] == "| fold | held-out session | seed | n | UA | WA | F1 |"
+    assert lines[4] == "| 3 | s3 | 7 | 2 | 100.0 | 50.0 | 25.0 |"
+    assert lines[-1].startswith("| mean | | | 6 | 70.0 ± ")
 
 
 def write_history(folder, rows):

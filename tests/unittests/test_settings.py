@@ -14,11 +14,10 @@ from readings import (
     read,
 )
 from ruamel.yaml import YAML
-from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.training.command_line import read_command, split_options
-from speechbrain_wap.training.experiment import SPLITS, Experiment, run_script
+from speechbrain_wap.training.experiment import Experiment, run_script
 from speechbrain_wap.training.settings import HparamsFile
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -115,15 +114,11 @@ def test_run_options_pass_beside_the_yamls_keys():
             ["HERE", "--num_layer=2"],
             "key --num_layer: did you mean --num_layers",
         ),
-        (["HERE", "--max_grad=1"], "unknown key --max_grad: did you mean"),
         (["HERE", "--sap_heads=2"], "unknown key --sap_heads"),  # stage 2's
-        (["HERE", "--__set_seed=2"], "unknown key --__set_seed"),
         (["HERE", "--jit"], "--jit has no effect here: .* --compile can"),
         (["HERE", "--device=cuda:99"], "--device=cuda:99 cannot be used"),
-        (["HERE", "--precision=fp8"], "--precision: invalid choice: 'fp8'"),
         (["HERE", "--device=cpu", "--precision=fp16"], "fp16 needs a GPU"),
         (["HERE", "--grad_accumulation_factor=0"], "=0 must be at least 1"),
-        (["HERE", "--max_grad_norm=nan"], "max_grad_norm=nan must be finite"),
     ],
 )
 def test_a_command_that_cannot_be_meant_is_refused(
@@ -256,9 +251,6 @@ def test_no_corpus_is_one_sentence_with_both_ways_to_give_one():
 # The recipes' files ----------------------------------------------------------
 
 
-READ_BY_NAME |= {"corpora", *(f"{x}_annotation" for x in SPLITS)}
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_all_corpora_have_the_interfaces_keys(stage):
     keys = [HparamsFile(find_yaml(stage, corpus)).keys() for corpus in CORPORA]
@@ -337,18 +329,13 @@ KNOWN = "is unknown: choose one of"
     "stage, option, mistake",
     [
         # what the loop reads itself
-        ("adapter", "batch_size=1.5", f"{WHOLE} 1."),
         ("adapter", "probe_every=-1", f"{WHOLE} 0, or null: never."),
-        ("adapter", "lr=-1", "must be within 0 and 1e+30."),
         ("classifier", "label_fraction=0", "must be above 0 and at most 1."),
         ("adapter", "long_utterances=x", f"{KNOWN} error, cut."),
         # what a constructor calls by another name, or one within it
-        ("classifier", "sap_heads=0", f"{WHOLE} 1."),
         ("classifier", "augment_mask_ratio=2", "must be within 0 and 1."),
         ("adapter", "attribute_update=x", f"{KNOWN} count, constant."),
-        ("adapter", "mask_span=0", f"{WHOLE} 1."),
         ("adapter", "rec_weight_end=x", "must be a number."),
-        ("adapter", "revive_after=0", f"{WHOLE} 1, or null: never."),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_by_its_key(
@@ -362,7 +349,6 @@ def test_a_value_that_does_not_fit_is_refused_by_its_key(
 @pytest.mark.parametrize(
     "stage, option, sentence",
     [
-        ("adapter", "nhead=3", r"^d_model \(8\) must be divisible by nhead"),
         (
             *("adapter", "student={dropuot: 0.5}"),
             r"student \(WAPTransformer\): .* unexpected keyword .*dropuot",
@@ -371,7 +357,6 @@ def test_a_value_that_does_not_fit_is_refused_by_its_key(
             *("classifier", "opt_class={lr: -0.1}"),
             r" opt_class \(Adam\): Invalid learning rate: -0\.1\.$",
         ),
-        ("adapter", "opt_class=adam", r" opt_class \(str\): 'str' object"),
     ],
 )
 def test_what_cannot_be_built_is_named(stage, option, sentence):
