@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from readings import SMALL, STAGES, copy_yaml, find_yaml
+from readings import SMALL, STAGES, find_yaml
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.cross_validate import summarise_settings
@@ -73,18 +73,6 @@ def test_a_prefix_sends_an_option_to_one_stage_and_the_last_one_counts(route):
     _, routed = route("--lr=1", "--adapter.lr=2", "--lr=3")
     assert routed["adapter"] == ["--lr=1", "--lr=2", "--lr=3"]
     assert routed["classifier"] == ["--lr=1", "--lr=3"]
-
-
-def test_the_keys_of_a_system_are_known_where_it_is_chosen(workplace):
-    yaml = copy_yaml(workplace, "classifier")
-    linear = (yaml.parent / "models" / "linear.yaml").read_text("utf-8")
-    own = yaml.parent / "models" / "own.yaml"
-    own.write_text(f"hidden_size: 3\n{linear}", "utf-8")
-    options = ["--classifier.system=own", "--hidden_size=4"]
-    command = CrossValidation([FILES[0], str(yaml), *options])
-    assert command.settings["classifier"]["hidden_size"] == 4
-    with pytest.raises(RecipeError, match="unknown key --hidden_size"):
-        CrossValidation([FILES[0], str(yaml), options[1]])
 
 
 def test_its_own_options_are_kept_from_the_stages(route):

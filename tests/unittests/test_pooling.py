@@ -72,17 +72,6 @@ def test_padding_does_not_change_the_embedding(variance, fill):
         assert_near(row, pool(z[None], torch.ones(1))[0])
 
 
-def test_weights_are_a_softmax_over_the_valid_frames():
-    pool = make_pool()
-    utterances = make_utterances(LENGTHS, D)
-    weights = pool.attention_map(*pad_batch(utterances, 1e6))
-    assert weights.shape == (len(LENGTHS), H, max(LENGTHS))
-    for row, n, z in zip(weights, LENGTHS, utterances):
-        assert (row[:, n:] == 0).all()
-        expected = torch.tensor(naive_weights(pool, z.double()))
-        assert_near(row[:, :n], expected.T)
-
-
 def test_only_the_printed_variance_may_be_negative():
     # why it is not the default, D3
     utterances = make_utterances([1, 4], D)

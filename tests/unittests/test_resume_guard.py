@@ -58,7 +58,6 @@ MY_KEY = "\nseed: 1993"
 WIRED = "!new:speechbrain_wap.teacher.EMATeacher"
 RATE = "\n    lr: !ref <lr>"
 PLACE = "checkpoints_dir: !ref <save_folder>"
-TUPLE = f"{MY_KEY}\nmy_key: !tuple"
 MY_LIST = f"{MY_KEY}\nmy_list:\n  - !new:torch.nn."
 
 
@@ -66,8 +65,6 @@ MY_LIST = f"{MY_KEY}\nmy_list:\n  - !new:torch.nn."
     "before, after, mistake",
     [
         (MY_KEY, f"{MY_KEY}\nmy_key: 1", "my_key=null (now 1)"),
-        (f"{MY_KEY}\nmy_key: 1", f"{MY_KEY}\nmy_key: 2", "my_key=1 (now 2)"),
-        (f"{TUPLE} (1, 2)", f"{TUPLE} (1, 3)", '="(1, 2)" (now "(1, 3)")'),
         (WIRED, "!new:moved.Other", 'teacher="EMATeacher" (now "Other")'),
         (WIRED, "!new:moved.EMATeacher", None),  # it has only moved
         (f"{MY_LIST}ReLU", f"{MY_LIST}GELU", '0="ReLU" (now "GELU")'),

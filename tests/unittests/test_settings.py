@@ -188,26 +188,6 @@ def test_another_system_takes_the_place_of_the_first_with_its_keys(workplace):
         read("classifier", "--system=lineal")
 
 
-def test_what_is_plain_is_listed_and_what_is_wired_by_its_name():
-    settings = read("classifier", *SMALL, "--opt_class={eps: 0.5}").settings
-    expected = {
-        "classifier_lr": 1e-4,  # what it refers to
-        "save_folder": "results/classifier/save",
-        "opt_class": "Adam",
-        "opt_class.fused": True,
-        "opt_class.lr": "<lr>",  # whose value is there by its own key
-        "opt_class.eps": 0.5,
-        "lr_schedule.shape": "cosine",
-        "dataloader_options.generator": "Generator",
-        "system": "wap_sap",
-        "system.model": "EmotionModel",
-        "system.model.backbone": "WAPTransformer",
-        "precision": "fp32",
-    }
-    assert expected.items() <= settings.items()
-    assert "__set_seed" not in settings
-
-
 # The corpora -----------------------------------------------------------------
 
 
@@ -415,9 +395,3 @@ def test_a_reference_that_leads_nowhere_is_named(workplace):
     yaml = copy_yaml(workplace, "adapter", change)
     with pytest.raises(RecipeError, match=f'{yaml}: .* "layers" is not valid'):
         read(yaml, *SMALL)
-
-
-def test_a_place_that_cannot_be_written_is_the_users_mistake(workplace):
-    (workplace / "file").write_text("a file in a folder's place")
-    with pytest.raises(RecipeError, match="file.* cannot be used: .*irectory"):
-        read("adapter", *SMALL, "--output_folder=file").build()

@@ -105,19 +105,6 @@ def test_the_student_predicts_the_teachers_frames_at_the_masks(
     assert len(z) == len(masked) == sum(round(0.4 * n) for n in LENGTHS)
 
 
-def test_another_ranks_utterance_is_neither_predicted_nor_a_target(
-    import_script, batch
-):
-    brain = make_adapter_brain(import_script)
-    z, frames, masked, _ = brain.compute_forward(batch, Stage.TRAIN)
-    brain.repeats_last = lambda: True
-    fewer = brain.compute_forward(batch, Stage.TRAIN)
-    last, last_masked = LENGTHS[-1], round(0.4 * LENGTHS[-1])
-    assert_near(fewer[0], z[:-last_masked])
-    assert_near(fewer[1], frames[:-last])
-    assert torch.equal(fewer[2], masked[:-last_masked])
-
-
 def test_attributes_move_after_the_losses_and_in_training_only(
     import_script, batch
 ):
@@ -228,23 +215,6 @@ def test_the_weighted_loss_is_a_mean_over_utterances(make_emotion_brain):
     )
     mean = (weighted.sum() + weighted[0]) / 6
     assert brain.loss_sums.means()["loss"] == pytest.approx(float(mean))
-
-
-@pytest.mark.parametrize("count", [3, 1])
-def test_another_ranks_utterance_does_not_count(make_emotion_brain, count):
-    brain = make_emotion_brain()
-    logits = torch.randn(count, 3, generator=generator()).requires_grad_()
-    targets = [2, 0, 1][:count]
-    brain.repeats_last = lambda: True
-    loss = brain.compute_objectives(logits, make_labelled(targets), Stage.TRAIN)
-    loss.backward()
-    assert not logits.grad[-1].any()
-    if count == 1:
-        assert brain.statistics.means() == {}
-        return
-    brain.repeats_last = lambda: False
-    batch = make_labelled(targets[:-1])
-    assert loss == brain.compute_objectives(logits[:-1], batch, Stage.TRAIN)
 
 
 @pytest.mark.parametrize("has_backbone", [True, False])
