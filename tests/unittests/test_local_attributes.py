@@ -1,6 +1,5 @@
 """Laws of the local attributes, and Eq. 3 to 5 against plain loops."""
 
-import io
 import math
 
 import pytest
@@ -205,30 +204,6 @@ def test_an_attribute_is_not_revived_where_chosen_in_time_or_not_asked_for():
             attributes.update(make_frames(5, number), codes)
         assert attributes.num_revived == 0
         assert attributes.idle.tolist() == ([1, 0] if in_time else [0, 12])
-
-
-# The checkpoint
-
-
-@pytest.mark.parametrize("rule", RULES, ids=str)
-def test_a_saved_codebook_goes_on_as_the_same(rule):
-    settings = {"num_attributes": 6, "revive_after": 2, "seed": 3, **rule}
-    attributes = make_attributes(**settings)
-    for batch in make_batches(3):
-        attributes.update(*batch)
-    assert attributes.num_revived > 0
-    file = io.BytesIO()
-    torch.save(attributes.state_dict(), file)
-    file.seek(0)
-    resumed = LocalAttributes(dim=DIM, **settings)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    assert resumed.initialised
-    for batch in make_batches(4, start=3):
-        attributes.update(*batch)
-        resumed.update(*batch)
-        assert state_of(resumed) == state_of(attributes)
-        assert resumed.usage_statistics() == attributes.usage_statistics()
-    assert resumed.num_updates == 7
 
 
 # The student's logits, Eq. 6

@@ -204,20 +204,6 @@ def test_runs_with_other_settings_never_share_a_folder():
     assert earlier != name_folder("classifier")
 
 
-@pytest.mark.parametrize(
-    "options, name",
-    [
-        (["--fold=2", "--seed=7", "--encoder_layer=3"], "layer_3/fold2-seed7"),
-        (["--encoder_layer=[1, 2]"], r"layer_1\+2/fold1-seed1993"),
-        (["--data_folder=", "--corpora=a.csv"], "layer_last/no_fold-seed1993"),
-    ],
-)
-def test_a_folders_name_tells_encoder_layer_fold_and_seed(options, name):
-    options = ["--data_folder=D", "--encoder_source=/x/whisper/", *options]
-    folder = name_folder("adapter", *options)
-    assert re.fullmatch(f"R/whisper-{name}-[0-9a-f]{{8}}", folder)
-
-
 def test_the_folder_lies_where_the_yaml_says_or_where_the_user_says(
     import_script,
 ):

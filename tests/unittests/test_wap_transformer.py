@@ -209,16 +209,6 @@ def test_the_longest_allowed_input_passes_and_a_longer_one_raises():
         net(torch.zeros(1, MAX_FRAMES + 1, INPUT_SIZE), torch.ones(1))
 
 
-def test_statistics_are_told_from_none():
-    mean, std = make_statistics()
-    assert not make_start(d_model=D_MODEL).has_input_statistics()
-    for statistics in ((mean, torch.ones_like(std)), (0 * mean, std)):
-        net, other = (make_start(d_model=D_MODEL) for _ in range(2))
-        net.set_input_statistics(*statistics)
-        other.load_state_dict(net.state_dict())  # they come with a checkpoint
-        assert net.has_input_statistics() and other.has_input_statistics()
-
-
 def test_several_encoder_layers_are_averaged_with_softmax_weights():
     net = WAPTransformer(
         INPUT_SIZE, d_model=D_MODEL, nhead=2, d_ffn=12, num_encoder_layers=3
