@@ -166,22 +166,14 @@ def test_a_held_out_speaker_in_a_further_table_is_refused(
         soundfile.write(row[-1], *soundfile.read(wav, dtype="int16"))
     b = write_table("b", row)
     adapter = make_universal([{"table": b, "speakers": speakers}])
-    check(adapter, 1)
+    identity = check(adapter, 1)
     with pytest.raises(RecipeError, match=f"speaker s2f .*{said}"):
         check(adapter, 2)
     if audio == "s2f3":
         check(adapter, 2, whole=False)  # its manifests do not list it
-
-
-def test_equal_names_are_other_people_where_names_are_a_tables_own(
-    make_universal, write_table, check
-):
-    b = write_table("b", ("u1", "s2f"))
-    shared = make_universal([b])
-    own = make_universal([{"table": b, "speakers": "own"}])
-    assert check(own, 2) == check(own, 1)
-    # what they have learned is the same
-    assert check(shared, 1) == check(own, 1)
+    if row == ["u1", "s2f"]:  # other people, but the same adapter
+        own = make_universal([{"table": b, "speakers": "own"}])
+        assert check(own, 2) == identity
 
 
 def test_a_copy_of_the_corpus_is_known_though_its_names_are_its_own(

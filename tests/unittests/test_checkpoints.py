@@ -33,7 +33,6 @@ class Fuse:
 
     @mark_as_saver
     def save(self, path):
-        """Writes half of its file, and raises the error if there is one."""
         with open(path, "w", encoding="utf-8") as file:
             file.write("ha")
             if self.error is not None:
@@ -42,7 +41,6 @@ class Fuse:
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
-        """Takes a whole file only."""
         with open(path, encoding="utf-8") as file:
             assert file.read() == "half"
 
@@ -58,14 +56,12 @@ class Run:
         self.checkpointer.batch_size = batch_size
 
     def save(self, weight, epoch=0, **options):
-        """Saves a checkpoint; the model's file of it."""
         nn.init.constant_(self.model.weight, weight)
         meta = {"epoch": epoch, "UA": 1.0 - epoch}
         saved = self.checkpointer.save_checkpoint(meta=meta, **options)
         return saved.path / "model.ckpt"
 
     def resume(self, batch_size=None):
-        """Gives the weight that a new run in the folder starts from."""
         new = Run(self.checkpointer.checkpoints_dir, batch_size)
         found = new.checkpointer.recover_if_possible()
         return None if found is None else new.model.weight.item()

@@ -149,20 +149,6 @@ def test_a_mapping_takes_the_place_of_the_yamls_or_joins_its_arguments():
     assert expected.items() <= reading.settings.items()
 
 
-def test_the_keys_of_the_system_are_keys_like_others():
-    options = ["--sap_heads=2", "--variance=printed", "--pooled_norm=True"]
-    reading = read("classifier", *SMALL, *options)
-    model = reading.build()["model"]
-    assert model.pooling.output_size == 2 * 2 * 8
-    assert model.pooling.variance == "printed" and model.pooled_norm
-    assert reading.settings["sap_heads"] == 2
-    assert reading.settings["d_model"] == 8
-    # what the file that includes it says of its keys counts
-    for options, max_frames in (([], 2000), (["--max_frames=77"], 77)):
-        model = read("classifier", *SMALL, *options).build()["model"]
-        assert model.backbone.max_frames == max_frames
-
-
 def test_another_system_takes_the_place_of_the_first_with_its_keys(workplace):
     name = "own/mine.yaml"
     yaml = copy_yaml(workplace, "classifier")
@@ -176,6 +162,9 @@ def test_another_system_takes_the_place_of_the_first_with_its_keys(workplace):
     assert not {"sap_heads", "d_model"} & reading.settings.keys()
     with pytest.raises(RecipeError, match="unknown key --sap_heads"):
         read(yaml, f"--system={name}", "--sap_heads=2")
+    # what the file that includes it says of its keys counts
+    model = read("classifier", *SMALL, "--max_frames=77").build()["model"]
+    assert model.backbone.max_frames == 77
     with pytest.raises(RecipeError, match="models/lineal.yaml cannot be read"):
         read("classifier", "--system=lineal")
 
@@ -363,13 +352,3 @@ def test_of_two_objects_of_a_class_the_one_that_is_wrong_is_named(workplace):
     for key in ("shape", "other_shape"):
         with pytest.raises(RecipeError, match=f"^{key}=round is unknown"):
             read(yaml, *SMALL, f"--{key}=round").build()
-
-
-def test_a_reference_that_leads_nowhere_is_named(workplace):
-    change = (
-        "num_layers: !ref <predictor_layers>",
-        "num_layers: !ref <layers>",
-    )
-    yaml = copy_yaml(workplace, "adapter", change)
-    with pytest.raises(RecipeError, match=f'{yaml}: .* "layers" is not valid'):
-        read(yaml, *SMALL)

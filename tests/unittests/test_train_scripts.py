@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from speechbrain_wap.augmentation import Augmentation
 from speechbrain_wap.baselines.linear import MeanPoolingClassifier
-from speechbrain_wap.data.sampling import EpochPlan
 from speechbrain_wap.emotion_model import EmotionModel
 from speechbrain_wap.local_attributes import LocalAttributes
 from speechbrain_wap.losses import AdapterObjective
@@ -241,20 +240,3 @@ def test_the_backbone_has_an_optimiser_of_its_own(
         trained += group["params"]
     ids = sorted(map(id, trained))
     assert ids == sorted(map(id, model.parameters()))  # each once
-
-
-def make_plan(places):
-    """Six angry, three calm and one sad utterance."""
-    labels = ["angry"] * 6 + ["calm"] * 3 + ["sad"]
-    entries = {f"u{n}": {"label": label} for n, label in enumerate(labels)}
-    return EpochPlan(entries, [(list(entries), places)], seed=1)
-
-
-@pytest.mark.parametrize("places", [10, 25])
-def test_balanced_classes_weigh_the_same_in_an_epoch(import_script, places):
-    script = import_script(f"{FOLDER}/train_classifier.py")
-    weights = script.weigh_classes(make_plan(places), CLASSES, "balanced")
-    counts = torch.tensor([6.0, 3.0, 1.0])
-    assert_near(weights * counts, torch.full((3,), 10 / 3))
-    weights = script.weigh_classes(make_plan(places), CLASSES, "none")
-    assert torch.equal(weights, torch.ones(3))
