@@ -7,8 +7,6 @@ import pytest
 import torch
 from helpers import generator
 
-from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.compare import _parse_fractions, _parse_lengths
 from speechbrain_wap.evaluation.comparison import (
     PROBE,
     WITH,
@@ -184,26 +182,6 @@ def test_one_earlier_adapter_for_several_seeds_is_said(
     ]
     _, text, _ = compare(systems)
     assert ("One earlier adapter for all seeds" in text) == says
-
-
-@pytest.mark.parametrize(
-    "parse, text, numbers",
-    [
-        (_parse_fractions, "0.5,0.1,1.0,0.5", [0.1, 0.5, 1.0]),
-        (_parse_fractions, "[1]", [1.0]),
-        (_parse_lengths, "15,5,15", [5, 15]),
-        *((_parse_fractions, text, "label_fractions") for text in ("0", "x")),
-        *((_parse_lengths, text, "adapter_epochs") for text in ("0", "1.5")),
-    ],
-)
-def test_shares_and_lengths_are_read_once_each_the_smallest_first(
-    parse, text, numbers
-):
-    if isinstance(numbers, list):
-        assert parse(text) == numbers
-        return
-    with pytest.raises(RecipeError, match=f"--{numbers}={text} must be"):
-        parse(text)
 
 
 # The linear probe ------------------------------------------------------------

@@ -76,14 +76,8 @@ def test_a_prefix_sends_an_option_to_one_stage_and_the_last_one_counts(route):
 
 
 def test_its_own_options_are_kept_from_the_stages(route):
-    given = {
-        "folds": "1,2",
-        "seeds": "1,2",
-        "adapter_training": "False",
-        "output_folder": "my results=1",
-        "adapters_folder": "A",
-        "jobs": "2",
-    }
+    names = ["folds", "seeds", "adapter_training", "adapters_folder", "jobs"]
+    given = dict.fromkeys([*names, "output_folder"], "my results=1")
     options = [f"--{key}={text}" for key, text in given.items()]
     assert route(*options) == (given, {"adapter": [], "classifier": []})
     for key in given:

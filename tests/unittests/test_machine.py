@@ -58,15 +58,6 @@ def test_more_threads_than_free_cores_are_named_with_the_cure(
     assert "8 threads, but 4 of 4" in said
 
 
-def test_cores_are_busy_that_were_and_are(tmp_path):
-    path = tmp_path / "loadavg"
-    assert machine._count_busy_cores(path) == 0
-    # the others have just begun, or have just ended
-    for load, now, busy in (("1.85", 4, 2), ("0.10", 4, 0), ("1.85", 1, 0)):
-        path.write_text(f"{load} 0.5 0.1 {now}/99 7")
-        assert machine._count_busy_cores(path) == busy
-
-
 def test_jobs_end_with_their_numbers_and_an_error_reaches_the_caller():
     assert dict(run_jobs(2, pow, [(2, 5), (3, 4)])) == {0: 32, 1: 81}
     with pytest.raises(ZeroDivisionError):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from speechbrain_wap.augmentation import Augmentation
 from speechbrain_wap.baselines.linear import MeanPoolingClassifier
+from speechbrain_wap.data.sampling import EpochPlan
 from speechbrain_wap.emotion_model import EmotionModel
 from speechbrain_wap.local_attributes import LocalAttributes
 from speechbrain_wap.losses import AdapterObjective
@@ -26,7 +27,6 @@ from speechbrain_wap.wap_transformer import WAPTransformer
 
 FOLDER = "recipes/IEMOCAP/wap_adapter"
 LENGTHS = [40, 13, 25]
-CLASSES = ["angry", "calm", "sad"]
 
 
 @pytest.fixture
@@ -240,3 +240,15 @@ def test_the_backbone_has_an_optimiser_of_its_own(
         trained += group["params"]
     ids = sorted(map(id, trained))
     assert ids == sorted(map(id, model.parameters()))  # each once
+
+
+@pytest.mark.parametrize("places", [10, 25])
+def test_balanced_classes_weigh_the_same_in_an_epoch(import_script, places):
+    script = import_script(f"{FOLDER}/train_classifier.py")
+    entries = {f"u{n}": {"label": c} for n, c in enumerate("aaaaaabbbc")}
+    plan = EpochPlan(entries, [(list(entries), places)], seed=1)
+    weights = script.weigh_classes(plan, "abc", "balanced")
+    counts = torch.tensor([6.0, 3.0, 1.0])
+    assert_near(weights * counts, torch.full((3,), 10 / 3))
+    weights = script.weigh_classes(plan, "abc", "none")
+    assert torch.equal(weights, torch.ones(3))
