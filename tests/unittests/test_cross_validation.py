@@ -127,15 +127,10 @@ def test_all_folds_and_the_yamls_seed_are_the_default():
         (["--seeds=1.5"], "--seeds=1.5 must be whole numbers"),
         (["--jobs=0"], "--jobs=0 must be a whole number of at least 1"),
         (["--adapter_folder="], "--adapter_folder= is empty"),
-        (
-            ["--adapter_training=False", "--adapters_folder=A"],
-            "--adapters_folder is of no use",
-        ),
+        (["--adapter_training=False", "--adapters_folder=A"], "is of no use"),
         # stage 1 is left out
-        *(
-            (["--adapter_folder=A", f"--{option}"], "has no effect")
-            for option in ("mask_ratio=0.5", "adapter.lr=0.5")
-        ),
+        (["--adapter_folder=A", "--mask_ratio=0.5"], "has no effect"),
+        (["--adapter_folder=A", "--adapter.lr=0.5"], "has no effect"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, sentence):
@@ -220,10 +215,7 @@ def test_a_system_without_backbone_has_no_use_for_an_adapter(workplace):
     [
         (["--adapter.d_model=16"], "d_model is 16 for the adapter, but 8 for"),
         (["--classifier.protocol=held_out"], "protocol is paper for the"),
-        (
-            ["--ema_decay_start=1.0"],
-            r"ema_decay_start \(1.0\) must not be above",
-        ),
+        (["--ema_decay_start=1.0"], "must not be above ema_decay"),
         (["--data_folder="], "no corpus given"),
     ],
 )

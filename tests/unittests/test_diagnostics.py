@@ -187,18 +187,13 @@ DIM = 6
 
 
 class FakeCache:
-    """Features of utterances in memory."""
+    """Features of utterances in memory, of two encoder layers."""
 
-    def __init__(self, several=False):
-        feats = make_utterances(LENGTHS, 2 * DIM if several else DIM)
-        self.feats = {}
-        self.entries = {}
-        self.reads = 0
-        for number, frames in enumerate(feats):
+    def __init__(self):
+        self.feats, self.entries, self.reads = {}, {}, 0
+        for number, frames in enumerate(make_utterances(LENGTHS, 2, DIM)):
             label = number // 2 % 2
             frames = 3 * frames + 0.8 * label + 50
-            if several:
-                frames = frames.unflatten(1, (2, DIM))
             self.feats[f"d{number}"] = frames.half()
             self.entries[f"u{number}"] = {
                 "digest": f"d{number}",
@@ -211,16 +206,13 @@ class FakeCache:
         return self.feats[digest]
 
 
-def make_networks(several=False):
+def make_networks():
     """A student in training mode, and a teacher with other weights."""
-    layers = 2 if several else 1
     student = WAPTransformer(
-        *(DIM, 8, 2, 2, 8, 0.5), max_frames=40, num_encoder_layers=layers
+        *(DIM, 8, 2, 2, 8, 0.5), max_frames=40, num_encoder_layers=2
     )
-    mean, std = torch.full((DIM,), 50.0), torch.full((DIM,), 3.0)
-    if several:
-        mean, std = torch.stack([mean, mean - 10]), torch.stack([std, 3 * std])
-    student.set_input_statistics(mean, std)
+    mean, std = torch.tensor([[50.0], [40.0]]), torch.tensor([[3.0], [9.0]])
+    student.set_input_statistics(mean.expand(2, DIM), std.expand(2, DIM))
     teacher = EMATeacher(randomise_(student, seed=1))
     return randomise_(student, seed=2).train(), teacher
 
@@ -244,23 +236,21 @@ def measure_by_hand(cache, network, max_frames, most_frames):
     return probe, naive_rank(torch.cat(frames))
 
 
-@pytest.mark.parametrize(
-    "several, max_frames, most_frames", [(False, 40, 4), (True, 9, 50)]
-)
+@pytest.mark.parametrize("max_frames, most_frames", [(40, 4), (9, 50)])
 def test_each_utterance_is_measured_by_itself(
-    monkeypatch, several, max_frames, most_frames
+    monkeypatch, max_frames, most_frames
 ):
     module = "speechbrain_wap.evaluation.diagnostics"
     monkeypatch.setattr(f"{module}.MOST_FRAMES", most_frames)
-    cache = FakeCache(several)
-    student, teacher = make_networks(several)
+    cache = FakeCache()
+    student, teacher = make_networks()
     diagnostics = make_diagnostics(cache, max_frames=max_frames)
     values = diagnostics.measure(student, teacher)
     assert tuple(values) == DIAGNOSTICS
 
     def standardise(feats, lens):
         feats = (feats - student.input_mean) / student.input_std
-        return feats.mean(dim=2) if several else feats
+        return feats.mean(dim=2)
 
     networks = {"raw": standardise, "student": student.eval()}
     networks["teacher"] = teacher

@@ -268,65 +268,52 @@ def test_a_key_that_the_yaml_lacks_is_named_wherever_it_is_read(workplace):
 
 # What cannot be built --------------------------------------------------------
 
-WHOLE = "must be a whole number of at least"
-KNOWN = "is unknown: choose one of"
-
 
 @pytest.mark.parametrize(
     "stage, option, mistake",
     [
         # what the loop reads itself
-        ("adapter", "probe_every=-1", f"{WHOLE} 0, or null: never."),
-        ("classifier", "label_fraction=0", "must be above 0 and at most 1."),
-        ("adapter", "long_utterances=x", f"{KNOWN} error, cut."),
+        ("adapter", "probe_every=-1", "must be a whole .* at least 0, or null"),
+        ("classifier", "label_fraction=0", "must be above 0 and at most 1"),
         # what a constructor calls by another name, or one within it
-        ("classifier", "augment_mask_ratio=2", "must be within 0 and 1."),
-        ("adapter", "attribute_update=x", f"{KNOWN} count, constant."),
-        ("adapter", "rec_weight_end=x", "must be a number."),
+        ("classifier", "augment_mask_ratio=2", "must be within 0 and 1"),
+        ("adapter", "rec_weight_end=x", "must be a number"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_by_its_key(
     stage, option, mistake
 ):
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(RecipeError, match=f"^{option} {mistake}"):
         read(stage, *SMALL, f"--{option}").build()
-    assert str(error.value) == f"{option} {mistake}"
+
+
+ENCODER = "!new:speechbrain_wap.encoders.SpeechEncoder"
 
 
 @pytest.mark.parametrize(
-    "stage, option, sentence",
+    "option, encoder, sentence",
     [
         (
-            *("adapter", "student={dropuot: 0.5}"),
+            "student={dropuot: 0.5}",
+            ENCODER,
             r"student \(WAPTransformer\): .* unexpected keyword .*dropuot",
         ),
+        # an optimiser, too, which is made once features are there
         (
-            *("classifier", "opt_class={lr: -0.1}"),
-            r" opt_class \(Adam\): Invalid learning rate: -0\.1\.$",
+            "opt_class={lr: -0.1}",
+            ENCODER,
+            r" opt_class \(Adam.*\): Inv.* -0\.1",
         ),
+        # what an own class raises
+        ("fold=1", "!new:own.Broken", r"encoder \(Broken\): no such grip\.$"),
+        ("fold=1", "!new:nowhere.Fine", r"encoder \(Fine\): .*nowhere"),
     ],
 )
-def test_what_cannot_be_built_is_named(stage, option, sentence):
-    """An optimiser, too, which is made once features are there."""
-    with pytest.raises(RecipeError, match=sentence):
-        read(stage, *SMALL, f"--{option}").build()
-
-
-@pytest.mark.parametrize(
-    "path, sentence",
-    [
-        ("own_encoder.Broken", r"yaml: encoder \(Broken\): no such grip\.$"),
-        ("nowhere.Fine", r"encoder \(Fine\): .*nowhere"),
-    ],
-)
-def test_what_an_own_class_raises_is_said_with_its_key(
-    workplace, path, sentence
-):
-    (workplace / "own_encoder.py").write_text(
+def test_what_cannot_be_built_is_named(workplace, option, encoder, sentence):
+    (workplace / "own.py").write_text(
         "def Broken(source, layer, context):\n"
         '    raise KeyError("no such\\ngrip")\n'
     )
-    wired = "!new:speechbrain_wap.encoders.SpeechEncoder"
-    yaml = copy_yaml(workplace, "adapter", (wired, f"!new:{path}"))
+    yaml = copy_yaml(workplace, "adapter", (ENCODER, encoder))
     with pytest.raises(RecipeError, match=sentence):
-        read(yaml, *SMALL).build()
+        read(yaml, *SMALL, f"--{option}").build()
