@@ -34,20 +34,6 @@ def test_relative_lengths_give_back_every_number_of_frames(num_steps):
     assert torch.equal(valid, torch.ones_like(valid).tril())
 
 
-@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_each_valid_frame_is_packed_once_and_comes_back(lengths):
-    utterances = make_utterances(lengths, 6)
-    x, lens = pad_batch(utterances, fill=7.0)
-    packing = Packing(lens, x.shape[1], "cpu")
-    frames = packing.pack(x)
-    assert frames.shape == (sum(lengths), 6)
-    zero, _ = pad_batch(utterances)
-    assert torch.equal(packing.unpack(frames), zero)
-    # its number within the utterance comes with it
-    steps = torch.arange(x.shape[1])[None, :, None].expand(*x.shape[:2], 1)
-    assert torch.equal(packing.pack(steps)[:, 0], packing.steps)
-
-
 # groups as on a CPU and as on a GPU
 LIKE_LENGTHS = [LIKE_LENGTH_CPU, LIKE_LENGTH_GPU]
 

@@ -11,7 +11,6 @@ from speechbrain.dataio.batch import PaddedBatch
 from torch import nn
 from torch.nn import functional as F
 
-from speechbrain_wap.augmentation import Augmentation
 from speechbrain_wap.baselines.linear import MeanPoolingClassifier
 from speechbrain_wap.data.sampling import EpochPlan
 from speechbrain_wap.emotion_model import EmotionModel
@@ -31,13 +30,10 @@ LENGTHS = [40, 13, 25]
 
 @pytest.fixture
 def batch():
-    """Three utterances, which are all to be masked but the last."""
+    """Three utterances."""
     utterances = make_utterances(LENGTHS, 3)
     return PaddedBatch(
-        [
-            {"id": f"u{n}", "feats": x, "mask_probability": float(n < 2)}
-            for n, x in enumerate(utterances)
-        ]
+        [{"id": f"u{n}", "feats": x} for n, x in enumerate(utterances)]
     )
 
 
@@ -141,15 +137,6 @@ def test_attributes_move_after_the_losses_and_in_training_only(
 # Stage 2 ---------------------------------------------------------------------
 
 
-def make_emotion_model():
-    """The paper's model, in small."""
-    return EmotionModel(
-        partial(WAPTransformer, d_model=4, nhead=2, d_ffn=4, dropout=0.0),
-        partial(StatisticalAttentivePooling, num_heads=2),
-        input_size=3,
-    )
-
-
 @pytest.fixture
 def make_emotion_brain(import_script):
     """Makes an EmotionBrain of a model, or of one that has no losses."""
@@ -159,30 +146,14 @@ def make_emotion_brain(import_script):
         brain = make_brain(
             script.EmotionBrain,
             {"model": model or nn.Identity()},
-            augmenter=Augmentation("mask", seed=1),
             compute_cost=F.cross_entropy,
             **hparams,
         )
         brain.class_weights = torch.tensor([0.5, 2.0, 1.0])
-        brain.experiment = SimpleNamespace(caches={"": None})
         brain.predicted, brain.loss_sums = {}, EpochStatistics("")
         return brain
 
     return make
-
-
-def test_the_model_gets_masks_in_training_only(make_emotion_brain, batch):
-    calls = []
-    brain = make_emotion_brain(lambda *call: calls.append(call))
-    feats, lens = batch.feats
-    num_frames, _ = valid_frames(lens, feats.shape[1])
-    for stage in (Stage.TRAIN, Stage.VALID):
-        brain.compute_forward(batch, stage)
-    (its_feats, its_lens, mask), (*_, no_mask) = calls
-    assert torch.equal(its_feats, feats) and torch.equal(its_lens, lens)
-    expected = brain.hparams.augmenter.mask(batch.id, [1, 1, 0], num_frames, 2)
-    assert mask.any() and torch.equal(mask, expected)
-    assert no_mask is None
 
 
 def make_labelled(targets):
@@ -209,9 +180,8 @@ def test_the_weighted_loss_is_a_mean_over_utterances(make_emotion_brain):
     assert list(brain.predicted) == [f"u{n}" for n in range(5)]
     assert_near(list(brain.predicted.values()), logits.softmax(dim=-1))
     # the last batch of validation may be smaller: utterances count alike
-    brain.compute_objectives(
-        logits[:1], make_labelled(targets[:1]), Stage.VALID
-    )
+    one = make_labelled(targets[:1])
+    brain.compute_objectives(logits[:1], one, Stage.VALID)
     mean = (weighted.sum() + weighted[0]) / 6
     assert brain.loss_sums.means()["loss"] == pytest.approx(float(mean))
 
@@ -220,7 +190,12 @@ def test_the_weighted_loss_is_a_mean_over_utterances(make_emotion_brain):
 def test_the_backbone_has_an_optimiser_of_its_own(
     make_emotion_brain, has_backbone
 ):
-    model = make_emotion_model() if has_backbone else MeanPoolingClassifier(3)
+    backbone = partial(WAPTransformer, d_model=4, nhead=2, d_ffn=4)
+    model = (
+        EmotionModel(backbone, StatisticalAttentivePooling, input_size=3)
+        if has_backbone
+        else MeanPoolingClassifier(3)
+    )
     model.set_classes(3)
     make = partial(torch.optim.SGD, lr=0.5)
     brain = make_emotion_brain(model, classifier_opt_class=make)
