@@ -10,7 +10,6 @@ from speechbrain_wap.training.settings import Reading
 
 STAGES = ("adapter", "classifier")
 CORPORA = ("IEMOCAP", "EmoDB", "RAVDESS")
-EACH_YAML = [(corpus, stage) for corpus in CORPORA for stage in STAGES]
 # What is built in no time, and without a download
 SMALL = [
     "--data_folder=D",

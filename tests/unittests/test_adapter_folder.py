@@ -27,14 +27,10 @@ SETTINGS.update(encoder_source="fbank", number_of_epochs=3, mask_ratio=0.4)
 def make_adapter(prepare_adapter, tmp_path):
     """Records an adapter as its training does."""
 
-    def make(
-        fold=1, protocol="paper", adapter_data="train", given=None, **changed
-    ):
+    def make(fold=1, protocol="paper", data="train", given=None, **changed):
         folder = tmp_path / f"adapter {len(list(tmp_path.iterdir()))}"
-        prepared = prepare_adapter(fold, protocol, adapter_data, **given or {})
-        settings = {**SETTINGS, **changed}
-        train = prepared["train"]
-        write_adapter_record(folder, settings, train, adapter_data)
+        train = prepare_adapter(fold, protocol, data, **given or {})["train"]
+        write_adapter_record(folder, {**SETTINGS, **changed}, train, data)
         return folder
 
     return make
@@ -44,9 +40,9 @@ def make_adapter(prepare_adapter, tmp_path):
 def make_universal(make_adapter):
     """Records an adapter that was trained on further tables alone."""
 
-    def make(corpora, adapter_data="train", corpus_csv=None):
+    def make(corpora, data="train", corpus_csv=None):
         given = {"corpora": corpora, "corpus_csv": corpus_csv}
-        return make_adapter(adapter_data=adapter_data, given=given)
+        return make_adapter(data=data, given=given)
 
     return make
 
@@ -124,17 +120,13 @@ def test_adapters_that_were_trained_otherwise_are_told_apart(
     make_adapter, prepare_classifier
 ):
     """Else a run would resume with another adapter's fine-tuning."""
-    folders = [
-        make_adapter(1),
-        make_adapter(1, mask_ratio=0.2),
-        make_adapter(1, number_of_epochs=4),
-        make_adapter(1, "held_out"),
-    ]
+    changes = [{}, {"mask_ratio": 0.2}, {"number_of_epochs": 4}]
+    folders = [make_adapter(1, **changed) for changed in changes]
+    folders.append(make_adapter(1, "held_out"))
     splits = prepare_classifier(1, "held_out")
     splits["valid"] = splits["test"]  # all of them may be used
     found = [check_adapter(folder, SETTINGS, splits) for folder in folders]
-    for i, identity in enumerate(found):
-        assert identity not in found[:i]
+    assert all(found.count(identity) == 1 for identity in found)
     assert check_adapter(folders[0], SETTINGS, splits) == found[0]
 
 
@@ -162,7 +154,6 @@ def test_an_adapter_of_other_corpora_is_for_any_fold(
         (["u1", "s_02_F"], "shared", None, "table b.*speakers: own"),
         (["s2f0", "2"], "own", None, "table b"),  # by the utterance's id
         (["u1", "anna"], "own", "s2f0", "table b.*s2f0 is the same audio"),
-        (["u1", "anna"], "shared", "s2f0", "s2f0 is the same audio"),
         (["u1", "anna"], "own", "s2f3", "s2f3 is the same"),  # in no class
     ],
 )
@@ -175,22 +166,14 @@ def test_a_held_out_speaker_in_a_further_table_is_refused(
         soundfile.write(row[-1], *soundfile.read(wav, dtype="int16"))
     b = write_table("b", row)
     adapter = make_universal([{"table": b, "speakers": speakers}])
-    check(adapter, 1)
+    identity = check(adapter, 1)
     with pytest.raises(RecipeError, match=f"speaker s2f .*{said}"):
         check(adapter, 2)
     if audio == "s2f3":
         check(adapter, 2, whole=False)  # its manifests do not list it
-
-
-def test_equal_names_are_other_people_where_names_are_a_tables_own(
-    make_universal, write_table, check
-):
-    b = write_table("b", ("u1", "s2f"))
-    shared = make_universal([b])
-    own = make_universal([{"table": b, "speakers": "own"}])
-    assert check(own, 2) == check(own, 1)
-    # what they have learned is the same
-    assert check(shared, 1) == check(own, 1)
+    if row == ["u1", "s2f"]:  # other people, but the same adapter
+        own = make_universal([{"table": b, "speakers": "own"}])
+        assert check(own, 2) == identity
 
 
 def test_a_copy_of_the_corpus_is_known_though_its_names_are_its_own(

@@ -23,7 +23,6 @@ from speechbrain_wap.training.checkpoints import (
     Checkpointer,
     RandomState,
 )
-from speechbrain_wap.training.statistics import EpochStatistics
 
 
 @register_checkpoint_hooks
@@ -34,7 +33,6 @@ class Fuse:
 
     @mark_as_saver
     def save(self, path):
-        """Writes half of its file, and raises the error if there is one."""
         with open(path, "w", encoding="utf-8") as file:
             file.write("ha")
             if self.error is not None:
@@ -43,7 +41,6 @@ class Fuse:
 
     @mark_as_loader
     def load(self, path, end_of_epoch):
-        """Takes a whole file only."""
         with open(path, encoding="utf-8") as file:
             assert file.read() == "half"
 
@@ -59,14 +56,12 @@ class Run:
         self.checkpointer.batch_size = batch_size
 
     def save(self, weight, epoch=0, **options):
-        """Saves a checkpoint; the model's file of it."""
         nn.init.constant_(self.model.weight, weight)
         meta = {"epoch": epoch, "UA": 1.0 - epoch}
         saved = self.checkpointer.save_checkpoint(meta=meta, **options)
         return saved.path / "model.ckpt"
 
     def resume(self, batch_size=None):
-        """Gives the weight that a new run in the folder starts from."""
         new = Run(self.checkpointer.checkpoints_dir, batch_size)
         found = new.checkpointer.recover_if_possible()
         return None if found is None else new.model.weight.item()
@@ -80,69 +75,38 @@ def run(tmp_path):
 
 @pytest.mark.parametrize("name", [None, "named"])
 @pytest.mark.parametrize(
-    "error, raised, said",
+    "error, raised",
     [
-        (KeyboardInterrupt("killed"), KeyboardInterrupt, "killed"),
-        (OSError(errno.ENOSPC, "No space left"), RecipeError, "No space"),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (OSError(errno.ENOSPC, "No space left"), RecipeError),
     ],
-    ids=str,
 )
 def test_a_checkpoint_interrupted_while_written_is_not_found(
-    run, error, raised, said, name
+    run, error, raised, name
 ):
     for weight in (None, 1.0):
         if weight is not None:
             run.save(weight)
         run.fuse.error = error
-        with pytest.raises(raised, match=said):
+        with pytest.raises(raised):
             run.save(2.0, name=name)
         # it did get as far as the model
         folders = list(run.checkpointer.checkpoints_dir.iterdir())
         assert all((folder / "model.ckpt").exists() for folder in folders)
+        assert run.resume() == weight
+        # older checkpoints go when the new one is whole only
+        with pytest.raises(raised):
+            run.checkpointer.save_and_keep_only(num_to_keep=1)
         assert run.resume() == weight
         run.fuse.error = None
     # the run may go on, and what was left is cleared away
     run.save(3.0, name=name)
     assert run.resume() == 3.0
     assert len(list(run.checkpointer.checkpoints_dir.iterdir())) == 2
-
-
-def test_older_checkpoints_go_when_the_new_one_is_whole(run):
-    run.save(1.0)
-    run.fuse.error = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt):
-        run.checkpointer.save_and_keep_only(num_to_keep=1)
-    assert run.resume() == 1.0
-    run.fuse.error = None
-    nn.init.constant_(run.model.weight, 2.0)
-    for _ in range(3):
+    for _ in range(2):
         run.checkpointer.save_and_keep_only(num_to_keep=1)
         assert len(run.checkpointer.list_checkpoints()) == 1
-        assert run.resume() == 2.0
-
-
-def test_saving_takes_no_longer_the_more_was_saved(run, monkeypatch):
-    listed = []
-    found = run.checkpointer.find_checkpoints
-    monkeypatch.setattr(
-        run.checkpointer,
-        "find_checkpoints",
-        lambda **which: listed.append(which) or found(**which),
-    )
-    counts = []
-    for _ in range(3):
-        run.checkpointer.save_and_keep_only(num_to_keep=1)
-        counts.append(len(listed))
-        listed.clear()
-    assert counts == [2, 2, 2]
-
-
-def test_a_folder_that_cannot_be_written_is_a_recipe_error(run):
-    folder = run.checkpointer.checkpoints_dir
-    folder.rmdir()
-    folder.write_text("a file in the folder's place")
-    with pytest.raises(RecipeError, match=str(folder)):
-        run.save(1.0)
+        assert run.resume() == 3.0
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
@@ -154,17 +118,6 @@ def test_a_full_disk_is_a_recipe_error(run):
     with pytest.raises(RecipeError):
         run.save(2.0, name="full")
     assert run.resume() == 1.0
-
-
-def test_the_random_state_is_restored_and_saving_draws_nothing(tmp_path):
-    recoverables = {"random_state": RandomState()}
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    Checkpointer(tmp_path, recoverables).save_checkpoint()
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.rand(3)
-    Checkpointer(tmp_path, recoverables).recover_if_possible()
-    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_an_interrupted_epoch_goes_on_with_the_same_batches_only(tmp_path):
@@ -190,7 +143,6 @@ DAMAGES = {
     "one bit": flip_a_bit,
     "removed": os.remove,
     "not described": lambda path: os.remove(path.parent / FILES),
-    "empty meta file": lambda path: (path.parent / METAFILE).write_text(""),
     "half a meta file": lambda path: (path.parent / METAFILE).write_text("{a"),
 }
 
@@ -253,35 +205,6 @@ def test_a_checkpoint_cannot_run_code(tmp_path, name):
 # Several processes -----------------------------------------------------------
 
 
-def check_random_states(rank, folder):
-    """Each rank gets its own random state back."""
-    torch.manual_seed(rank)
-    statistics = EpochStatistics(f"{folder}/history.json")
-    statistics.add({"loss": 1.0 + rank}, weight=1 + 2 * rank)
-    checkpointer = Checkpointer(
-        f"{folder}/states",
-        {"random_state": RandomState(), "statistics": statistics},
-    )
-    checkpointer.save_checkpoint()
-    expected = torch.rand(5)
-    checkpointer.recover_if_possible()
-    assert torch.equal(torch.rand(5), expected)
-    # 1 with weight 1 and 2 with weight 3, of which one rank holds the sums
-    assert statistics.means() == {"loss": 7 / 4}
-
-
-def check_a_disk_of_its_own(rank, folder):
-    """Rank 1 does not see the folder, and gets its content all the same."""
-    model = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(model.weight, 5.0 + rank)
-    checkpointer = Checkpointer(f"{folder}/disk {rank}", {"model": model})
-    checkpointer.save_checkpoint()
-    assert bool(checkpointer.list_checkpoints()) == (rank == 0)
-    nn.init.constant_(model.weight, 0.0)
-    assert checkpointer.recover_if_possible() is not None
-    assert model.weight.item() == 5.0
-
-
 def save_twice(rank, folder):
     """Saves two checkpoints as one of two ranks; rank 0 shows them late."""
     torch.distributed.init_process_group(
@@ -307,8 +230,6 @@ def save_twice(rank, folder):
         checkpointer.save_and_keep_only(meta={"epoch": epoch})
     kept = [c.meta["epoch"] for c in checkpointer.list_checkpoints()]
     assert kept == [2]
-    check_random_states(rank, folder)
-    check_a_disk_of_its_own(rank, folder)
     torch.distributed.destroy_process_group()
 
 

@@ -7,8 +7,6 @@ import pytest
 import torch
 from helpers import generator
 
-from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.compare import _parse_fractions, _parse_lengths
 from speechbrain_wap.evaluation.comparison import (
     PROBE,
     WITH,
@@ -17,8 +15,6 @@ from speechbrain_wap.evaluation.comparison import (
     write_comparison,
 )
 from speechbrain_wap.evaluation.linear_probe import StandardScaler, linear_probe
-
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def make_results(scores, seeds=(1, 2)):
@@ -89,133 +85,103 @@ def make_systems(*fractions):
     ]
 
 
-def test_shares_of_the_labels_are_rows_and_a_curve(tmp_path):
-    systems = make_systems(0.05, 1.0)
-    said, _ = write_comparison(tmp_path, systems)
-    text = (tmp_path / "comparison.md").read_text("utf-8")
-    lines = [" ".join(line.split()) for line in said.splitlines()]
-    assert lines[0] == "| system | labels | seeds | UA | WA | F1 |"
-    row = "| without adapter training | 5 % | 2 |" + " 60.0 ± 1.2 |" * 3
-    assert lines[3] == row
-    assert "| linear probe | 100 % | 1 | 66.7 | 66.7 | 66.7 |" in lines
-    assert "| 5 % | 6 | +6.7 | 4.2 | 0.17 | 0.27 | 4 / 1 / 1 |" in lines
-    assert all(line in text for line in said.splitlines())
-    assert "is optimistic" in text and "label_fraction" in text
-    assert "](comparison.png)" in text
-    assert (tmp_path / "comparison.png").read_bytes().startswith(PNG)
-    content = json.loads((tmp_path / "comparison.json").read_text("utf-8"))
-    assert content["systems"] == systems
-    assert [d["label_fraction"] for d in content["differences"]] == [0.05, 1.0]
-
-
-def test_lengths_of_adapter_training_are_rows_and_a_curve(tmp_path):
-    probe, without, trained = make_systems(1.0)
-    longer = make_results([[0.7, 0.7, 0.9], [0.6, 1.0, 0.8]])
-    lengths = [(5, 41.5, trained), (15, 124.5, {**trained, **longer})]
-    systems = [probe, without] + [
-        {**entry, "adapter_epochs": epochs, "adapter_steps": steps}
-        for epochs, steps, entry in lengths
-    ]
-    said, _ = write_comparison(tmp_path, systems, lengths=True)
-    lines = [" ".join(line.split()) for line in said.splitlines()]
-    assert lines[0] == "| system | epochs | steps | seeds | UA | WA | F1 |"
-    assert lines[3].startswith("| without adapter training | | | 2 | 60.0")
-    assert lines[5].startswith("| with adapter training | 15 | 124 | 2 | 78.3")
-    assert (
-        "| 5 | 42 | 100 % | 6 | +6.7 | 4.2 | 0.17 | 0.27 | 4 / 1 / 1 |" in lines
-    )
-    gained = "| 15 | 124 | 100 % | 6 | +18.3 | 1.7 |"
-    assert any(line.startswith(gained) for line in lines)
-    assert (tmp_path / "comparison_epochs.png").read_bytes().startswith(PNG)
-    text = (tmp_path / "comparison_epochs.md").read_text("utf-8")
-    assert "steps" in text and "label_fraction" not in text
-    assert not (tmp_path / "comparison.md").exists()  # of the labels
-
-
 @pytest.fixture
-def figures(monkeypatch):
-    """The axes of the figures in place of the files."""
+def compare(tmp_path, monkeypatch):
+    """Writes a comparison; gives its table's lines, its text and the axes."""
     axes = []
     monkeypatch.setattr(
         "speechbrain_wap.evaluation.comparison.save_figure",
         lambda figure, path: axes.extend(figure.axes),
     )
-    return axes
+
+    def run(systems, **kwargs):
+        axes.clear()
+        said, path = write_comparison(tmp_path, systems, **kwargs)
+        text = path.read_text("utf-8")
+        assert all(line in text for line in said.splitlines())
+        assert bool(axes) == (path.with_suffix(".png").name in text)
+        results = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        assert results["systems"] == systems
+        lines = [" ".join(line.split()) for line in said.splitlines()]
+        return lines, text, axes
+
+    return run
 
 
-@pytest.mark.parametrize("steps", [41.5, None])
-def test_a_curve_is_over_steps_or_over_epochs_where_they_are_unknown(
-    tmp_path, figures, steps
-):
-    probe, without, trained = make_systems(1.0)
-    systems = [probe, without] + [
-        {**trained, "adapter_epochs": epochs, "adapter_steps": count}
-        for epochs, count in ((5, steps), (10, 83.0))
-    ]
-    write_comparison(tmp_path, systems, lengths=True)
-    (bars,) = figures[0].containers
-    assert bars.get_label() == WITH
-    assert bars.lines[0].get_xdata().tolist() == (
-        [5, 10] if steps is None else [41.5, 83.0]
-    )
-    # a system that has no adapter is a level line
-    level = {line.get_label(): line for line in figures[0].lines}
-    assert level[WITHOUT].get_ydata() == pytest.approx([60.0] * 2)
-    figures.clear()  # a single length is no curve
-    write_comparison(tmp_path, systems[:3], lengths=True)
-    assert figures == []
-
-
-def test_all_labels_alone_are_no_curve(tmp_path):
-    said, _ = write_comparison(tmp_path, make_systems(1.0))
-    lines = [" ".join(line.split()) for line in said.splitlines()]
-    assert lines[0] == "| system | seeds | UA | WA | F1 |"
-    assert "| 100 % | 6 | +6.7 | 4.2 | 0.17 | 0.27 | 4 / 1 / 1 |" in lines
-    assert not (tmp_path / "comparison.png").exists()
-    text = (tmp_path / "comparison.md").read_text("utf-8")
-    assert "png" not in text and "label_fraction" not in text
-
-
-def test_the_curve_has_a_line_for_each_system_and_one_for_chance(
-    tmp_path, figures
-):
-    write_comparison(tmp_path, make_systems(0.1, 0.5, 1.0))
-    (axes,) = figures
+def test_shares_of_the_labels_are_rows_and_a_curve(compare):
+    lines, text, (axes,) = compare(make_systems(0.05, 0.5, 1.0))
+    assert lines[0] == "| system | labels | seeds | UA | WA | F1 |"
+    row = "| without adapter training | 5 % | 2 |" + " 60.0 ± 1.2 |" * 3
+    assert lines[3] == row
+    assert "| linear probe | 100 % | 1 | 66.7 | 66.7 | 66.7 |" in lines
+    assert "| 5 % | 6 | +6.7 | 4.2 | 0.17 | 0.27 | 4 / 1 / 1 |" in lines
+    assert "is optimistic" in text and "label_fraction" in text
+    # a line for each system, and one for chance
     assert axes.get_xscale() == "log"
-    assert [t.get_text() for t in axes.get_xticklabels()] == ["10", "50", "100"]
-    lines = {bars.get_label(): bars.lines for bars in axes.containers}
-    assert list(lines) == [PROBE, WITHOUT, WITH]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["5", "50", "100"]
+    curves = {bars.get_label(): bars.lines for bars in axes.containers}
+    assert list(curves) == [PROBE, WITHOUT, WITH]
     for name, ua, spread in ((PROBE, 66.67, 0.0), (WITHOUT, 60.0, 1.25)):
-        line, _, (bars,) = lines[name]
-        assert line.get_xdata() == pytest.approx([10, 50, 100])
+        line, _, (bars,) = curves[name]
+        assert line.get_xdata() == pytest.approx([5, 50, 100])
         assert line.get_ydata() == pytest.approx([ua] * 3, abs=0.01)
         low, high = bars.get_segments()[0][:, 1]
         assert high - low == pytest.approx(2 * spread, abs=1e-6)
     (chance,) = (x for x in axes.lines if x.get_label() == "chance")
     assert set(chance.get_ydata()) == {50.0}
+    # all labels alone are no curve
+    lines, text, axes = compare(make_systems(1.0))
+    assert lines[0] == "| system | seeds | UA | WA | F1 |"
+    assert "label_fraction" not in text and not axes
+
+
+@pytest.mark.parametrize("steps", [41.5, None])
+def test_lengths_of_adapter_training_are_rows_and_a_curve(compare, steps):
+    probe, without, trained = make_systems(1.0)
+    longer = make_results([[0.7, 0.7, 0.9], [0.6, 1.0, 0.8]])
+    lengths = [(5, steps, trained), (15, 124.5, {**trained, **longer})]
+    systems = [probe, without] + [
+        {**entry, "adapter_epochs": epochs, "adapter_steps": count}
+        for epochs, count, entry in lengths
+    ]
+    lines, text, (axes,) = compare(systems, lengths=True)
+    assert "steps" in text and "label_fraction" not in text
+    (bars,) = axes.containers
+    assert bars.get_label() == WITH
+    # over epochs where steps are unknown
+    places = bars.lines[0].get_xdata().tolist()
+    assert places == ([5, 15] if steps is None else [41.5, 124.5])
+    # a system that has no adapter is a level line
+    level = {line.get_label(): line for line in axes.lines}
+    assert level[WITHOUT].get_ydata() == pytest.approx([60.0] * 2)
+    if steps is not None:
+        assert lines[0] == "| system | epochs | steps | seeds | UA | WA | F1 |"
+        assert lines[3].startswith("| without adapter training | | | 2 | 60.0")
+        row = "| with adapter training | 15 | 124 | 2 | 78.3"
+        assert lines[5].startswith(row)
+        gained = "| 15 | 124 | 100 % | 6 | +18.3 | 1.7 |"
+        assert any(line.startswith(gained) for line in lines)
+    assert compare(systems[:3], lengths=True)[2] == []  # one is no curve
 
 
 @pytest.mark.parametrize(
-    "parse, text, numbers",
-    [
-        (_parse_fractions, "0.5,0.1,1.0,0.5", [0.1, 0.5, 1.0]),
-        (_parse_fractions, "[1]", [1.0]),
-        *((_parse_fractions, text, None) for text in ("0", "1.1", "x", "nan")),
-        (_parse_lengths, "15,5,15", [5, 15]),
-        *((_parse_lengths, text, None) for text in ("0", "1.5")),
-    ],
+    "folder, num_seeds, says",
+    [("uni", 2, True), ("uni_{seed}", 2, False), ("uni", 1, False)],
 )
-def test_shares_and_lengths_are_read_once_each_the_smallest_first(
-    parse, text, numbers
+def test_one_earlier_adapter_for_several_seeds_is_said(
+    compare, folder, num_seeds, says
 ):
-    if numbers is not None:
-        assert parse(text) == numbers
-        return
-    option = (
-        "label_fractions" if parse is _parse_fractions else "adapter_epochs"
-    )
-    with pytest.raises(RecipeError, match=f"--{option}={text} must be"):
-        parse(text)
+    systems = [
+        {"system": name, "label_fraction": 1.0, "settings": settings}
+        | make_results([[0.5, 0.6], [0.7, 0.6]][:num_seeds])
+        for name, settings in (
+            (PROBE, {}),
+            (WITHOUT, {"adapter_training": False}),
+            (WITH, {"adapter_folder": folder}),
+        )
+    ]
+    _, text, _ = compare(systems)
+    assert ("One earlier adapter for all seeds" in text) == says
 
 
 # The linear probe ------------------------------------------------------------
@@ -243,54 +209,21 @@ class FakeCache:
         return self.feats[digest]
 
 
-def test_the_probe_learns_from_the_labels_it_is_given_only():
-    cache = FakeCache({"train": 40, "test": 20})
-    splits = cache.splits
-    assert linear_probe(splits, cache, ["a", "b"])["UA"] == 1.0
-    labelled = dict(list(splits["train"].items())[:6])
-    expected = linear_probe(splits, cache, ["a", "b"], labelled)
-    for key, entry in splits["train"].items():
-        if key not in labelled:  # lies that must not matter
-            entry["label"] = "a" if entry["label"] == "b" else "b"
-    assert linear_probe(splits, cache, ["a", "b"], labelled) == expected
-    assert linear_probe(splits, cache, ["a", "b"])["UA"] < 0.5
-
-
-def test_the_probe_scales_by_all_training_speech_and_reads_it_once(monkeypatch):
+def test_the_probe_learns_from_the_labels_it_is_given_only(monkeypatch):
     cache, pooled = FakeCache({"train": 40, "test": 20}), {}
     fitted, original = [], StandardScaler.fit
     monkeypatch.setattr(
         "speechbrain_wap.evaluation.linear_probe.StandardScaler.fit",
         lambda self, rows: fitted.append(len(rows)) or original(self, rows),
     )
-    for count in (4, 40):
-        labelled = dict(list(cache.splits["train"].items())[:count])
-        linear_probe(cache.splits, cache, ["a", "b"], labelled, pooled)
-    assert fitted == [40, 40]
-    assert cache.reads == len(pooled) == 60
-
-
-@pytest.mark.parametrize(
-    "folder, seeds, says",
-    [
-        ("uni", (1, 2), True),
-        ("uni_{seed}", (1, 2), False),
-        ("uni", (1,), False),
-    ],
-)
-def test_one_earlier_adapter_for_several_seeds_is_said(
-    tmp_path, folder, seeds, says
-):
-    rows = [[0.5, 0.6], [0.7, 0.6]][: len(seeds)]
-    systems = [
-        {"system": name, "label_fraction": 1.0, "settings": settings}
-        | make_results(rows, seeds)
-        for name, settings in (
-            (PROBE, {}),
-            (WITHOUT, {"adapter_training": False}),
-            (WITH, {"adapter_folder": folder}),
-        )
-    ]
-    _, path = write_comparison(tmp_path, systems)
-    text = path.read_text("utf-8")
-    assert ("One earlier adapter for all seeds" in text) == says
+    splits = cache.splits
+    assert linear_probe(splits, cache, ["a", "b"], None, pooled)["UA"] == 1.0
+    labelled = dict(list(splits["train"].items())[:6])
+    expected = linear_probe(splits, cache, ["a", "b"], labelled, pooled)
+    # but scales by all training speech, which is read once
+    assert fitted == [40, 40] and cache.reads == len(pooled) == 60
+    for key, entry in splits["train"].items():
+        if key not in labelled:  # lies that must not matter
+            entry["label"] = "a" if entry["label"] == "b" else "b"
+    assert linear_probe(splits, cache, ["a", "b"], labelled) == expected
+    assert linear_probe(splits, cache, ["a", "b"])["UA"] < 0.5

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from readings import SMALL, STAGES, copy_yaml, find_yaml
+from readings import SMALL, STAGES, find_yaml
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.cross_validate import summarise_settings
@@ -50,13 +50,11 @@ def route():
     "option, adapter, classifier",
     [
         ("--mask_ratio=0.2", True, False),
-        ("--adapter_branch=student", False, True),
         ("--sap_heads=2", False, True),  # the system's
         ("--system=linear", False, True),
         ("--classes={a: [x], b: [y=z]}", False, True),
         ("--d_model=8", True, True),
         ("--data_folder=/a b/c=d #1", True, True),
-        ("--device=cpu", True, True),
         ("--noprogressbar", True, True),
     ],
 )
@@ -77,27 +75,9 @@ def test_a_prefix_sends_an_option_to_one_stage_and_the_last_one_counts(route):
     assert routed["classifier"] == ["--lr=1", "--lr=3"]
 
 
-def test_the_keys_of_a_system_are_known_where_it_is_chosen(workplace):
-    yaml = copy_yaml(workplace, "classifier")
-    linear = (yaml.parent / "models" / "linear.yaml").read_text("utf-8")
-    own = yaml.parent / "models" / "own.yaml"
-    own.write_text(f"hidden_size: 3\n{linear}", "utf-8")
-    options = ["--classifier.system=own", "--hidden_size=4"]
-    command = CrossValidation([FILES[0], str(yaml), *options])
-    assert command.settings["classifier"]["hidden_size"] == 4
-    with pytest.raises(RecipeError, match="unknown key --hidden_size"):
-        CrossValidation([FILES[0], str(yaml), options[1]])
-
-
 def test_its_own_options_are_kept_from_the_stages(route):
-    given = {
-        "folds": "1,2",
-        "seeds": "1,2",
-        "adapter_training": "False",
-        "output_folder": "my results=1",
-        "adapters_folder": "A",
-        "jobs": "2",
-    }
+    names = ["folds", "seeds", "adapter_training", "adapters_folder", "jobs"]
+    given = dict.fromkeys([*names, "output_folder"], "my results=1")
     options = [f"--{key}={text}" for key, text in given.items()]
     assert route(*options) == (given, {"adapter": [], "classifier": []})
     for key in given:
@@ -112,14 +92,11 @@ def test_its_own_options_are_kept_from_the_stages(route):
         ("--fold=1", "use --folds"),
         ("--adapter.num_layer=2", "did you mean --adapter.num_layers"),
         ("--adapter.sap_heads=2", "unknown key --adapter.sap_heads"),
-        ("--encoder.lr=1", "unknown key --encoder.lr"),
-        ("--adapter.=1", "unknown key --adapter."),
         ("--adapter.folds=1", "unknown key --adapter.folds"),
         ("--classifier.test_only", "--classifier.test_only is for a single"),
         # each run has its own
         ("--train_log=x", "--train_log cannot be set here"),
         ("--adapter.seed=1", "--adapter.seed cannot be set here"),
-        ("--train_annotation=x", "--train_annotation cannot be set"),
         ("--classifier.adapter_folder=A", "use --adapter_folder without"),
     ],
 )
@@ -146,33 +123,19 @@ def test_all_folds_and_the_yamls_seed_are_the_default():
 @pytest.mark.parametrize(
     "options, sentence",
     [
+        ([FILES[0]], "two hyperparameter files"),
         (["--seeds=1.5"], "--seeds=1.5 must be whole numbers"),
         (["--jobs=0"], "--jobs=0 must be a whole number of at least 1"),
-        (["--adapter_training=maybe"], "adapter_training=maybe must be True"),
         (["--adapter_folder="], "--adapter_folder= is empty"),
-        (
-            ["--adapter_training=False", "--adapters_folder=A"],
-            "--adapters_folder is of no use",
-        ),
+        (["--adapter_training=False", "--adapters_folder=A"], "is of no use"),
         # stage 1 is left out
-        *(
-            (["--adapter_folder=A", f"--{option}"], f"{key}.* has no effect")
-            for key, option in (
-                ("adapter_training", "adapter_training=True"),
-                ("mask_ratio", "mask_ratio=0.5"),
-                ("adapter.lr", "adapter.lr=0.5"),
-            )
-        ),
+        (["--adapter_folder=A", "--mask_ratio=0.5"], "has no effect"),
+        (["--adapter_folder=A", "--adapter.lr=0.5"], "has no effect"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, sentence):
     with pytest.raises(RecipeError, match=sentence):
         plan("--data_folder=D", *options)
-
-
-def test_the_command_takes_two_yaml_files():
-    with pytest.raises(RecipeError, match="two hyperparameter files"):
-        CrossValidation([*FILES, FILES[0]])
 
 
 def test_stage_1_may_be_left_out_or_be_an_earlier_one():
@@ -200,9 +163,7 @@ def test_what_is_run_decides_about_the_default_folder():
         ["--adapter_training=False"],
         ["--adapter.lr=0.5"],
         ["--classifier.lr=0.5"],
-        ["--data_folder=E"],
         ["--corpora=a.csv"],
-        ["--corpora=x/a.csv"],
         ["--adapter_folder=A"],
         ["--adapter_folder=B"],
     ]
@@ -254,11 +215,7 @@ def test_a_system_without_backbone_has_no_use_for_an_adapter(workplace):
     [
         (["--adapter.d_model=16"], "d_model is 16 for the adapter, but 8 for"),
         (["--classifier.protocol=held_out"], "protocol is paper for the"),
-        (
-            ["--ema_decay_start=1.0"],
-            r"ema_decay_start \(1.0\) must not be above",
-        ),
-        (["--sap_heads=0"], "sap_heads=0 must be a whole number"),
+        (["--ema_decay_start=1.0"], "must not be above ema_decay"),
         (["--data_folder="], "no corpus given"),
     ],
 )

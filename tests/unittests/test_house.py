@@ -6,16 +6,8 @@ from pathlib import Path
 import pytest
 
 # From the lowest to the highest; the paper's nouns lie flat in the package
-ROOMS = (
-    {"errors", "files"},
-    {"nouns"},
-    {"encoders"},
-    {"data"},
-    {"features"},
-    {"training"},
-    {"evaluation"},
-    {"__main__", "inference"},
-)
+ROOMS = ["errors files", "nouns", "encoders", "data", "features"]
+ROOMS += ["training", "evaluation", "__main__ inference"]
 
 
 def find_room(parts):
@@ -44,7 +36,9 @@ def imports(repository):
 
 
 def test_imports_go_downwards_only(imports):
-    height = {room: n for n, rooms in enumerate(ROOMS) for room in rooms}
+    height = {
+        room: n for n, rooms in enumerate(ROOMS) for room in rooms.split()
+    }
     upwards = [
         (mine, theirs)
         for mine, theirs in imports

@@ -7,15 +7,12 @@ import pytest
 import torch
 from helpers import generator
 
-from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.masking import (
     UtteranceMasks,
     sample_frame_mask,
     shuffle_utterances,
     utterance_number,
 )
-
-RATIOS = [0.0, 0.05, 0.15, 0.35, 0.4, 0.5, 0.65, 0.8, 0.95, 1.0]
 
 
 def find_runs(row):
@@ -54,40 +51,6 @@ def test_every_set_of_frames_is_equally_likely():
     assert chi_square < 35  # 9 degrees of freedom: p < 0.0001
 
 
-def test_the_generator_or_the_global_seed_decides():
-    def draw(global_seed, *generators):
-        torch.manual_seed(global_seed)
-        return sample_frame_mask([90, 40], 0.4, *generators)
-
-    first = draw(1, generator(7))
-    assert torch.equal(draw(2, generator(7)), first)
-    assert not torch.equal(draw(1, generator(8)), first)
-    assert torch.equal(draw(1), draw(1))
-    assert not torch.equal(draw(1), draw(2))
-
-
-@pytest.mark.parametrize(
-    "lengths, mistake, message",
-    [
-        *(
-            ([5], {"mask_ratio": ratio}, f"mask_ratio={ratio} must be within")
-            for ratio in (-0.1, 1.1)
-        ),
-        ([5], {"span": 0}, "span=0 must be a whole"),
-        ([5, 0, 3], {}, "utterance 1 of the batch has 0 valid frames"),
-    ],
-)
-def test_bad_arguments_raise_an_error_that_names_them(
-    lengths, mistake, message
-):
-    ids = [str(n) for n in lengths]
-    with pytest.raises(RecipeError, match=message):
-        UtteranceMasks(**mistake)(ids, lengths, 1)
-    if "span" not in mistake:
-        with pytest.raises(RecipeError, match=message):
-            sample_frame_mask(lengths, **{"mask_ratio": 0.4, **mistake})
-
-
 LENGTHS = {"a": 60, "b": 31, "c": 1, "d": 120}
 
 
@@ -102,7 +65,7 @@ def mask_batch(utterance_ids, epoch=1, **settings):
 
 
 @pytest.mark.parametrize("span", [1, 8])
-@pytest.mark.parametrize("others", ["", "bd", "dbc", "bcd"])
+@pytest.mark.parametrize("others", ["bd", "dbc"])
 def test_an_utterances_mask_is_its_own_in_any_batch(others, span):
     torch.manual_seed(1)
     alone = mask_batch(["a"], span=span)["a"]
@@ -123,19 +86,12 @@ def test_equal_random_numbers_do_not_let_the_batch_decide():
         assert torch.equal(batch[1, :1500], alone)
 
 
-@pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"epoch": 2}, {"purpose": "other"}], ids=str
-)
-def test_an_utterances_mask_differs_by_seed_epoch_and_purpose(change):
-    assert not torch.equal(
-        mask_batch(["a"], **change)["a"], mask_batch(["a"])["a"]
-    )
-
-
-def test_utterances_of_the_same_length_have_different_masks():
-    ids = ["u", "v", "w", "u1"]
-    mask = UtteranceMasks()(ids, torch.full((4,), 80), 1)
+def test_an_utterances_mask_differs_by_id_seed_epoch_and_purpose():
+    mask = UtteranceMasks()(["u", "v", "w", "u1"], torch.full((4,), 80), 1)
     assert len({tuple(row.tolist()) for row in mask}) == 4
+    own = mask_batch(["a"])["a"]
+    for change in ({"seed": 1}, {"epoch": 2}, {"purpose": "other"}):
+        assert not torch.equal(mask_batch(["a"], **change)["a"], own)
 
 
 def test_a_number_is_its_utterances_on_any_machine():

@@ -60,12 +60,3 @@ def test_a_prediction_of_another_class_is_wrong_but_no_class_of_its_own():
     scores = emotion_scores(labels, predictions, ["angry", "sad"])
     f1 = (1 + 2 / 3) / 2
     assert scores == pytest.approx({"UA": 0.75, "WA": 0.75, "F1": f1})
-
-
-@pytest.mark.parametrize(
-    "labels, predictions", [([], []), (["sad"], ["sad", "sad"])], ids=str
-)
-def test_scores_need_as_many_labels_as_predictions(labels, predictions):
-    message = f"{len(labels)} labels and {len(predictions)} predictions"
-    with pytest.raises(ValueError, match=message):
-        emotion_scores(labels, predictions, CLASSES)

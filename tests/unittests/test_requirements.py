@@ -30,7 +30,6 @@ def test_an_installed_version_out_of_bounds_is_named(monkeypatch):
     "command",
     [
         ["train_adapter.py", "hparams/adapter.yaml", "--data_folder=x"],
-        ["train_classifier.py", "hparams/classifier.yaml", "--data_folder=x"],
         ["-m", "speechbrain_wap", "features", "--help"],
     ],
 )

@@ -15,7 +15,6 @@ from speechbrain_wap.training.resume_guard import (
     name_data,
     record_settings,
     refuse_changes,
-    restored_if_refused,
 )
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -31,11 +30,9 @@ def record(stage, *options, **added):
     "stage, option",
     [
         ("adapter", "fold=2"),
-        ("adapter", "lr=0.5"),
         ("adapter", "revive_after=null"),
         ("adapter", "corpora=[{table: a.csv, weight: 2}]"),
         ("adapter", "precision=bf16"),
-        ("adapter", "student.dropout={dropout: 0.5}"),
         ("classifier", "classes={a: [ang], b: [sad]}"),
         # of the system that is included
         ("classifier", "sap_heads=2"),
@@ -60,7 +57,6 @@ MY_KEY = "\nseed: 1993"
 WIRED = "!new:speechbrain_wap.teacher.EMATeacher"
 RATE = "\n    lr: !ref <lr>"
 PLACE = "checkpoints_dir: !ref <save_folder>"
-TUPLE = f"{MY_KEY}\nmy_key: !tuple"
 MY_LIST = f"{MY_KEY}\nmy_list:\n  - !new:torch.nn."
 
 
@@ -68,8 +64,6 @@ MY_LIST = f"{MY_KEY}\nmy_list:\n  - !new:torch.nn."
     "before, after, mistake",
     [
         (MY_KEY, f"{MY_KEY}\nmy_key: 1", "my_key=null (now 1)"),
-        (f"{MY_KEY}\nmy_key: 1", f"{MY_KEY}\nmy_key: 2", "my_key=1 (now 2)"),
-        (f"{TUPLE} (1, 2)", f"{TUPLE} (1, 3)", '="(1, 2)" (now "(1, 3)")'),
         (WIRED, "!new:moved.Other", 'teacher="EMATeacher" (now "Other")'),
         (WIRED, "!new:moved.EMATeacher", None),  # it has only moved
         (f"{MY_LIST}ReLU", f"{MY_LIST}GELU", '0="ReLU" (now "GELU")'),
@@ -129,19 +123,8 @@ def test_where_things_lie_and_how_a_run_is_watched_may_change(options):
     record("adapter", *options)
 
 
-def test_the_number_of_epochs_may_grow_but_not_shrink():
-    for epochs in (3, 5):
-        record("adapter", f"--number_of_epochs={epochs}")
-    with pytest.raises(RecipeError, match="number_of_epochs=5.* shrink to 4"):
-        record("adapter", "--number_of_epochs=4")
-
-
 def test_another_number_of_ranks_may_share_the_same_batch(monkeypatch, caplog):
-    for ranks, batch_size, says in (
-        (1, 8, ""),
-        (2, 4, ""),
-        (4, 4, "is 16, not"),
-    ):
+    for ranks, batch_size, says in ((1, 8, ""), (2, 4, ""), (4, 4, "is 16, ")):
         monkeypatch.setattr(resume_guard, "count_ranks", lambda n=ranks: n)
         caplog.clear()
         record("adapter", f"--batch_size={batch_size}")
@@ -166,21 +149,6 @@ def test_a_record_that_cannot_be_compared_is_refused(
         record("adapter")
 
 
-def test_a_run_that_is_refused_leaves_the_files_of_the_one_before(workplace):
-    kept, made = workplace / "corpus.csv", workplace / "train.json"
-    for earlier in (False, True):
-        kept.write_text("before")
-        made.unlink(missing_ok=True)
-        with pytest.raises(RecipeError, match="no fold"):
-            with restored_if_refused("save", [kept, made]):
-                kept.write_text("after")
-                made.write_text("new")
-                raise RecipeError("no fold 7.")
-        # without an earlier run, nothing is put back
-        assert kept.read_text() == ("before" if earlier else "after")
-        record("adapter")
-
-
 # The default folder ----------------------------------------------------------
 
 
@@ -198,7 +166,6 @@ def test_runs_with_other_settings_never_share_a_folder():
         ["--data_folder=", "--corpora=a.csv"],
         ["--encoder_source=/other/hubert-large-ll60k"],
         ["--number_of_epochs=7"],
-        ["--corpora=x/a.csv"],
         ["--corpora=[{table: x/a.csv, speakers: own}]"],
         ["--opt_class={weight_decay: 0.5}"],
     ]
@@ -210,38 +177,20 @@ def test_runs_with_other_settings_never_share_a_folder():
     options = ["--cache_folder=C", "--train_log=L", "--num_workers=3"]
     same = name_folder("adapter", "--data_folder=D", *options)
     assert same == folders[0]
-    names = {
-        name_folder("classifier", *x) for x in ([], ["--adapter_folder=A"])
-    }
-    assert len(names) == 2
-
-
-@pytest.mark.parametrize(
-    "options, name",
-    [
-        (["--fold=2", "--seed=7", "--encoder_layer=3"], "layer_3/fold2-seed7"),
-        (["--encoder_layer=[1, 2]"], r"layer_1\+2/fold1-seed1993"),
-        (["--data_folder=", "--corpora=a.csv"], "layer_last/no_fold-seed1993"),
-    ],
-)
-def test_a_folders_name_tells_encoder_layer_fold_and_seed(options, name):
-    options = ["--data_folder=D", "--encoder_source=/x/whisper/", *options]
-    folder = name_folder("adapter", *options)
-    assert re.fullmatch(f"R/whisper-{name}-[0-9a-f]{{8}}", folder)
+    earlier = name_folder("classifier", "--adapter_folder=A")
+    assert earlier != name_folder("classifier")
 
 
 def test_the_folder_lies_where_the_yaml_says_or_where_the_user_says(
     import_script,
 ):
-    needed = import_script(
-        "recipes/IEMOCAP/wap_adapter/train_adapter.py"
-    ).NEEDED
+    script = import_script("recipes/IEMOCAP/wap_adapter/train_adapter.py")
     for options, folder in (
         ([], r"results/adapter/fbank-layer_last/fold1-seed1993-[0-9a-f]{8}"),
         (["--output_folder=mine"], "mine"),
     ):
         command = read_command([find_yaml(), *SMALL, *options])
-        experiment = Experiment(command, needed)
+        experiment = Experiment(command, script.NEEDED)
         assert re.fullmatch(folder, str(experiment.folder))
         for place in (experiment.save_folder, experiment.history):
             assert place.startswith(f"{experiment.folder}/")

@@ -4,21 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
-from readings import (
-    CORPORA,
-    EACH_YAML,
-    SMALL,
-    STAGES,
-    copy_yaml,
-    find_yaml,
-    read,
-)
+from readings import CORPORA, SMALL, STAGES, copy_yaml, find_yaml, read
 from ruamel.yaml import YAML
-from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.training.command_line import read_command, split_options
-from speechbrain_wap.training.experiment import SPLITS, Experiment, run_script
+from speechbrain_wap.training.experiment import Experiment, run_script
 from speechbrain_wap.training.settings import HparamsFile
 
 pytestmark = pytest.mark.usefixtures("workplace")
@@ -115,15 +106,11 @@ def test_run_options_pass_beside_the_yamls_keys():
             ["HERE", "--num_layer=2"],
             "key --num_layer: did you mean --num_layers",
         ),
-        (["HERE", "--max_grad=1"], "unknown key --max_grad: did you mean"),
         (["HERE", "--sap_heads=2"], "unknown key --sap_heads"),  # stage 2's
-        (["HERE", "--__set_seed=2"], "unknown key --__set_seed"),
         (["HERE", "--jit"], "--jit has no effect here: .* --compile can"),
         (["HERE", "--device=cuda:99"], "--device=cuda:99 cannot be used"),
-        (["HERE", "--precision=fp8"], "--precision: invalid choice: 'fp8'"),
         (["HERE", "--device=cpu", "--precision=fp16"], "fp16 needs a GPU"),
         (["HERE", "--grad_accumulation_factor=0"], "=0 must be at least 1"),
-        (["HERE", "--max_grad_norm=nan"], "max_grad_norm=nan must be finite"),
     ],
 )
 def test_a_command_that_cannot_be_meant_is_refused(
@@ -162,20 +149,6 @@ def test_a_mapping_takes_the_place_of_the_yamls_or_joins_its_arguments():
     assert expected.items() <= reading.settings.items()
 
 
-def test_the_keys_of_the_system_are_keys_like_others():
-    options = ["--sap_heads=2", "--variance=printed", "--pooled_norm=True"]
-    reading = read("classifier", *SMALL, *options)
-    model = reading.build()["model"]
-    assert model.pooling.output_size == 2 * 2 * 8
-    assert model.pooling.variance == "printed" and model.pooled_norm
-    assert reading.settings["sap_heads"] == 2
-    assert reading.settings["d_model"] == 8
-    # what the file that includes it says of its keys counts
-    for options, max_frames in (([], 2000), (["--max_frames=77"], 77)):
-        model = read("classifier", *SMALL, *options).build()["model"]
-        assert model.backbone.max_frames == max_frames
-
-
 def test_another_system_takes_the_place_of_the_first_with_its_keys(workplace):
     name = "own/mine.yaml"
     yaml = copy_yaml(workplace, "classifier")
@@ -189,28 +162,11 @@ def test_another_system_takes_the_place_of_the_first_with_its_keys(workplace):
     assert not {"sap_heads", "d_model"} & reading.settings.keys()
     with pytest.raises(RecipeError, match="unknown key --sap_heads"):
         read(yaml, f"--system={name}", "--sap_heads=2")
+    # what the file that includes it says of its keys counts
+    model = read("classifier", *SMALL, "--max_frames=77").build()["model"]
+    assert model.backbone.max_frames == 77
     with pytest.raises(RecipeError, match="models/lineal.yaml cannot be read"):
         read("classifier", "--system=lineal")
-
-
-def test_what_is_plain_is_listed_and_what_is_wired_by_its_name():
-    settings = read("classifier", *SMALL, "--opt_class={eps: 0.5}").settings
-    expected = {
-        "classifier_lr": 1e-4,  # what it refers to
-        "save_folder": "results/classifier/save",
-        "opt_class": "Adam",
-        "opt_class.fused": True,
-        "opt_class.lr": "<lr>",  # whose value is there by its own key
-        "opt_class.eps": 0.5,
-        "lr_schedule.shape": "cosine",
-        "dataloader_options.generator": "Generator",
-        "system": "wap_sap",
-        "system.model": "EmotionModel",
-        "system.model.backbone": "WAPTransformer",
-        "precision": "fp32",
-    }
-    assert expected.items() <= settings.items()
-    assert "__set_seed" not in settings
 
 
 # The corpora -----------------------------------------------------------------
@@ -256,27 +212,6 @@ def test_no_corpus_is_one_sentence_with_both_ways_to_give_one():
 # The recipes' files ----------------------------------------------------------
 
 
-# What Experiment and Reading read by name for every script
-READ_BY_NAME = {"prepare_corpus", "data_folder", "corpus_csv", "max_skipped"}
-READ_BY_NAME |= {"corpora", *(f"{x}_annotation" for x in SPLITS)}
-
-
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_key_of_the_yaml_is_used(repository, stage):
-    code = (repository / SCRIPTS / f"train_{stage}.py").read_text("utf-8")
-    for name in ("brain.py", "experiment.py"):
-        path = repository / "speechbrain_wap" / "training" / name
-        code += path.read_text("utf-8")
-    file = HparamsFile(find_yaml(stage))
-    paths = [file.path, *[find_yaml("models/wap_sap")] * len(file.included)]
-    text = "".join(Path(path).read_text("utf-8") for path in paths)
-    text = re.sub(r"(^|\s)#.*", "", text)
-    read_by_name = READ_BY_NAME | set(RunOptions().keys())
-    for key in set(file.keys()) - read_by_name:
-        uses = rf'<{key}[>\[]|\["{key}"\]|\bhparams\.{key}\b'
-        assert re.search(uses, text + code), key
-
-
 @pytest.mark.parametrize("stage", STAGES)
 def test_all_corpora_have_the_interfaces_keys(stage):
     keys = [HparamsFile(find_yaml(stage, corpus)).keys() for corpus in CORPORA]
@@ -292,20 +227,6 @@ def test_all_corpora_have_the_interfaces_keys(stage):
     }
     wanted = {*common.split(), *own[stage].split()}
     assert wanted <= set(keys[0])
-
-
-@pytest.mark.parametrize("corpus, stage", EACH_YAML)
-def test_every_yaml_is_built_with_the_users_values(corpus, stage):
-    reading = read(stage, *SMALL, "--lr=0.25", corpus=corpus)
-    hparams = reading.build()
-    assert hparams["data_folder"] == "D" and hparams["encoder_dim"] == 80
-    is_adapter = stage == "adapter"
-    network = hparams["student"] if is_adapter else hparams["model"].backbone
-    assert network.projection.out_features == 8
-    optimizer = hparams["opt_class"](network.parameters())
-    assert optimizer.param_groups[0]["lr"] == 0.25
-    prepare = hparams["corpus"]["prepare_corpus"].__name__
-    assert prepare == f"prepare_{corpus.lower()}"
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -347,110 +268,52 @@ def test_a_key_that_the_yaml_lacks_is_named_wherever_it_is_read(workplace):
 
 # What cannot be built --------------------------------------------------------
 
-WHOLE = "must be a whole number of at least"
-KNOWN = "is unknown: choose one of"
-
 
 @pytest.mark.parametrize(
     "stage, option, mistake",
     [
         # what the loop reads itself
-        ("adapter", "batch_size=1.5", f"{WHOLE} 1."),
-        ("adapter", "probe_every=-1", f"{WHOLE} 0, or null: never."),
-        ("adapter", "lr=-1", "must be within 0 and 1e+30."),
-        ("classifier", "label_fraction=0", "must be above 0 and at most 1."),
-        ("adapter", "long_utterances=x", f"{KNOWN} error, cut."),
+        ("adapter", "probe_every=-1", "must be a whole .* at least 0, or null"),
+        ("classifier", "label_fraction=0", "must be above 0 and at most 1"),
         # what a constructor calls by another name, or one within it
-        ("classifier", "sap_heads=0", f"{WHOLE} 1."),
-        ("classifier", "augment_mask_ratio=2", "must be within 0 and 1."),
-        ("adapter", "attribute_update=x", f"{KNOWN} count, constant."),
-        ("adapter", "mask_span=0", f"{WHOLE} 1."),
-        ("adapter", "rec_weight_end=x", "must be a number."),
-        ("adapter", "revive_after=0", f"{WHOLE} 1, or null: never."),
+        ("classifier", "augment_mask_ratio=2", "must be within 0 and 1"),
+        ("adapter", "rec_weight_end=x", "must be a number"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_by_its_key(
     stage, option, mistake
 ):
-    with pytest.raises(RecipeError) as error:
+    with pytest.raises(RecipeError, match=f"^{option} {mistake}"):
         read(stage, *SMALL, f"--{option}").build()
-    assert str(error.value) == f"{option} {mistake}"
+
+
+ENCODER = "!new:speechbrain_wap.encoders.SpeechEncoder"
 
 
 @pytest.mark.parametrize(
-    "stage, option, sentence",
+    "option, encoder, sentence",
     [
-        ("adapter", "nhead=3", r"^d_model \(8\) must be divisible by nhead"),
         (
-            *("adapter", "student={dropuot: 0.5}"),
+            "student={dropuot: 0.5}",
+            ENCODER,
             r"student \(WAPTransformer\): .* unexpected keyword .*dropuot",
         ),
+        # an optimiser, too, which is made once features are there
         (
-            *("classifier", "opt_class={lr: -0.1}"),
-            r" opt_class \(Adam\): Invalid learning rate: -0\.1\.$",
+            "opt_class={lr: -0.1}",
+            ENCODER,
+            r" opt_class \(Adam.*\): Inv.* -0\.1",
         ),
-        ("adapter", "opt_class=adam", r" opt_class \(str\): 'str' object"),
+        # what an own class raises
+        ("fold=1", "!new:own.Broken", r"encoder \(Broken\): no such grip\.$"),
+        ("fold=1", "!new:nowhere.Fine", r"encoder \(Fine\): .*nowhere"),
     ],
 )
-def test_what_cannot_be_built_is_named(stage, option, sentence):
-    """An optimiser, too, which is made once features are there."""
+def test_what_cannot_be_built_is_named(workplace, option, encoder, sentence):
+    (workplace / "own.py").write_text(
+        "def Broken(source, layer, context):\n"
+        '    raise KeyError("no such\\ngrip")\n'
+    )
+    yaml = copy_yaml(workplace, "adapter", (ENCODER, encoder))
     with pytest.raises(RecipeError, match=sentence):
-        read(stage, *SMALL, f"--{option}").build()
-
-
-@pytest.mark.parametrize(
-    "path, sentence",
-    [
-        ("own_encoder.Broken", r"yaml: encoder \(Broken\): no such grip\.$"),
-        ("own_encoder.Wrong", r"^encoder_source=fbank is not for me\.$"),
-        ("nowhere.Fine", r"encoder \(Fine\): .*nowhere"),
-    ],
-)
-def test_what_an_own_class_raises_is_said_with_its_key(
-    workplace, path, sentence
-):
-    (workplace / "own_encoder.py").write_text(
-        "from speechbrain_wap.errors import RecipeError\n\n\n"
-        "class Broken:\n"
-        "    def __init__(self, source, layer, context):\n"
-        '        raise KeyError("no such\\ngrip")\n\n\n'
-        "class Wrong:\n"
-        "    def __init__(self, source, layer, context):\n"
-        '        raise RecipeError(f"source={source} is not for me.")\n'
-    )
-    wired = "!new:speechbrain_wap.encoders.SpeechEncoder"
-    yaml = copy_yaml(workplace, "adapter", (wired, f"!new:{path}"))
-    with pytest.raises(RecipeError, match=sentence):
-        read(yaml, *SMALL).build()
-
-
-def test_of_two_objects_of_a_class_the_one_that_is_wrong_is_named(workplace):
-    yaml = copy_yaml(
-        *(workplace, "classifier"),
-        ("\n    shape: cosine", "\n    shape: !ref <shape>"),
-        (
-            "\nepoch_counter:",
-            "\nother: !new:speechbrain_wap.schedules.Schedule"
-            "\n    start: 1.0\n    end: 1.0\n    shape: !ref <other_shape>"
-            "\nshape: cosine\nother_shape: linear\n\nepoch_counter:",
-        ),
-    )
-    for key in ("shape", "other_shape"):
-        with pytest.raises(RecipeError, match=f"^{key}=round is unknown"):
-            read(yaml, *SMALL, f"--{key}=round").build()
-
-
-def test_a_reference_that_leads_nowhere_is_named(workplace):
-    change = (
-        "num_layers: !ref <predictor_layers>",
-        "num_layers: !ref <layers>",
-    )
-    yaml = copy_yaml(workplace, "adapter", change)
-    with pytest.raises(RecipeError, match=f'{yaml}: .* "layers" is not valid'):
-        read(yaml, *SMALL)
-
-
-def test_a_place_that_cannot_be_written_is_the_users_mistake(workplace):
-    (workplace / "file").write_text("a file in a folder's place")
-    with pytest.raises(RecipeError, match="file.* cannot be used: .*irectory"):
-        read("adapter", *SMALL, "--output_folder=file").build()
+        read(yaml, *SMALL, f"--{option}").build()

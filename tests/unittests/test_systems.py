@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from readings import copy_yaml
-from recipe_runs import load_script
+from recipe_runs import load_script, read_json
 
 from speechbrain_wap.errors import RecipeError
 
@@ -122,9 +122,6 @@ STAGES = ("train", "evaluate")
 @pytest.fixture
 def run_toy(workplace, make_corpus, monkeypatch):
     """Trains the system on a tiny corpus; returns the run's folder."""
-    # a list of all installed packages, which takes half of a run's time
-    name = "speechbrain.utils.logger.get_environment_description"
-    monkeypatch.setattr(name, lambda: "")
     monkeypatch.delitem(sys.modules, "toy_system", raising=False)
     (workplace / "toy_system.py").write_text(TOY)
     system = "system: !include:models/wap_sap.yaml\n    max_frames: !ref"
@@ -139,25 +136,14 @@ def run_toy(workplace, make_corpus, monkeypatch):
 
     def run(*options):
         load_script("train_classifier.py").main(
-            [
-                *(str(yaml), f"--corpus_csv={table}", "--encoder_source=fbank"),
-                *("--fold=2", "--batch_size=4", "--number_of_epochs=2"),
-                *(
-                    "--feature_workers=0",
-                    "--lr=0.1",
-                    "--augment_mask_ratio=0.3",
-                ),
-                *("--output_folder=out", "--noprogressbar", *options),
-            ]
+            [str(yaml), f"--corpus_csv={table}", "--encoder_source=fbank"]
+            + ["--fold=2", "--batch_size=4", "--number_of_epochs=2"]
+            + ["--feature_workers=0", "--lr=0.1", "--augment_mask_ratio=0.3"]
+            + ["--output_folder=out", "--noprogressbar", *options]
         )
         return workplace / "out"
 
     return run
-
-
-def read_json(path):
-    """Reads a JSON file."""
-    return json.loads(path.read_text("utf-8"))
 
 
 def test_a_system_gets_its_streams_speakers_hooks_and_losses(run_toy):

@@ -5,7 +5,6 @@ import torch
 from helpers import assert_near, generator
 from torch.nn import functional as F
 
-from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.packing import valid_frames
 from speechbrain_wap.targets import (
     Predictor,
@@ -24,17 +23,6 @@ def make_batch(*lengths):
     return x, valid
 
 
-@pytest.mark.parametrize("reach", [1, 4, 2**31 - 1])
-def test_a_frame_becomes_the_mean_of_its_valid_neighbours(reach):
-    lengths = (9, 1, 5)
-    x, valid = make_batch(*lengths)
-    smoothed = smooth_frames(x, valid, reach)
-    for utterance, out, length in zip(x, smoothed, lengths):
-        for t in range(length):
-            window = utterance[max(0, t - reach) : min(length, t + reach + 1)]
-            torch.testing.assert_close(out[t], window.mean(dim=0))
-
-
 @pytest.mark.parametrize("reach", [2, 30])
 def test_other_utterances_and_padding_change_nothing(reach):
     x, valid = make_batch(6, 11)
@@ -44,7 +32,7 @@ def test_other_utterances_and_padding_change_nothing(reach):
     assert torch.equal(smooth_frames(x, valid, 0)[valid], x[valid])
 
 
-@pytest.mark.parametrize("smoothing", [0, 4])
+@pytest.mark.parametrize("smoothing", [0, 4, 2**31 - 1])
 @pytest.mark.parametrize("norm", ["none", "layer"])
 def test_targets_are_frames_smoothed_then_normalised(smoothing, norm):
     lengths = (9, 1, 5)
@@ -88,16 +76,3 @@ def test_the_predictor_has_gelu_between_its_linear_layers(num_layers):
         expected = expected @ linear.weight.T + linear.bias
     assert len(linears) == num_layers
     assert_near(predictor(x), expected)
-
-
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda: Targets(smoothing=-1), "smoothing=-1 must be a whole number"),
-        (lambda: Targets(norm="corpus"), "norm=corpus is .* layer, none"),
-        (lambda: Predictor(3, -1), "num_layers=-1 must be a whole number"),
-    ],
-)
-def test_a_bad_setting_raises_an_error_that_names_it(make, message):
-    with pytest.raises(RecipeError, match=message):
-        make()

@@ -144,19 +144,15 @@ def test_neither_padding_nor_the_batch_changes_a_valid_frame(
         assert (row[LENGTHS[i] :] == 0).all()
 
 
-def test_input_statistics_standardise_the_frames():
+def test_input_statistics_are_part_of_the_weights():
     net = make_net()
-    plain = WAPTransformer(INPUT_SIZE, D_MODEL, 3, 2, 12, 0.0, MAX_FRAMES)
-    # all of the net but its statistics: the plain one has none
-    plain.load_state_dict(dict(net.named_parameters()), strict=False)
+    other = WAPTransformer(INPUT_SIZE, D_MODEL, 3, 2, 12, 0.0, MAX_FRAMES)
+    assert not other.has_input_statistics()
+    other.load_state_dict(net.state_dict())
+    assert other.has_input_statistics()
     feats, lens = pad_batch(make_utterances(LENGTHS, INPUT_SIZE))
+    assert torch.equal(other(feats, lens), net(feats, lens))
     mean, std = make_statistics()
-    z = net(feats, lens)
-    assert_near(z, plain((feats - mean) / std, lens))
-    assert not torch.allclose(z, plain(feats, lens), atol=1e-2)
-    # and they are part of the weights
-    plain.load_state_dict(net.state_dict())
-    assert torch.equal(plain(feats, lens), z)
     # a dimension that never varies stays finite
     net.set_input_statistics(mean, torch.zeros_like(std))
     assert torch.isfinite(net(mean.expand_as(feats), lens)).all()
@@ -172,17 +168,6 @@ def test_masked_features_do_not_leak_into_any_frame():
     unmasked = net(feats, lens)
     assert torch.equal(net(feats, lens, torch.zeros_like(mask)), unmasked)
     assert not torch.allclose(net(changed, lens), unmasked)
-
-
-def test_a_masked_frame_knows_its_place_and_the_visible_frames():
-    net = make_net()
-    (x,) = make_utterances([6], INPUT_SIZE)
-    mask = torch.tensor([[False, True, True, True, True, True]])
-    changed = x.clone()
-    changed[0] += 1.0
-    z, z_changed = (net(f[None], torch.ones(1), mask)[0] for f in (x, changed))
-    assert ((z - z_changed).abs().amax(dim=-1) > 1e-4).all()
-    assert (torch.cdist(z, z)[~torch.eye(6, dtype=torch.bool)] > 1e-3).all()
 
 
 def test_gradients_reach_every_parameter_and_visible_frame():
@@ -218,36 +203,6 @@ def test_the_longest_allowed_input_passes_and_a_longer_one_raises():
     assert z.shape == (1, MAX_FRAMES, D_MODEL)
     with pytest.raises(RecipeError, match=f"max_frames = {MAX_FRAMES}"):
         net(torch.zeros(1, MAX_FRAMES + 1, INPUT_SIZE), torch.ones(1))
-
-
-@pytest.mark.parametrize(
-    "setting, mistake",
-    [
-        ({"num_layers": 0}, "num_layers=0 must be a whole number of at le"),
-        ({"nhead": 3}, r"d_model \(8\) must be divisible by nhead \(3\)"),
-        (
-            {"mlp_layers": -1},
-            "mlp_layers=-1 must be a whole number of at least",
-        ),
-        ({"dropout": 1.5}, "dropout=1.5 must be within 0 and 1"),
-        ({"mlp_residual": 1}, "mlp_residual=1 must be True or False"),
-        ({"projection_init": "pca"}, "=pca is .*random, orthogonal"),
-    ],
-    ids=str,
-)
-def test_a_bad_setting_raises_an_error_that_names_it(setting, mistake):
-    with pytest.raises(RecipeError, match=mistake):
-        make_net(**setting)
-
-
-def test_statistics_are_told_from_none():
-    mean, std = make_statistics()
-    assert not make_start(d_model=D_MODEL).has_input_statistics()
-    for statistics in ((mean, torch.ones_like(std)), (0 * mean, std)):
-        net, other = (make_start(d_model=D_MODEL) for _ in range(2))
-        net.set_input_statistics(*statistics)
-        other.load_state_dict(net.state_dict())  # they come with a checkpoint
-        assert net.has_input_statistics() and other.has_input_statistics()
 
 
 def test_several_encoder_layers_are_averaged_with_softmax_weights():
