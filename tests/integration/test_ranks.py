@@ -118,17 +118,6 @@ def test_two_ranks_learn_what_one_does(one_rank, stage, tmp_path):
     assert mine and mine == {name: alone[name] for name in mine}
 
 
-def test_a_killed_run_goes_on_with_more_ranks(one_rank, tmp_path):
-    folder, commands = one_rank
-    arguments = [*commands["classifier"], "--ckpt_interval_steps=4"]
-    arguments.append(f"--cache_folder={folder / 'cache'}")
-    kill_after_epoch(1, tmp_path, *arguments, "--batch_size=8")
-    output = f"--output_folder={tmp_path}"
-    said = run_forked(*arguments, "--batch_size=4", output, ranks=2)
-    assert "Loading a checkpoint" in said
-    assert_same_training(folder / "classifier", tmp_path, "classifier")
-
-
 def test_killed_ranks_end_as_if_they_had_not_been(tiny, tmp_path):
     """With dropout, whose random states are the ranks' own."""
     arguments = ["train_classifier.py", "classifier", *tiny, *ON_CPUS]
@@ -169,7 +158,7 @@ def test_nodes_need_not_share_a_disk(tiny, tmp_path):
 def test_further_corpora_come_as_often_however_it_is_run(
     tables, cache, tmp_path, monkeypatch
 ):
-    """Whole, stopped within an epoch, and on two ranks."""
+    """Whole, stopped within an epoch, and then on one rank or on two."""
     first, second = tables
     arguments = [
         *("train_adapter.py", "adapter", *TINY, f"--cache_folder={cache}"),
@@ -192,8 +181,10 @@ def test_further_corpora_come_as_often_however_it_is_run(
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(RecipeBrain, "fit_batch", stop_in_the_second_epoch)
         call(*arguments, *often)
+    shutil.copytree(stopped, ranks)
     call(*arguments, *often)
     assert_equal_states(load_checkpoint(stopped), load_checkpoint(whole))
-    output = f"--output_folder={ranks}"
-    run_forked(*arguments, "--batch_size=2", output, ranks=2)
+    often[2:] = ["--batch_size=2", f"--output_folder={ranks}"]
+    said = run_forked(*arguments, *often, ranks=2)
+    assert "Loading a checkpoint" in said
     assert_same_training(whole, ranks, "adapter")

@@ -32,27 +32,6 @@ def test_emotions_are_probed_as_often_as_asked_for(adapter):
         assert is_due == ("probe_teacher: " in line and "rank_raw: " in line)
 
 
-@pytest.mark.parametrize("change", ["corpus", "encoder"])
-def test_a_refused_change_leaves_the_earlier_run_as_it_was(
-    tiny, adapter, tmp_path, make_checkpoint, change
-):
-    run_folder = tmp_path / "run"
-    shutil.copytree(adapter, run_folder)
-    arguments = [*ADAPTER, *tiny, f"--output_folder={run_folder}"]
-    if change == "corpus":
-        table = pd.read_csv(adapter / "corpus.csv").iloc[:-3]
-        table.to_csv(tmp_path / "other.csv", index=False)
-        arguments.append(f"--corpus_csv={tmp_path / 'other.csv'}")
-    else:
-        source = make_checkpoint(tmp_path / "wavlm", "wavlm")
-        arguments.append(f"--encoder_source={source}")
-    names = ["corpus.csv", "train.json", "test.json", "hyperparams.yaml"]
-    before = {n: (run_folder / n).read_bytes() for n in names}
-    with pytest.raises(RecipeError, match=f"another value of the {change}"):
-        call(*arguments, "--num_attributes=8", "--number_of_epochs=3")
-    assert before == {n: (run_folder / n).read_bytes() for n in names}
-
-
 def test_two_processes_do_not_share_an_output_folder(tiny, tmp_path):
     arguments = [*CLASSIFIER, *tiny, f"--output_folder={tmp_path}", "--debug"]
     other = ForkedRun(*arguments[:-1], "--number_of_epochs=500")
