@@ -7,11 +7,11 @@ with its reason; USED as it was meant. A name that ends with another script's
 runs those in SHORT, `make faults` all.
 """
 
+import functools
 import gc
 import json
 import re
 import shutil
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,40 +19,31 @@ import pytest
 import soundfile
 from recipe_runs import read_json
 from safetensors.torch import load_file
+from tiny_run import SCRIPTS, TinyRun, make_samples, make_table
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.training.checkpoints import Checkpointer
-from tiny_run import SCRIPTS, TinyRun, make_samples, make_table
 
 REFUSED, SKIPPED, USED = "refused", "skipped", "used"
 
 
-class Case(NamedTuple):
+class Case:
     """A fault and how a run with it has to end.
 
     fault(run) spoils what it likes. All regular expressions of says are in the
     sentence, the reason of the listing, or the log. check(run) follows the run.
     """
 
-    outcome: str
-    fault: Any
-    says: tuple = ()
-    check: Any = None
+    def __init__(self, outcome, fault, *says, check=None):
+        self.outcome = outcome
+        self.fault = fault
+        self.says = says
+        self.check = check
 
 
-def refused(fault, *says):
-    """A case that ends with a sentence."""
-    return Case(REFUSED, fault, says)
-
-
-def skipped(fault, *says):
-    """A case whose utterance is left out and listed."""
-    return Case(SKIPPED, fault, says)
-
-
-def used(fault, *says, check=None):
-    """A case that ends well, with all utterances."""
-    return Case(USED, fault, says, check)
+refused = functools.partial(Case, REFUSED)  # it ends with a sentence
+skipped = functools.partial(Case, SKIPPED)  # an utterance is left out, listed
+used = functools.partial(Case, USED)  # it ends well, with all utterances
 
 
 def options(*texts):

@@ -60,18 +60,9 @@ def list_files(folder):
 class TinyRun:
     """A run whose corpus, command line and files a test may spoil.
 
-    Arguments
-    ---------
-    folder : pathlib.Path
-        Gets the folder input, and all that is written.
-    table : pandas.DataFrame
-        The corpus; a copy is written to input/own.csv.
-    cache : str
-        Folder of the feature cache.
-    stage : str
-        Which script is run.
-    finished : callable, optional
-        Gives an undisturbed run, by its stage and options.
+    Its folder gets the folder input, with the corpus' table as own.csv, and all
+    that is written but the feature cache. finished(stage, *options) gives a run
+    of a stage that was not spoilt.
     """
 
     def __init__(self, folder, table, cache, stage, finished=None):
@@ -106,17 +97,8 @@ class TinyRun:
     def make_file(self, name):
         """Makes a file as a user has it, with what belongs to it.
 
-        Arguments
-        ---------
-        name : str
-            The table own.csv, the wav spoilt0.wav, the further table b.csv or
-            its wavs, an evaluation file of IEMOCAP, mine.yaml, a manifest, an
-            adapter.json, or a pattern of a file that an earlier run saved.
-
-        Returns
-        -------
-        path : pathlib.Path
-            Where it lies.
+        That is a table or a wav of it, an evaluation file of IEMOCAP, the YAML,
+        a manifest, an adapter.json, or what an earlier run saved.
         """
         if name == "own.csv":
             self.write_table()

@@ -40,10 +40,7 @@ def assert_same_training(one, two, stage, atol=1e-5):
                 difference = float((tensor.double() - other).abs().max())
                 assert difference <= atol, f"{part}.{name}"
     for rows in zip(*map(read_history, (one, two)), strict=True):
-        looks = [
-            {k: row[k] for k in DIAGNOSTICS if row.get(k) is not None}
-            for row in rows
-        ]
+        looks = [{k: row.get(k) or 0.0 for k in DIAGNOSTICS} for row in rows]
         # a rounding may tip what is on the fence
         assert looks[1] == pytest.approx(looks[0], rel=0.05, abs=0.05)
         for split in ("train", "valid"):
@@ -55,7 +52,7 @@ def assert_same_training(one, two, stage, atol=1e-5):
             # last bits of another batch; the weights above have no such step
             assert values[1] == pytest.approx(values[0], abs=1e-3)
     if stage == "adapter":
-        assert looks[0]
+        assert any(looks[0].values())
     else:
         tables = [pd.read_csv(Path(f, "predictions.csv")) for f in (one, two)]
         pd.testing.assert_frame_equal(*tables, atol=1e-4)
@@ -68,15 +65,10 @@ def read_entries(cache_folder):
 
 
 @pytest.fixture(scope="module")
-def one_rank(tiny, tmp_path_factory):
+def one_rank(corpus_csv, tmp_path_factory):
     """Both stages on one rank: no dropout, an odd number of utterances."""
     folder = tmp_path_factory.mktemp("one rank")
-    call(
-        *("train_classifier.py", "classifier", *tiny, "--debug"),
-        f"--output_folder={folder / 'prepared'}",
-    )
-    prepared = pd.read_csv(folder / "prepared" / "corpus.csv")
-    prepared.iloc[:-1].to_csv(folder / "odd.csv", index=False)
+    pd.read_csv(corpus_csv).iloc[:-1].to_csv(folder / "odd.csv", index=False)
     options = [*TINY, f"--corpus_csv={folder / 'odd.csv'}", "--dropout=0.0"]
     options += ["--number_of_epochs=2", "--protocol=held_out", *ON_CPUS]
     commands = {

@@ -19,6 +19,15 @@ from speechbrain_wap.errors import RecipeError
 
 ADAPTER = ["train_adapter.py", "adapter"]
 CLASSIFIER = ["train_classifier.py", "classifier"]
+MY_ENCODER = """
+import torch
+class Blocks(torch.nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+    def forward(self, wavs, lens):
+        return wavs.unfold(1, self.size, self.size)
+"""
 
 
 def test_emotions_are_probed_as_often_as_asked_for(adapter):
@@ -91,15 +100,7 @@ def test_a_weighted_sum_of_layers_goes_through_both_stages(
 def test_an_own_module_can_take_the_encoders_place(tiny, tmp_path):
     recipe = tmp_path / "my_recipe"
     (recipe / "hparams").mkdir(parents=True)
-    (recipe / "my_encoder.py").write_text(
-        "import torch\n"
-        "class Blocks(torch.nn.Module):\n"
-        "    def __init__(self, size):\n"
-        "        super().__init__()\n"
-        "        self.size = size\n"
-        "    def forward(self, wavs, lens):\n"
-        "        return wavs.unfold(1, self.size, self.size)\n"
-    )
+    (recipe / "my_encoder.py").write_text(MY_ENCODER)
     theirs = RECIPES / "IEMOCAP" / "wap_adapter"
     shutil.copy(theirs / "iemocap_prepare.py", recipe)
     text = (theirs / "hparams" / "classifier.yaml").read_text("utf-8")
