@@ -141,12 +141,14 @@ def same_sound(tolerance):
     """Checks that the features are nearly those of the plain wav."""
 
     def check(run):
-        name, plain = run.table["id"][0], run.finished("classifier")
-        entries = []
-        for out in (run.out, plain.out):
-            digest = read_json(out, "test.json")[name]["digest"]
-            entries += plain.cache.glob(f"*/*/{digest}.safetensors")
-        feats, usual = (load_file(entry)["feats"].float() for entry in entries)
+        name, outs = (
+            run.table["id"][0],
+            (run.out, run.finished("classifier").out),
+        )
+        mine, plain = (read_json(o, "test.json")[name]["digest"] for o in outs)
+        (entry,) = run.cache.glob(f"*/*/{mine}.safetensors")
+        other = entry.parents[1] / plain[:2] / f"{plain}.safetensors"
+        feats, usual = (load_file(e)["feats"].float() for e in (entry, other))
         assert feats.shape == usual.shape
         difference = (feats - usual).norm() / (usual - usual.mean()).norm()
         assert difference < tolerance
@@ -339,7 +341,7 @@ TABLE = {
     "empty speaker": refused(cell("speaker", " ", 3), "line 5: .* speaker is "),
     "empty wav": refused(cell("wav", "", 3), "line 5: the column wav is empty"),
     "same id twice": refused(cell("id", "s2f_joy"), "id s2f_joy", "unique"),
-    "same id but for spaces": refused(cell("id", " s2f_joy "), "y is .*unique"),
+    "same id but for spaces": refused(cell("id", " s2f_joy "), "_joy.* unique"),
     "id that leads out of the folder": used(cell("id", EVIL), check=no_evil),
     "id that leads out of the folder, adapter": used(
         cell("id", EVIL, 7), check=no_evil
