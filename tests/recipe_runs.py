@@ -1,5 +1,6 @@
 """Starts the recipes' scripts as a user does, and reads what they wrote."""
 
+import atexit
 import contextlib
 import functools
 import gc
@@ -157,8 +158,11 @@ def _run_forked(arguments, folder, log, prepare, variables):
     if prepare:
         prepare()
     sys.argv = arguments
-    # by its whole path: --jobs starts it anew from elsewhere
-    runpy.run_path(os.path.join(folder, arguments[0]), run_name="__main__")
+    try:
+        # by its whole path: --jobs starts it anew from elsewhere
+        runpy.run_path(os.path.join(folder, arguments[0]), run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # which end the workers of --jobs
 
 
 def run_forked(*typed, **kwargs):
@@ -221,7 +225,8 @@ def load_checkpoint(output_folder):
     """Reads the tensors of the newest checkpoint in a folder."""
     folder = Checkpointer(Path(output_folder, "save")).find_checkpoint().path
     states = {}
-    for path in set(folder.glob("*.ckpt")) - {folder / "random_state.ckpt"}:
+    paths = set(folder.glob("*.ckpt")) - {folder / "random_state.ckpt"}
+    for path in sorted(paths):
         try:
             states[path.stem] = torch.load(path, weights_only=True)
         except Exception:
