@@ -1,6 +1,5 @@
 """Starts the recipes' scripts as a user does, and reads what they wrote."""
 
-import atexit
 import contextlib
 import functools
 import gc
@@ -14,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -162,7 +162,7 @@ def _run_forked(arguments, folder, log, prepare, variables):
         # by its whole path: --jobs starts it anew from elsewhere
         runpy.run_path(os.path.join(folder, arguments[0]), run_name="__main__")
     finally:
-        atexit._run_exitfuncs()  # which end the workers of --jobs
+        threading._shutdown()  # as Python's end does: the workers of --jobs end
 
 
 def run_forked(*typed, **kwargs):
