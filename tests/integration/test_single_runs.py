@@ -65,6 +65,7 @@ def test_debug_runs_leave_no_scores(tiny, tmp_path):
         call(*arguments, "--test_only")
 
 
+@pytest.mark.long  # minutes of the C++ compiler
 @pytest.mark.skipif(
     shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"
 )
