@@ -45,11 +45,12 @@ bench: install
 	"$(BIN)/python" benchmarks/training.py --json=benchmarks/training.json \
 		--figure=benchmarks/training.png $(BENCH)
 
-# All bad inputs and kills, of which `make test` has one of each kind, and a
-# table of what happened.
+# All bad inputs and kills, of which `make test` has one of each kind, a test of
+# --compile, which takes minutes, and a table of what happened.
 faults: install
 	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q -n 2 --dist=worksteal \
-		tests/faults --long --fault-table=build/faults.md
+		tests/faults tests/integration/test_single_runs.py \
+		--long --fault-table=build/faults.md
 	@echo "see build/faults.md"
 
 lint:

@@ -21,7 +21,11 @@ FAMILIES = {
 
 def make_whisper_settings(num_layers, seconds):
     """The config of a tiny Whisper whose windows last so many seconds."""
+    dropouts = ("dropout", "attention_dropout", "activation_dropout")
+    tokens = ("pad", "bos", "eos", "decoder_start")
     return {
+        **dict.fromkeys((*dropouts, "encoder_layerdrop"), 0.5),
+        **dict.fromkeys([f"{name}_token_id" for name in tokens], 1),
         "d_model": 16,
         "encoder_layers": num_layers,
         "decoder_layers": 1,
@@ -29,15 +33,7 @@ def make_whisper_settings(num_layers, seconds):
         "decoder_attention_heads": 2,
         "encoder_ffn_dim": 32,
         "decoder_ffn_dim": 32,
-        "encoder_layerdrop": 0.5,
-        "dropout": 0.5,
-        "attention_dropout": 0.5,
-        "activation_dropout": 0.5,
         "vocab_size": 8,
-        "pad_token_id": 1,
-        "bos_token_id": 1,
-        "eos_token_id": 1,
-        "decoder_start_token_id": 1,
         "max_source_positions": 50 * seconds,
         "max_target_positions": 8,
     }
@@ -45,16 +41,14 @@ def make_whisper_settings(num_layers, seconds):
 
 def make_settings(family, num_layers, stable):
     """The config of a tiny model of any other family."""
+    dropouts = ("hidden", "attention", "activation", "feat_proj")
     settings = {
+        **dict.fromkeys([f"{name}_dropout" for name in dropouts], 0.5),
+        "layerdrop": 0.5,
         "hidden_size": 16,
         "num_hidden_layers": num_layers,
         "num_attention_heads": 2,
         "intermediate_size": 32,
-        "layerdrop": 0.5,
-        "hidden_dropout": 0.5,
-        "attention_dropout": 0.5,
-        "activation_dropout": 0.5,
-        "feat_proj_dropout": 0.5,
         "vocab_size": 8,
     }
     if family == "w2v-bert":

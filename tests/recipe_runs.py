@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -84,22 +85,13 @@ SERVER.set_forkserver_preload(
 class ForkedRun:
     """A run as a user starts it, in a process of its own or one per rank.
 
-    Arguments
-    ---------
-    *typed : str
-        Script and arguments.
-    ranks : int
-        Number of processes, which find each other as under torchrun.
-    folders : list, optional
-        Where each rank is started, which is then on a node of its own.
-    prepare : callable, optional
-        Is called in the process before the script.
-    **kwargs
-        Arguments of :func:`command`.
+    The ranks find each other as under torchrun; with folders, each is started
+    in one of them, on a node of its own. prepare is called in the process
+    before the script; kwargs are those of :func:`command`.
     """
 
     def __init__(self, *typed, ranks=1, folders=None, prepare=None, **kwargs):
-        typed = command(*typed, **kwargs)
+        start = command(*typed, **kwargs)
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
@@ -114,8 +106,8 @@ class ForkedRun:
                 "MASTER_ADDR": "localhost",
                 "MASTER_PORT": port,
             }
-            folder = folders[rank] if folders else typed["cwd"]
-            arguments = [typed["args"][1:], folder, self.log.name, prepare]
+            folder = folders[rank] if folders else start["cwd"]
+            arguments = [start["args"][1:], folder, self.log.name, prepare]
             arguments.append(variables if ranks > 1 else {})
             process = SERVER.Process(target=_run_forked, args=arguments)
             process.start()
@@ -166,8 +158,11 @@ def _run_forked(arguments, folder, log, prepare, variables):
     if prepare:
         prepare()
     sys.argv = arguments
-    # by its whole path: --jobs starts it anew from elsewhere
-    runpy.run_path(os.path.join(folder, arguments[0]), run_name="__main__")
+    try:
+        # by its whole path: --jobs starts it anew from elsewhere
+        runpy.run_path(os.path.join(folder, arguments[0]), run_name="__main__")
+    finally:
+        threading._shutdown()  # as Python's end does: the workers of --jobs end
 
 
 def run_forked(*typed, **kwargs):
@@ -230,9 +225,8 @@ def load_checkpoint(output_folder):
     """Reads the tensors of the newest checkpoint in a folder."""
     folder = Checkpointer(Path(output_folder, "save")).find_checkpoint().path
     states = {}
-    for path in sorted(folder.glob("*.ckpt")):
-        if path.stem == "random_state":
-            continue
+    paths = set(folder.glob("*.ckpt")) - {folder / "random_state.ckpt"}
+    for path in sorted(paths):
         try:
             states[path.stem] = torch.load(path, weights_only=True)
         except Exception:

@@ -31,10 +31,10 @@ OPTIONS = [
     *("--folds=1,2", "--ckpt_interval_minutes=0", "--ckpt_interval_steps=3"),
     "--label_fraction=0.5",
 ]
-STAGES = {"adapter": "stage 1", "classifier": "stage 2"}
+STAGES = ("adapter", "classifier")
 # They tell of the runs and their times, of which there are more after a kill.
 DIARIES = {"log.txt", "train_log.txt", "env.log", "hyperparams.yaml"}
-NUM_RANDOM_KILLS = 30
+KILLS_OF_RUNS = [3, 2, 4, 3, 2, 4, 3, 2, 4, 3]  # at random moments
 
 
 class KilledRun:
@@ -60,6 +60,7 @@ class KilledRun:
         self.orphans = []
         self.kept = {}
         self.expected_loads = []
+        self.kills = []
 
     def start(self, num_workers=0, **stop):
         """Starts the command."""
@@ -72,35 +73,27 @@ class KilledRun:
         workers = f"--feature_workers={num_workers}"
         self.run = ForkedRun(*self.options, workers, prepare=watch)
 
-    def end(self):
-        """Waits for the process; says whether it was killed."""
+    def end(self, fault=None):
+        """Waits for the process; says whether it was killed, by the fault."""
         code, said = self.run.wait(), self.run.said()
         assert code in (0, -signal.SIGKILL), said[-3000:]
         self.check_kept(said)
         if code:
             self.note_kept()
+            self.kills.append((fault, self.describe_moment(), *self.count()))
         return code != 0
 
-    def kill(self, seconds, num_workers=0, with_workers=True):
+    def kill(self, fault, seconds, num_workers=0, with_workers=True):
         """Kills the run after a time; says whether it was still there."""
         self.start(num_workers)
         if self.run.wait(seconds) is None:
             self.send_kill(with_workers)
-        return self.end()
+        return self.end(fault)
 
-    def kill_at_operation(self, pattern, count, begun=False):
+    def kill_at_operation(self, fault, pattern, count, begun=False):
         """Kills the run at a moment when it changes the disk."""
         self.start(pattern=pattern, count=count, begun=begun)
-        return self.end()
-
-    def kill_at_first_entry(self, with_workers):
-        """Kills two workers and the main process, or that alone."""
-        before = len(self.list_entries())
-        self.start(num_workers=2)
-        while len(self.list_entries()) == before:
-            assert self.run.wait(0.002) is None, "it made no entries"
-        self.send_kill(with_workers)
-        assert self.end()
+        return self.end(fault)
 
     def send_kill(self, with_workers):
         """Ends the process with or without its workers."""
@@ -128,31 +121,25 @@ class KilledRun:
         """Lists the entries of the feature cache."""
         return list(self.cache.glob("*/*/[!.]*.safetensors"))
 
-    def find_checkpoint(self, fold, stage):
-        """Finds the newest checkpoint, and its meta file's content."""
-        found = []
-        place = f"seed*/fold{fold}/{stage}/save/CKPT*/CKPT.yaml"
-        for path in self.output.glob(place):
-            meta = yaml.safe_load(path.read_text("utf-8"))
-            found.append((meta["unixtime"], path.parent, meta))
-        return max(found)[1:] if found else (None, None)
-
     def list_finished(self):
         """Lists the scores that say that a fold is finished."""
         return sorted(self.output.glob("seed*/fold*/classifier/scores.json"))
 
-    def estimate_left(self):
-        """Estimates what is left to do, as a share of the whole run."""
-        stages = list(self.output.glob("seed*/fold*/*"))
-        finished = max(len(stages) - 1, 0) + (len(self.list_finished()) == 2)
-        return max(1.0 - 0.22 * finished, 0.2)
+    def find_checkpoint(self, fold, stage):
+        """Finds the newest checkpoint of a stage, if there is one."""
+        found = []
+        place = f"seed*/fold{fold}/{stage}/save/CKPT*/CKPT.yaml"
+        for path in self.output.glob(place):
+            meta = yaml.safe_load(path.read_text("utf-8"))
+            found.append((meta["unixtime"], path.parent))
+        return max(found)[1] if found else None
 
     def note_kept(self):
         """Notes what the next process must neither make again nor lose."""
         for path in [*self.list_entries(), *self.list_finished()]:
             self.kept.setdefault(path, path.stat().st_mtime_ns)
         fold = len(self.list_finished()) + 1
-        found = [self.find_checkpoint(fold, stage)[0] for stage in STAGES]
+        found = [self.find_checkpoint(fold, stage) for stage in STAGES]
         self.expected_loads = [str(path) for path in found if path]
 
     def check_kept(self, said):
@@ -163,23 +150,22 @@ class KilledRun:
         number = min(len(loads), len(self.expected_loads))
         assert loads[:number] == self.expected_loads[:number]
 
-    def describe_kept(self):
-        """Describes what the next process can go on from."""
+    def count(self):
+        """Counts what the next process can go on from, for the table."""
         kept = [f"{len(self.list_entries())} features"]
-        done = len(self.list_finished())
-        kept += [f"fold {fold}" for fold in range(1, done + 1)]
-        for stage, name in STAGES.items():
-            folder, meta = self.find_checkpoint(done + 1, stage)
-            if folder is None:
-                continue
-            epoch = (folder / "counter.ckpt").read_text("utf-8").strip()
-            if not meta["end-of-epoch"]:
-                state = (folder / "brain.ckpt").read_text("utf-8")
-                step = yaml.safe_load(state)["step"]
-                kept.append(f"{name} up to step {step} of epoch {epoch}")
-            else:
-                kept.append(f"{name} up to epoch {epoch}")
-        return ", ".join(kept)
+        kept.append(f"{len(self.list_finished())} folds")
+        stages = [Path(path).parts[-3] for path in self.expected_loads]
+        return [", ".join([*kept, *(f"an unfinished {s}" for s in stages)])]
+
+    def describe_moment(self):
+        """Describes the last operation, without what differs between runs."""
+        if not self.list_operations():
+            return "before it has written anything"
+        last = self.list_operations()[-1]
+        last = re.sub(r"CKPT\+[^/]*", "CKPT", last)
+        last = re.sub(r"\.(\S+)\.\d+\.tmp$", r"\1 (temporary name)", last)
+        last = re.sub(r"\b[0-9a-f]{16,}\b", "digest", last)
+        return f"at: {last.removeprefix('os.')}"
 
     def read_outcome(self):
         """Reads all files that must be as if the run was never killed."""
@@ -192,8 +178,7 @@ class KilledRun:
                 outcome[name] = path.read_bytes()
         for fold in (1, 2):
             for stage in STAGES:
-                folder, _ = self.find_checkpoint(fold, stage)
-                for path in folder.glob("*.ckpt"):
+                for path in self.find_checkpoint(fold, stage).glob("*.ckpt"):
                     name = f"fold{fold}/{stage}/{path.name}"
                     outcome[name] = path.read_bytes()
         for path in self.list_entries():
@@ -214,31 +199,8 @@ def list_group(group):
     return running
 
 
-def shorten(operation):
-    """Takes out of an operation what differs between runs."""
-    event, path = operation.split(" ", 1)
-    path = re.sub(r"CKPT\+[^/]*", "CKPT", path)
-    path = re.sub(r"\.(\S+)\.\d+\.tmp$", r"\1 (temporary name)", path)
-    path = re.sub(r"\b[0-9a-f]{16}\b", "key", path)
-    path = re.sub(r"\b[0-9a-f]{32,}\b", "digest", path)
-    path = re.sub(r"(cache/key)/[0-9a-f]{2}\b", r"\1/xx", path)
-    return f"{event.removeprefix('os.')} {path}"
-
-
-def describe_moment(run, begun=None):
-    """Describes at or after which operation a run was killed."""
-    if not run.list_operations():
-        return "before it has written anything"
-    last = shorten(run.list_operations()[-1])
-    if begun is None:
-        return f"after: {last}"
-    # of others there is no beginning
-    begun = begun and last.startswith(("open", "write"))
-    return f"just {'begun' if begun else 'before'}: {last}"
-
-
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
+def small_corpus(tmp_path_factory):
     """A demo corpus of 80 utterances."""
     folder = tmp_path_factory.mktemp("data") / "IEMOCAP"
     make_demo_corpus(folder, seed=1, utterances_per_speaker=8)
@@ -246,19 +208,15 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture
-def make_run(corpus, tmp_path_factory):
+def make_run(small_corpus, tmp_path_factory):
     """Makes a run that has not begun."""
-
-    def make():
-        return KilledRun(tmp_path_factory.mktemp("run"), corpus)
-
-    return make
+    return lambda: KilledRun(tmp_path_factory.mktemp("run"), small_corpus)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(corpus, tmp_path_factory):
+def undisturbed(small_corpus, tmp_path_factory):
     """A run that is never killed: its outcome, its length in time and acts."""
-    run = KilledRun(tmp_path_factory.mktemp("undisturbed"), corpus)
+    run = KilledRun(tmp_path_factory.mktemp("undisturbed"), small_corpus)
     server = SERVER.Process(target=os.getpid)  # what is imported once
     server.start(), server.join()
     started = time.time()
@@ -275,76 +233,46 @@ def undisturbed(corpus, tmp_path_factory):
 def finish(undisturbed, record_fault):
     """Ends a run and compares it; only then its kills are recorded."""
 
-    def end(run, kills):
+    def end(run):
         run.finish()
         outcome, expected = run.read_outcome(), undisturbed["outcome"]
-        differ = [
-            name
-            for name in sorted(outcome.keys() | expected.keys())
-            if outcome.get(name) != expected.get(name)
-        ]
-        listed = "\n".join(": ".join(kill) for kill in kills)
-        assert not differ, f"{differ} differ after\n{listed}"
-        for fault, moment, kept in kills:
+        names = sorted(outcome.keys() | expected.keys())
+        differ = [n for n in names if outcome.get(n) != expected.get(n)]
+        assert not differ, f"{differ} differ after {run.kills}"
+        for fault, moment, kept in run.kills:
             record_fault("kill", fault, f"{moment}; same results", kept)
 
     return end
 
 
-def plan_runs(num_kills):
-    """Splits the kills into runs that are killed two to four times."""
-    choice, plan = random.Random("plan"), []
-    while num_kills > 0:
-        plan.append(min(choice.choice([2, 3, 4]), num_kills))
-        num_kills -= plan[-1]
-    return plan
-
-
-def kill_at_random(run, choice, undisturbed):
-    """Kills a run somewhere in what is left of it.
-
-    Returns
-    -------
-    fault, moment : str
-        Empty if the run was finished before.
-    """
-    left = run.estimate_left()
-    drawn = choice.uniform(0.0, left)
-    # there are so few operations after the last stage that most would miss
-    if choice.random() < 0.5 and left > 0.2:
-        number = 1 + int(drawn * undisturbed["operations"])
-        begun = choice.random() < 0.5
-        if not run.kill_at_operation("", number, begun):
-            return "", ""
-        return "at a random operation", describe_moment(run, begun)
-    num_workers = choice.choice([0, 2])
-    with_workers = not num_workers or choice.random() < 0.5
-    seconds = drawn * undisturbed["seconds"]
-    if not run.kill(seconds, num_workers, with_workers):
-        return "", ""
-    alone = "" if with_workers else ", the main process alone"
-    return f"at a random time{alone}", describe_moment(run)
-
-
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "number, num_kills", enumerate(plan_runs(NUM_RANDOM_KILLS), start=1)
-)
+@pytest.mark.parametrize("number, num_kills", enumerate(KILLS_OF_RUNS))
 def test_kills_at_random_moments_change_nothing(
     number, num_kills, make_run, undisturbed, finish
 ):
     choice = random.Random(f"run {number}")
-    run, kills, count = make_run(), [], 0
+    run, left, count = make_run(), 1.0, 0
     while count < num_kills:
-        fault, moment = kill_at_random(run, choice, undisturbed)
-        if not fault:  # it was finished before that moment
-            finish(run, kills)
-            run, kills = make_run(), []
-            continue
-        count += 1
-        fault = f"run {number}, kill {count}, {fault}"
-        kills.append((fault, moment, run.describe_kept()))
-    finish(run, kills)
+        share = choice.uniform(0.0, left)
+        fault = f"run {number}, kill {count + 1}, at a random "
+        if choice.random() < 0.5:
+            nth = 1 + int(share * undisturbed["operations"])
+            begun = choice.random() < 0.5
+            fault += "operation, begun" if begun else "operation"
+            is_killed = run.kill_at_operation(fault, "", nth, begun)
+        else:
+            workers = choice.choice([0, 2])
+            alone = workers > 0 and choice.random() < 0.5
+            fault += "time, the main process alone" if alone else "time"
+            seconds = share * undisturbed["seconds"]
+            is_killed = run.kill(fault, seconds, workers, not alone)
+        if is_killed:
+            count += 1
+            left = max(left - share, 0.2)
+        else:  # it was finished before that moment
+            finish(run)
+            run, left = make_run(), 1.0
+    finish(run)
 
 
 # What that means, the operation, its number in that process, and whether it is
@@ -395,28 +323,27 @@ CHOSEN = {
         for number, part in enumerate(CHOSEN)
     ],
 )
-def test_kills_at_chosen_operations_change_nothing(
-    part, make_run, undisturbed, finish
-):
-    run, kills = make_run(), []
-    for what, pattern, count, begun in CHOSEN[part]:
-        assert run.kill_at_operation(pattern, count, begun), what
-        kills.append((what, describe_moment(run, begun), run.describe_kept()))
-    finish(run, kills)
+def test_kills_at_chosen_operations_change_nothing(part, make_run, finish):
+    run = make_run()
+    for moment in CHOSEN[part]:
+        assert run.kill_at_operation(*moment), moment
+    finish(run)
 
 
 @pytest.mark.long
 def test_workers_do_no_harm_when_their_parent_is_killed(
     make_run, undisturbed, finish
 ):
-    run, kills = make_run(), []
-    for with_workers in (False, True):
-        run.kill_at_first_entry(with_workers)
-        whom = "with" if with_workers else "but not"
-        fault = f"extraction: the main process, {whom} its two workers"
-        kills.append((fault, describe_moment(run), run.describe_kept()))
+    run = make_run()
+    for with_workers, whom in ((False, "but not"), (True, "with")):
+        before = len(run.list_entries())
+        run.start(num_workers=2)
+        while len(run.list_entries()) == before:
+            assert run.run.wait(0.002) is None, "it made no entries"
+        run.send_kill(with_workers)
+        assert run.end(f"extraction: the main process, {whom} its two workers")
     assert 0 < len(run.list_entries()) < undisturbed["entries"]
-    finish(run, kills)
+    finish(run)
 
 
 def test_the_compared_files_hold_what_matters(undisturbed):

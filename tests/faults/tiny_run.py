@@ -2,23 +2,24 @@
 
 import hashlib
 import itertools
-import json
 import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import soundfile
 import torch
-from recipe_runs import RECIPES, TINY, load_script
+from recipe_runs import RECIPES, TINY, load_script, read_json
 
+HPARAMS = RECIPES / "IEMOCAP" / "wap_adapter" / "hparams"
 SCRIPTS = {
     "adapter": ("train_adapter.py", ["adapter"]),
     "classifier": ("train_classifier.py", ["classifier"]),
     "cross_validate": ("cross_validate.py", ["adapter", "classifier"]),
     "compare": ("compare", ["adapter", "classifier"]),
 }
-LABELS = ("joy", "rage")
+LABELS = {"joy": "hap", "rage": "ang"}  # and what IEMOCAP calls them
 
 
 def make_samples(seconds=0.2, rate=16000, number=0, channels=1):
@@ -36,14 +37,13 @@ def make_table(folder):
 
     Three sessions, in each a woman and a man who say each label once.
     """
-    turns = itertools.product("123", "fm", LABELS)
     rows = []
-    for number, (session, gender, emo) in enumerate(turns):
+    for number, turn in enumerate(itertools.product("123", "fm", LABELS)):
+        session, gender, emo = turn
         speaker = f"s{session}{gender}"
-        key = f"{speaker}_{emo}"
-        wav = folder / f"{key}.wav"
+        wav = folder / f"{speaker}_{emo}.wav"
         soundfile.write(wav, make_samples(number=number), 16000)
-        rows.append([key, str(wav), speaker, f"s{session}", emo])
+        rows.append([wav.stem, str(wav), speaker, f"s{session}", emo])
     columns = ["id", "wav", "speaker", "session", "emo"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -60,34 +60,28 @@ def list_files(folder):
 class TinyRun:
     """A run whose corpus, command line and files a test may spoil.
 
-    Arguments
-    ---------
-    folder : pathlib.Path
-        Gets the folder input, and all that is written.
-    table : pandas.DataFrame
-        The corpus; a copy is written to input/own.csv.
-    cache : str
-        Folder of the feature cache.
-    stage : str
-        Which script is run.
+    Its folder gets the folder input, with the corpus' table as own.csv, and all
+    that is written but the feature cache. finished(stage, *options) gives a run
+    of a stage that was not spoilt.
     """
 
-    def __init__(self, folder, table, cache, stage="classifier"):
+    def __init__(self, folder, table, cache, stage, finished=None):
+        self.folder = folder
         self.input = folder / "input"
         self.input.mkdir()
-        self.folder = folder
         self.out = folder / "runs" / "one"
         self.table = table.copy()
+        self.cache = cache
         self.stage = stage
+        self.finished = finished
         self.options = []
         self.csv = self.input / "own.csv"
         self.corpus = None  # else the folder of a corpus
-        self.cache = cache
-        self.hparams = None  # else the YAML files
+        self.hparams = [HPARAMS / f"{name}.yaml" for name in SCRIPTS[stage][1]]
         self.held_out = "s1"
         self.faulty = [table["id"][0]]  # what is to be skipped
         self.largest_file = None  # in bytes
-        self.written = False  # whether the fault has written the table
+        self.is_written = False  # whether a fault has written the table
 
     def spoil(self, row=0, suffix=".wav"):
         """Gives an utterance another file, which is still to be written."""
@@ -95,15 +89,64 @@ class TinyRun:
         self.table.loc[row, "wav"] = str(path)
         return path
 
-    def write_table(self, **kwargs):
+    def write_table(self):
         """Writes the table as it is, for a fault to go on with."""
-        self.table.to_csv(self.csv, index=False, **kwargs)
-        self.written = True
+        self.table.to_csv(self.csv, index=False)
+        self.is_written = True
+
+    def make_file(self, name):
+        """Makes a file as a user has it, with what belongs to it.
+
+        That is a table or a wav of it, an evaluation file of IEMOCAP, the YAML,
+        a manifest, an adapter.json, or what an earlier run saved.
+        """
+        if name == "own.csv":
+            self.write_table()
+            return self.csv
+        if name == "spoilt0.wav":
+            soundfile.write(self.spoil(), make_samples(), 16000)
+            self.options.append("--max_skipped=0.1")
+            return self.input / name
+        if name in ("b.csv", "b0.wav", "b1.wav"):
+            lines = ["id,wav,speaker,session,emo"]
+            for number, speaker in enumerate(("anna", "ben", "anna")):
+                values = make_samples(number=50 + number)
+                soundfile.write(self.input / f"b{number}.wav", values, 16000)
+                lines.append(f"u{number},b{number}.wav,{speaker},x,")
+            table = self.input / "b.csv"
+            table.write_text("\n".join(lines) + "\n")
+            self.options.append(f"--corpora={table}")
+            return self.input / name
+        if name == "Ses02F_impro01.txt":
+            folder = self.make_iemocap() / "Session2"
+            return folder / "dialog" / "EmoEvaluation" / name
+        if name == "mine.yaml":
+            (usual,) = self.hparams
+            text = usual.read_text("utf-8")
+            text = text.replace("!include:", f"!include:{HPARAMS}/")
+            self.hparams = [self.input / "hparams" / name]
+            self.hparams[0].parent.mkdir()
+            self.hparams[0].write_text(text, "utf-8")
+            return self.hparams[0]
+        if name == "adapter.json":
+            folder = self.input / "adapter"
+            shutil.copytree(self.finished("adapter").out, folder)
+            self.options.append(f"--adapter_folder={folder}")
+            return folder / name
+        earlier = self.finished("classifier").out
+        if name in ("train.json", "test.json"):
+            self.out.mkdir(parents=True)
+            for split in ("train", "valid", "test"):
+                shutil.copy(earlier / f"{split}.json", self.out)
+            self.options.append("--skip_prep=True")
+            return self.out / name
+        shutil.copytree(earlier, self.out)
+        (path,) = self.out.glob(f"save/{name}")
+        return path
 
     def make_iemocap(self):
         """Writes the corpus in IEMOCAP's layout; returns its folder."""
         self.corpus = self.input / "IEMOCAP"
-        emotions = dict(zip(LABELS, ("hap", "ang")))
         for number, row in self.table.iterrows():
             session, gender = row["session"][1], row["speaker"][-1].upper()
             dialog = f"Ses0{session}F_impro01"
@@ -113,16 +156,11 @@ class TinyRun:
             text = place / "dialog" / "EmoEvaluation" / f"{dialog}.txt"
             for path in (wav, text):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            wav.write_bytes(Path(row["wav"]).read_bytes())
-            if not text.exists():
-                text.write_text("% [START_TIME - END_TIME] TURN_NAME\n\n")
-            with text.open("a") as file:
-                file.write(
-                    f"[{number}.0 - {number}.2]\t{turn}\t"
-                    f"{emotions[row['emo']]}\t[2.5, 2.5, 2.5]\n"
-                )
-            self.table.loc[number, "id"] = turn
-            self.table.loc[number, "session"] = session
+            shutil.copy(row["wav"], wav)
+            lines = text.read_text() if text.exists() else "% TURN_NAME\n\n"
+            lines += f"[{number}.0 - {number}.2]\t{turn}\t"
+            text.write_text(f"{lines}{LABELS[row['emo']]}\t[2.5, 2.5, 2.5]\n")
+            self.table.loc[number, ["id", "session"]] = turn, session
         self.faulty = [self.table["id"][0]]
         self.held_out = "1"
         self.options.append("--classes={happy: [hap], angry: [ang]}")
@@ -130,9 +168,6 @@ class TinyRun:
 
     def arguments(self):
         """The command line."""
-        _, stages = SCRIPTS[self.stage]
-        recipe = RECIPES / "IEMOCAP" / "wap_adapter" / "hparams"
-        files = self.hparams or [recipe / f"{name}.yaml" for name in stages]
         corpus = f"--corpus_csv={self.csv}"
         if self.corpus is not None:
             corpus = f"--data_folder={self.corpus}"
@@ -142,18 +177,17 @@ class TinyRun:
         has_adapter = any("--adapter_folder" in o for o in self.options)
         if self.stage != "classifier" and not has_adapter:
             usual.append("--num_attributes=4")
-        return [*map(str, files), *usual, *self.options]
+        return [*map(str, self.hparams), *usual, *self.options]
 
     def start(self):
         """Runs the script; checks that it touches what is its own only."""
-        if not self.written:
+        if not self.is_written:
             self.write_table()
         before = list_files(self.folder)
         script = load_script(SCRIPTS[self.stage][0])
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        if self.largest_file:
-            soft = (self.largest_file, limits[1])
-            resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+        soft = self.largest_file or limits[0]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, limits[1]))
         try:
             script.main(self.arguments())
         finally:
@@ -188,15 +222,19 @@ class TinyRun:
 
     def check_numbers(self):
         """Checks that all utterances were used, and nothing is NaN."""
-        history = json.loads((self.out / "history.json").read_text("utf-8"))
-        for row in history:
+        for row in read_json(self.out, "history.json"):
             for split in (row["train"], row["valid"]):
                 assert all(np.isfinite(list((split or {}).values())))
         used = self.table[~self.table["id"].isin(self.skipped().keys())]
         is_tested = used["session"] == self.held_out
         if self.stage == "adapter":
-            self._check_weights()
-            record = json.loads((self.out / "adapter.json").read_text("utf-8"))
+            (checkpoint,) = (self.out / "save").glob("CKPT*")
+            for part in ("student", "teacher", "local_attributes"):
+                path = checkpoint / f"{part}.ckpt"
+                for tensor in torch.load(path, weights_only=True).values():
+                    if torch.is_tensor(tensor):
+                        assert torch.isfinite(tensor).all(), part
+            record = read_json(self.out, "adapter.json")
             names = used["speaker"] + "/" + used["id"]
             if "--corpus_csv=" in self.options:
                 (record,) = record["corpora"]  # the corpus is a further table
@@ -204,7 +242,7 @@ class TinyRun:
                 is_tested |= used["session"] == "s2"
             assert set(names[~is_tested]) <= set(record["utterances"])
             return
-        manifest = json.loads((self.out / "train.json").read_text("utf-8"))
+        manifest = read_json(self.out, "train.json")
         labelled = used["emo"] != ""
         assert set(used["id"][labelled & ~is_tested]) <= manifest.keys()
         table, classes = self.predictions()
@@ -213,15 +251,7 @@ class TinyRun:
         assert abs(table[classes].sum(axis=1) - 1).max() < 1e-5
         assert (table[classes].idxmax(axis=1) == table["prediction"]).all()
         assert set(table["label"]) <= set(classes)
-        scores = json.loads((self.out / "scores.json").read_text("utf-8"))
+        scores = read_json(self.out, "scores.json")
         assert scores["n"] == len(table) > 0
         hits = (table["label"] == table["prediction"]).mean()
         assert abs(scores["WA"] - hits) < 1e-6
-
-    def _check_weights(self):
-        (checkpoint,) = (self.out / "save").glob("CKPT*")
-        for part in ("student", "teacher", "local_attributes"):
-            path = checkpoint / f"{part}.ckpt"
-            for tensor in torch.load(path, weights_only=True).values():
-                if torch.is_tensor(tensor):
-                    assert torch.isfinite(tensor).all(), part

@@ -25,19 +25,10 @@ FOLDER_ARGUMENT = {
 class Watch:
     """Writes down what a process does to the files in a folder.
 
-    Arguments
-    ---------
-    folder : str
-        What lies elsewhere is not looked at.
-    trace : str
-        Gets a line for each operation, before it happens.
-    pattern : str, optional
-        Lines that match may be the last.
-    count : int
-        The process group kills itself at the match of this number, from 1.
-    begun : bool
-        Whether that operation leaves its first trace: an empty file, or one
-        with half of what was to be written.
+    The file trace gets a line for each operation, before it happens. At the
+    line number count, from 1, that matches the pattern, the process group kills
+    itself; begun says whether that operation leaves its first trace: an empty
+    file, or one with half of what was to be written.
     """
 
     def __init__(self, folder, trace, pattern=None, count=0, begun=False):

@@ -29,8 +29,9 @@ def training(monkeypatch):
     logging.disable(logging.NOTSET)  # which main() does not want
 
 
-def test_all_sections_but_cross_validation(training, tmp_path, capsys):
-    """Each gives its figures, in the table, the JSON file and the drawing."""
+def test_all_sections_give_figures_in_table_json_and_drawing(
+    training, tmp_path, capsys
+):
     table, drawing = tmp_path / "t.json", tmp_path / "t.png"
     training.main(
         ["--quick", "--repeats=1", f"--json={table}", f"--figure={drawing}"]
@@ -49,13 +50,5 @@ def test_all_sections_but_cross_validation(training, tmp_path, capsys):
     assert drawing.stat().st_size > 1000
 
 
-def test_child_processes(training, tmp_path):
-    """The real ones say a number of bytes."""
+def test_child_processes_give_a_number_of_bytes(training, tmp_path):
     sys.modules["timing"].run_child(training.CODEBOOKS, "mine", 100, 8, 4)
-
-
-def test_unknown_sections_are_refused(training, capsys):
-    """By name."""
-    with pytest.raises(SystemExit):
-        training.main(["--sections=padding,nothing"])
-    assert "--sections has no nothing" in capsys.readouterr().err

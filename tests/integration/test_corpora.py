@@ -2,7 +2,6 @@
 
 import shutil
 
-import pandas as pd
 import pytest
 import torch
 from recipe_runs import (
@@ -11,7 +10,7 @@ from recipe_runs import (
     load_checkpoint,
     read_history,
     read_json,
-    run_well,
+    run_forked,
 )
 from speechbrain.dataio import audio_io
 
@@ -57,7 +56,7 @@ def test_ravdess_is_read_and_cross_validated(usual, tmp_path):
         path = place / f"03-01-{emotion:02d}-01-01-01-{actor}.flac"
         tone = torch.sin(6.28 * (100 * emotion + actor) * seconds)
         audio_io.save(path, 0.3 * tone[None], 16000)
-    run_well(
+    run_forked(
         *("cross_validate.py", *STAGES, *usual, "--num_attributes=8"),
         *("--folds=2", f"--data_folder={tmp_path / 'RAVDESS'}"),
         f"--output_folder={tmp_path / 'out'}",
@@ -73,30 +72,9 @@ def test_ravdess_is_read_and_cross_validated(usual, tmp_path):
     assert len(record["utterances"]) == 2 * 16
 
 
-def test_an_own_corpus_brings_its_own_classes(corpus_csv, usual, tmp_path):
-    table = pd.read_csv(corpus_csv, dtype=str)
-    names = {"1": "north", "2": "south", "3": "Ost"}
-    table = table.assign(
-        session=table["session"].map(names),
-        emo=table["emo"].map({"ang": "hot", "sad": "cold"}),
-    )
-    table = table.dropna(subset="session").drop(columns="style")
-    table.to_csv(tmp_path / "own.csv", index=False)
-    run_well(
-        *("cross_validate.py", *STAGES, *usual, "--num_attributes=8"),
-        f"--corpus_csv={tmp_path / 'own.csv'}",
-        f"--output_folder={tmp_path / 'out'}",
-        corpus="EmoDB",
-    )
-    results = read_json(tmp_path, "out", "results.json")
-    assert results["classes"] == ["cold", "hot"]
-    assert {r["session"] for r in results["runs"]} == set(names.values())
-
-
 def test_one_adapter_serves_another_corpus_with_other_classes(
     usual, tables, train_universal, tmp_path
 ):
-    """Stage 1 on tables alone, stage 2 on another one."""
     universal = tmp_path / "universal"
     train_universal(universal)
     assert read_settings(universal)["fold"] is None
@@ -140,10 +118,7 @@ def test_a_comparison_takes_an_earlier_adapter_for_each_seed(
         f"--adapter_folder={tmp_path}/adapter {{seed}}",
         f"--output_folder={out}",
     ]
-    call(*arguments, "--seeds=3")
-    call(*arguments, "--seeds=3,4")  # a seed more
-    text = (out / "comparison.md").read_text("utf-8")
-    assert "One earlier adapter" not in text
+    call(*arguments, "--seeds=3,4")
     report = (out / "with_adapter/report.md").read_text("utf-8")
     assert "one earlier adapter for each seed" in report
     assert not list(out.rglob("adapter.json"))  # none is trained
@@ -158,14 +133,6 @@ def test_a_comparison_takes_an_earlier_adapter_for_each_seed(
         call(*arguments, "--seeds=3,5")
     with pytest.raises(RecipeError, match="adapter 6 holds no adapter.json"):
         call(*arguments, "--seeds=3,6")
-    # nor by one that was trained anew
-    shutil.rmtree(tmp_path / "adapter 3")
-    train_universal(tmp_path / "adapter 3", "--seed=3", "--mask_ratio=0.3")
-    scores = out / "with_adapter/seed3/fold2/classifier/scores.json"
-    before = scores.read_bytes()
-    with pytest.raises(RecipeError, match="fold2 holds a run with another ada"):
-        call(*arguments, "--seeds=3,4")
-    assert scores.read_bytes() == before
 
 
 def test_a_finished_fold_with_further_corpora_is_not_run_again(
@@ -193,6 +160,3 @@ def test_a_finished_fold_with_further_corpora_is_not_run_again(
     assert record["number_of_epochs"] == 2 and record["corpora"]
     identity = read_settings(classifier)["adapter_identity"]
     assert identity == identify_adapter(record)
-    # another weight of a table is another run
-    with pytest.raises(RecipeError, match="corpus_weight"):
-        call(*arguments, "--adapter.corpus_weight=2")
