@@ -171,7 +171,7 @@ def check_flag(name, value):
 
 
 @contextmanager
-def report_places():
+def report_path_errors():
     """Turns the system's error about a place into a :class:`RecipeError`."""
     try:
         yield
@@ -199,7 +199,7 @@ def report_errors():
 or choose another folder, and run the same command again.
     """
     try:
-        with report_places():
+        with report_path_errors():
             yield
     except RecipeError as error:
         sys.exit(f"error: {error}")

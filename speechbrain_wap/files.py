@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.errors import RecipeError, report_places
+from speechbrain_wap.errors import RecipeError, report_path_errors
 
 logger = get_logger(__name__)
 
@@ -200,7 +200,7 @@ def only_process(folder):
         If another process is at work there, or nothing can be written.
     """
     if not if_main_process():
-        with report_places():
+        with report_path_errors():
             yield
         return
     with try_lock(Path(folder) / ".lock") as is_locked:
@@ -209,5 +209,5 @@ def only_process(folder):
                 f"another process is at work in {folder}: wait for its end, "
                 "or choose another output_folder."
             )
-        with report_places():
+        with report_path_errors():
             yield

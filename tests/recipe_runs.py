@@ -75,7 +75,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         "speechbrain_wap.evaluation.compare",
-        "speechbrain_wap.evaluation.cross_validate",
+        "speechbrain_wap.evaluation.cross_validation_report",
         "speechbrain_wap.encoders.speech_encoder",
         "speechbrain_wap.wap_transformer",
     ]

@@ -45,7 +45,7 @@ def natural_key(name):
 
 
 @cache
-def fold_name(name):
+def normalise_name(name):
     """Reduces a name to what its spellings have in common.
 
     Arguments
@@ -62,11 +62,13 @@ def fold_name(name):
 
     Example
     -------
-    >>> fold_name("Actor_01") == fold_name("actor 1") == fold_name("ACTOR1")
+    >>> normalise_name("Actor_01") == normalise_name(
+    ...     "actor 1"
+    ... ) == normalise_name("ACTOR1")
     True
-    >>> fold_name("03") == fold_name("3.0")
+    >>> normalise_name("03") == normalise_name("3.0")
     True
-    >>> fold_name("1_11") == fold_name("11_1")
+    >>> normalise_name("1_11") == normalise_name("11_1")
     False
     """
     text = unicodedata.normalize("NFKC", str(name)).casefold()
@@ -88,7 +90,7 @@ def _may_be_same(name, other):
     >>> _may_be_same("Actor_01", "1"), _may_be_same("F01", "M01")
     (True, False)
     """
-    one, two = fold_name(name), fold_name(other)
+    one, two = normalise_name(name), normalise_name(other)
     numbers = re.findall(r"\d+", one)
     is_number = "_".join(numbers) in (one, two)
     return one == two or (is_number and numbers == re.findall(r"\d+", two))
@@ -125,7 +127,7 @@ class Utterance(NamedTuple):
     def person(self):
         """Equal for all utterances of one speaker, as far as names tell."""
         place = self.table if self.has_own_names else ""
-        return place, fold_name(self.speaker)
+        return place, normalise_name(self.speaker)
 
 
 def list_utterances(entries):
@@ -361,7 +363,7 @@ def explain_held_out(utterances, held_out):
 # What an adapter has heard ---------------------------------------------------
 
 
-def list_heard(utterances):
+def record_speech(utterances):
     """Lists what an adapter has heard of one corpus, for its record.
 
     Arguments
@@ -388,8 +390,8 @@ def list_heard(utterances):
     }
 
 
-def read_heard(heard):
-    """Reads what :func:`list_heard` listed.
+def read_speech(heard):
+    """Reads what :func:`record_speech` listed.
 
     Arguments
     ---------
@@ -406,7 +408,7 @@ def read_heard(heard):
     Example
     -------
     >>> one = Utterance("u1", "anna", "12")
-    >>> known = KnownUtterances(read_heard(list_heard([one])))
+    >>> known = KnownUtterances(read_speech(record_speech([one])))
     >>> match = known.find(one)
     >>> bool(match.audio), bool(match.id), bool(match.name)
     (True, True, False)

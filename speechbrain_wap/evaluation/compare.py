@@ -31,7 +31,7 @@ from speechbrain_wap.evaluation.comparison import (
     WITHOUT,
     write_comparison,
 )
-from speechbrain_wap.evaluation.cross_validate import cross_validate
+from speechbrain_wap.evaluation.cross_validation_report import cross_validate
 from speechbrain_wap.evaluation.linear_probe import linear_probe
 from speechbrain_wap.evaluation.report import read_histories, sum_up
 from speechbrain_wap.training.command_line import split_options
@@ -236,7 +236,7 @@ def _probe_folds(hparams, system, finished, pooled):
             name: {
                 key: entry
                 for key, entry in split.items()
-                if entry["digest"] in pooled or cache.is_sound(entry["digest"])
+                if entry["digest"] in pooled or cache.has_entry(entry["digest"])
             }
             for name, split in splits.items()
         }

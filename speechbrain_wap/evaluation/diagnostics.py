@@ -19,7 +19,7 @@ from speechbrain.utils.logger import get_logger
 from torch.utils.data import DataLoader
 
 from speechbrain_wap.data.datasets import make_dataset
-from speechbrain_wap.data.speakers import fold_name
+from speechbrain_wap.data.speakers import normalise_name
 from speechbrain_wap.evaluation.linear_probe import (
     cross_validate_probe,
     frame_statistics,
@@ -36,7 +36,7 @@ DIAGNOSTICS = tuple(
     for branch in ("raw", "student", "teacher")
 )
 # What lets a network start by passing on the encoder's frames (D15, D17)
-CURES = {
+REMEDIES = {
     "mlp_residual": True,
     "projection_init": "orthogonal",
     "residual_init": 0.1,
@@ -60,7 +60,7 @@ def _below_raw(values):
     ]
 
 
-def explain_loss(epoch, values, rows, settings):
+def explain_lost(epoch, values, rows, settings):
     """Warns when a probe has fallen below that of the encoder's own frames.
 
     Arguments
@@ -73,7 +73,7 @@ def explain_loss(epoch, values, rows, settings):
         What was measured before: rows of history.json with a probe; epoch 0 is
         the network before any training.
     settings : dict
-        The run's values of the keys of CURES.
+        The run's values of the keys of REMEDIES.
 
     Returns
     -------
@@ -85,8 +85,8 @@ def explain_loss(epoch, values, rows, settings):
     -------
     >>> start = {"probe_raw": 0.8, "probe_student": 0.7, "probe_teacher": 0.7}
     >>> now = {**start, "probe_student": 0.9}
-    >>> settings = {**CURES, "mlp_residual": False}
-    >>> warning = explain_loss(1, now, [{"epoch": 0, **start}], settings)
+    >>> settings = {**REMEDIES, "mlp_residual": False}
+    >>> warning = explain_lost(1, now, [{"epoch": 0, **start}], settings)
     >>> warning.split("; ")[-1]
     'try mlp_residual=True.'
     """
@@ -107,7 +107,7 @@ def explain_loss(epoch, values, rows, settings):
     if start is not None and _below_raw(start):
         cures = [
             f"{key}={cure}"
-            for key, cure in CURES.items()
+            for key, cure in REMEDIES.items()
             if settings.get(key) not in (None, cure)  # None: has no such key
             and not (key == "residual_init" and settings[key] < cure)
         ]
@@ -192,7 +192,7 @@ def _choose_sample(entries, most, seed):
     table = pd.DataFrame(
         {
             "label": [str(entries[key].get("emo") or "") for key in ids],
-            "speaker": [fold_name(entries[key]["speaker"]) for key in ids],
+            "speaker": [normalise_name(entries[key]["speaker"]) for key in ids],
         },
         index=ids,
     )

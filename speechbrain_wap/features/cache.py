@@ -282,7 +282,7 @@ class FeatureCache:
             self._save(path, torch.stack(statistics), 0.0)
         return statistics
 
-    def is_sound(self, digest):
+    def has_entry(self, digest):
         """Tells whether an entry is there and whole, by its header and size.
 
         Arguments
@@ -304,8 +304,8 @@ class FeatureCache:
         """
         digests = list(dict.fromkeys(digests))
         with ThreadPoolExecutor() as pool:
-            sound = pool.map(self.is_sound, digests)
-            missing = [d for d, is_sound in zip(digests, sound) if not is_sound]
+            there = pool.map(self.has_entry, digests)
+            missing = [d for d, is_there in zip(digests, there) if not is_there]
         for path in map(self.path, missing):
             if path.is_file():
                 logger.warning(f"Damaged cache entry {path} is made again.")

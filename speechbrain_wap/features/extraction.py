@@ -203,7 +203,7 @@ class _Utterances(Dataset):
             with cache.lock(digest) as is_locked:
                 if not is_locked:
                     return BUSY, ""
-                if cache.is_sound(digest):
+                if cache.has_entry(digest):
                     return DONE, ""
                 try:
                     if signal is None:

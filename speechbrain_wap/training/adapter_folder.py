@@ -12,9 +12,9 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_wap.data.corpus_table import read_corpus_table
 from speechbrain_wap.data.speakers import (
     KnownUtterances,
-    list_heard,
     list_utterances,
-    read_heard,
+    read_speech,
+    record_speech,
 )
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import read_json, write_text
@@ -70,14 +70,14 @@ def write_adapter_record(output_folder, settings, train, adapter_data):
         "settings": _digest(kept),
         "number_of_epochs": settings["number_of_epochs"],
         "adapter_data": adapter_data,
-        **list_heard(tables.pop("", [])),
+        **record_speech(tables.pop("", [])),
     }
     if tables:
         record["corpora"] = [
             {
                 "name": name,
                 "speaker_names": "own" if heard[0].has_own_names else "shared",
-                **list_heard(heard),
+                **record_speech(heard),
             }
             for name, heard in tables.items()
         ]
@@ -207,7 +207,7 @@ def check_adapter(adapter_folder, settings, splits, corpus_table=None):
     mine = [one for split in splits.values() for one in list_utterances(split)]
     namesakes = []
     for table in [record, *record["corpora"]]:
-        heard = KnownUtterances(read_heard(table))
+        heard = KnownUtterances(read_speech(table))
         matches = map(heard.find, mine)
         is_this_corpus = any(match.audio or match.id for match in matches)
         for split, one in held_out:

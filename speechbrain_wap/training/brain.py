@@ -168,7 +168,7 @@ class RecipeBrain(sb.Brain):
                     if torch.is_tensor(tensor):
                         torch.distributed.broadcast(tensor, 0)
 
-    def repeats_last(self):
+    def ends_with_repeat(self):
         """Tells whether this batch ends with an utterance of another rank.
 
         SpeechBrain repeats utterances at the end of an epoch, so that all
@@ -183,7 +183,7 @@ class RecipeBrain(sb.Brain):
         surplus = self.num_utterances % count_ranks()
         return self.step == self.num_batches and 0 < surplus <= own_rank()
 
-    def weigh_batch(self, count):
+    def batch_weights(self, count):
         """Weighs a mean so that a step's gradient is that of the whole mean.
 
         Arguments

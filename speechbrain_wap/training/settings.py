@@ -25,7 +25,7 @@ from speechbrain_wap.errors import (
     check_flag,
     check_number,
     check_whole,
-    report_places,
+    report_path_errors,
 )
 
 # Run options of SpeechBrain that decide what a run computes
@@ -451,7 +451,7 @@ class Reading:
             if str(folder) not in sys.path:
                 sys.path.insert(0, str(folder))
         try:
-            with report_places():
+            with report_path_errors():
                 built = load_hyperpyyaml(self.text)
                 # what is made once features are there, is tried out now
                 for key, make in built.items():

@@ -30,7 +30,7 @@ class FrameBrain(RecipeBrain):
     def compute_objectives(self, predictions, batch, stage):
         predicted, wanted = predictions
         loss = (predicted - wanted).square().mean()
-        _, weight = self.weigh_batch(len(wanted))
+        _, weight = self.batch_weights(len(wanted))
         return weight * loss
 
     def init_optimizers(self):

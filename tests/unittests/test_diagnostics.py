@@ -15,15 +15,15 @@ from recipe_runs import assert_equal_states
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.diagnostics import (
-    CURES,
     DIAGNOSTICS,
     LEAST_LEARNED,
     MOST_FOLDS,
+    REMEDIES,
     Diagnostics,
     _choose_sample,
     _effective_rank,
     _FrameCovariance,
-    explain_loss,
+    explain_lost,
 )
 from speechbrain_wap.evaluation.linear_probe import (
     cross_validate_probe,
@@ -335,7 +335,7 @@ def test_the_warning_tells_what_the_start_lost_from_what_training_lost(
 ):
     now = scores(*now)
     rows = [{"epoch": 0, **scores(*start)}] if start else []
-    warning = explain_loss(1, now, rows, CURES)
+    warning = explain_lost(1, now, rows, REMEDIES)
     assert (warning is not None) == bool(branches)
     for part, is_said in {
         "the student's frames": "student" in branches,
@@ -346,16 +346,16 @@ def test_the_warning_tells_what_the_start_lost_from_what_training_lost(
         assert (part in (warning or "")) == is_said
     # not again, until another branch has fallen
     rows.append({"epoch": 1, **now})
-    assert explain_loss(2, now, rows, CURES) is None
+    assert explain_lost(2, now, rows, REMEDIES) is None
 
 
 def test_only_cures_that_are_not_in_use_are_given():
     start = [{"epoch": 0, **scores(0.5, 0.4, 0.4)}]
     settings = {"mlp_residual": True, "residual_init": 0.05}
     settings["projection_init"] = "random"
-    warning = explain_loss(1, scores(0.5, 0.4, 0.4), start, settings)
+    warning = explain_lost(1, scores(0.5, 0.4, 0.4), start, settings)
     assert warning.endswith("; try projection_init=orthogonal.")
-    warning = explain_loss(1, scores(0.5, 0.4, 0.4), start, CURES)
+    warning = explain_lost(1, scores(0.5, 0.4, 0.4), start, REMEDIES)
     assert "try" not in warning
 
 

@@ -29,8 +29,8 @@ share = partial(check_number, above=0, most=1)
 count = partial(check_whole, least=1)
 nullable = partial(check_whole, least=1, or_none="never")
 choice = partial(check_choice, choices={"cosine": 1, "distance": 2})
-FRACTION = "must be within 0 and 1"
-SHARE = "must be above 0 and at most 1"
+FRACTION = "must be a number from 0 to 1"
+SHARE = "must be a number above 0 and at most 1"
 COUNT = "must be a whole number of at least 1"
 KNOWN = "is unknown: choose one of"
 
@@ -53,7 +53,7 @@ KNOWN = "is unknown: choose one of"
             "must be a number of at most 1e-06",
             [1],
         ),
-        (partial(check_number, above=0), "must be above 0", [0]),
+        (partial(check_number, above=0), "must be a number above 0", [0]),
         (check_number, None, [-3, 1e30]),
         (check_number, "must be a number", ["three"]),
         (count, None, [1, 2**31 - 1]),

@@ -31,7 +31,7 @@ def test_an_entry_is_read_as_it_was_written(make_cache, precision):
     read = make_cache(precision=precision).read(DIGEST)
     assert read.dtype == PRECISIONS[precision]
     assert torch.equal(read, feats.to(PRECISIONS[precision]))
-    assert cache.is_sound(DIGEST)
+    assert cache.has_entry(DIGEST)
     assert is_unaltered(cache.path(DIGEST))
 
 

@@ -35,7 +35,10 @@ def test_tables_of_the_same_file_name_are_told_apart():
         (5, "corpora=5 must be null"),
         ("a.csv,,b.csv", "item without a table"),
         ([{"table": "a.csv", "wait": 2}], "key wait, which is unknown"),
-        ([{"table": "a.csv", "weight": 0}], "weight=0 of a.csv must be within"),
+        (
+            [{"table": "a.csv", "weight": 0}],
+            "weight=0 of a.csv must be a number",
+        ),
         ([{"table": "a.csv", "speakers": "mine"}], "speakers=mine of a.csv"),
         (["a.csv", "./a.csv"], "./a.csv twice.*weight: 2"),
         (

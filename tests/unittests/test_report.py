@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from readings import STAGES, find_yaml
 
-from speechbrain_wap.evaluation.cross_validate import list_defaults
+from speechbrain_wap.evaluation.cross_validation_report import list_defaults
 from speechbrain_wap.evaluation.report import (
     STYLES,
     save_figure,

@@ -274,9 +274,13 @@ def test_a_key_that_the_yaml_lacks_is_named_wherever_it_is_read(workplace):
     [
         # what the loop reads itself
         ("adapter", "probe_every=-1", "must be a whole .* at least 0, or null"),
-        ("classifier", "label_fraction=0", "must be above 0 and at most 1"),
+        (
+            "classifier",
+            "label_fraction=0",
+            "must be a number above 0 and at most 1",
+        ),
         # what a constructor calls by another name, or one within it
-        ("classifier", "augment_mask_ratio=2", "must be within 0 and 1"),
+        ("classifier", "augment_mask_ratio=2", "must be a number from 0 to 1"),
         ("adapter", "rec_weight_end=x", "must be a number"),
     ],
 )

@@ -7,11 +7,11 @@ from speechbrain_wap.data.speakers import (
     Utterance,
     check_speakers,
     explain_held_out,
-    fold_name,
-    list_heard,
     list_utterances,
     natural_key,
-    read_heard,
+    normalise_name,
+    read_speech,
+    record_speech,
 )
 from speechbrain_wap.errors import RecipeError
 
@@ -31,7 +31,7 @@ from speechbrain_wap.errors import RecipeError
     ],
 )
 def test_spellings_of_a_name_are_one(one, other):
-    assert fold_name(one) == fold_name(other)
+    assert normalise_name(one) == normalise_name(other)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_spellings_of_a_name_are_one(one, other):
     [("1_11", "11_1"), ("3", "30"), ("anna", "anne"), ("+", "-"), ("", "0")],
 )
 def test_names_that_are_but_alike_are_two_people(one, other):
-    assert fold_name(one) != fold_name(other)
+    assert normalise_name(one) != normalise_name(other)
 
 
 def test_the_order_of_names_is_not_left_to_chance():
@@ -150,7 +150,7 @@ def test_an_id_of_a_third_table_is_not_that_of_who_is_found():
 def test_a_record_knows_again_what_was_heard(names):
     table = {} if names is None else {"name": "b", "speaker_names": names}
     one = Utterance("a/1", "x/y", "d1", "a1")
-    known = KnownUtterances(read_heard({**list_heard([one]), **table}))
+    known = KnownUtterances(read_speech({**record_speech([one]), **table}))
     assert known.find(one).audio and known.find(one).id
     other = one._replace(id="2", digest="d2", sound="a2")
     assert bool(known.find(other).name) == (names == "shared")

@@ -203,5 +203,5 @@ def test_a_run_goes_on_and_a_loss_called_cross_entropy_takes_its_place(run_toy):
 
 
 def test_an_adapter_is_refused_where_nothing_could_start_from_it(run_toy):
-    with pytest.raises(RecipeError, match="A is of no use to the system Toy"):
+    with pytest.raises(RecipeError, match="A cannot start the system Toy"):
         run_toy("--adapter_folder=A")

@@ -47,7 +47,7 @@ def make_brain(cls, modules, **hparams):
         epoch_counter=counter, **{**modules, **hparams}
     )
     brain.statistics, brain.batch_counts = EpochStatistics(""), []
-    brain.repeats_last = lambda: False
+    brain.ends_with_repeat = lambda: False
     brain.progress = lambda: 0.25
     brain.should_step = True
     return brain

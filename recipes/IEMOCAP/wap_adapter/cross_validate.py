@@ -15,7 +15,7 @@ to the stages whose YAML has it; --adapter.key=value and --classifier.key=value
 to one stage. The same command again takes up what was interrupted.
 """
 
-from speechbrain_wap.evaluation.cross_validate import cross_validate
+from speechbrain_wap.evaluation.cross_validation_report import cross_validate
 from speechbrain_wap.training.cross_validation import CrossValidation
 from speechbrain_wap.training.experiment import run_script
 

@@ -26,10 +26,10 @@ from speechbrain_wap.data.further_corpora import parse_corpora, plan_epochs
 from speechbrain_wap.data.preparation import prepare_adapter_data
 from speechbrain_wap.errors import check_flag
 from speechbrain_wap.evaluation.diagnostics import (
-    CURES,
     DIAGNOSTICS,
+    REMEDIES,
     Diagnostics,
-    explain_loss,
+    explain_lost,
 )
 from speechbrain_wap.packing import select_frames, valid_frames
 from speechbrain_wap.targets import frame_spread
@@ -127,7 +127,7 @@ class AdapterBrain(RecipeBrain):
         training = stage == sb.Stage.TRAIN
         epoch = self.hparams.epoch_counter.current if training else 0
         mask = self.hparams.masks(batch.id, num_frames, epoch)  # (B, T)
-        if training and self.repeats_last():
+        if training and self.ends_with_repeat():
             valid[-1] = False
         mask &= valid
 
@@ -170,7 +170,7 @@ class AdapterBrain(RecipeBrain):
             attributes.update(frames, codes)
         else:
             attributes.collect_(frames, codes)
-        share, weight = self.weigh_batch(len(masked))
+        share, weight = self.batch_weights(len(masked))
         self.statistics.add(values, share)
         return weight * losses["loss"]
 
@@ -258,8 +258,8 @@ class AdapterBrain(RecipeBrain):
         if epoch > 0:
             rows = self.statistics.rows
             rows = [row for row in rows if row.get("probe_raw") is not None]
-            settings = {k: getattr(self.hparams, k, None) for k in CURES}
-            warning = explain_loss(epoch, values, rows, settings)
+            settings = {k: getattr(self.hparams, k, None) for k in REMEDIES}
+            warning = explain_lost(epoch, values, rows, settings)
             if warning:
                 logger.warning(warning)
         return values

@@ -213,7 +213,7 @@ class EmotionBrain(RecipeBrain):
         batch = batch.to(self.device)
         batch.speaker = batch.speaker_index
         training = stage == sb.Stage.TRAIN
-        if training and self.repeats_last():
+        if training and self.ends_with_repeat():
             predictions = predictions[:-1]
             batch.target, batch.speaker = batch.target[:-1], batch.speaker[:-1]
         count = len(predictions)
@@ -224,7 +224,7 @@ class EmotionBrain(RecipeBrain):
                 "loss": predictions.sum()
             }  # 0, of all parameters, which ranks wait for
         if training:
-            share, weight = self.weigh_batch(count)
+            share, weight = self.batch_weights(count)
             self.statistics.add(losses, share)
             return weight * losses["loss"]
         probabilities = predictions.softmax(dim=-1).cpu().tolist()
