@@ -315,8 +315,9 @@ ENCODER = "!new:speechbrain_wap.encoders.SpeechEncoder"
 )
 def test_what_cannot_be_built_is_named(workplace, option, encoder, sentence):
     (workplace / "own.py").write_text(
-        "def Broken(source, layer, context):\n"
-        '    raise KeyError("no such\\ngrip")\n'
+        "class Broken:\n"
+        "    def __init__(self, source, layer, context):\n"
+        '        raise KeyError("no such\\ngrip")\n'
     )
     yaml = copy_yaml(workplace, "adapter", (ENCODER, encoder))
     with pytest.raises(RecipeError, match=sentence):
