@@ -59,9 +59,11 @@ def test_ravdess_is_read_and_cross_validated(usual, tmp_path):
     run_forked(
         *("cross_validate.py", *STAGES, *usual, "--num_attributes=8"),
         *("--folds=2", f"--data_folder={tmp_path / 'RAVDESS'}"),
-        f"--output_folder={tmp_path / 'out'}",
+        *("--model_selection=best", f"--output_folder={tmp_path / 'out'}"),
         corpus="RAVDESS",
     )
+    report = (tmp_path / "out" / "report.md").read_text("utf-8")
+    assert "**Optimistic**: the epoch was chosen on the very" in report
     results = read_json(tmp_path, "out", "results.json")
     assert results["classes"] == ["angry", "happy", "sad", "neutral"]
     (held_out,) = results["runs"]

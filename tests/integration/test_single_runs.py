@@ -42,18 +42,19 @@ def test_emotions_are_probed_as_often_as_asked_for(adapter):
 
 
 def test_two_processes_do_not_share_an_output_folder(tiny, tmp_path):
-    arguments = [*CLASSIFIER, *tiny, f"--output_folder={tmp_path}", "--debug"]
-    other = ForkedRun(*arguments[:-1], "--number_of_epochs=500")
+    arguments = [*CLASSIFIER, *tiny, "--number_of_epochs=500"]
+    arguments.append(f"--output_folder={tmp_path}")
+    other = ForkedRun(*arguments)
     try:
         while not (tmp_path / "history.json").is_file():
             assert other.wait(0.05) is None, other.said()
         with pytest.raises(RecipeError, match="another process is at work"):
-            call(*arguments)
+            call(*arguments, "--debug")
         assert other.wait(0) is None
     finally:
         other.kill()
     # the system frees what a killed process held
-    call(*arguments, "--number_of_epochs=500")
+    call(*arguments, "--debug")
 
 
 def test_debug_runs_leave_no_scores(tiny, tmp_path):
