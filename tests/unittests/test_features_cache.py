@@ -110,7 +110,7 @@ def test_what_is_no_entry_is_made_again_and_cannot_be_read(make_cache, content):
 
 def test_frames_beyond_float16_are_refused_with_the_cure(make_cache):
     feats = torch.full((2, 3), 1e5)
-    with pytest.raises(RecipeError, match="1e\\+05.*precision: float32"):
+    with pytest.raises(RecipeError, match="1e\\+05.*precision=float32"):
         make_cache().write(DIGEST, feats, 0.1)
     assert make_cache().missing([DIGEST]) == [DIGEST]
     for precision in ("bfloat16", "float32"):

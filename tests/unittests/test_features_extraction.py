@@ -138,7 +138,7 @@ def test_features_are_of_the_audio_at_the_encoders_own_rate(
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("fault", ["written", "precision: float32"])
+@pytest.mark.parametrize("fault", ["written", "precision=float32"])
 def test_what_cannot_be_stored_is_no_fault_of_the_utterance(
     make_cache, entries, num_workers, fault
 ):
