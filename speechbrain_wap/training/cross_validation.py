@@ -50,7 +50,7 @@ from speechbrain_wap.training.command_line import (
 )
 from speechbrain_wap.training.experiment import Experiment
 from speechbrain_wap.training.jobs import run_jobs
-from speechbrain_wap.training.machine import warn_of_slow_run
+from speechbrain_wap.training.machine import use_one_thread, warn_of_slow_run
 from speechbrain_wap.training.ranks import start_ranks
 from speechbrain_wap.training.resume_guard import (
     default_output_folder,
@@ -674,6 +674,7 @@ def run_all(plan, report):
             "--jobs is for a single process: under torchrun the ranks work on "
             "one fold together."
         )
+    use_one_thread()
     for stage in plan.stages:
         warn_of_slow_run(plan.commands[stage].run_opts, plan.jobs)
     folder = plan.output_folder

@@ -13,8 +13,7 @@ PR_SET_PDEATHSIG = 1
 def run_jobs(num_jobs, function, tasks):
     """Calls a function for each task, several at a time.
 
-    Unless OMP_NUM_THREADS says how many threads each process has, joblib
-    shares the cores among the processes. At an error, the others are ended.
+    At an error, the others are ended.
 
     Arguments
     ---------

@@ -9,7 +9,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import joblib
 import torch
 from speechbrain.utils.distributed import if_main_process, infer_device
 from speechbrain.utils.logger import get_logger
@@ -40,12 +39,24 @@ def warn_of_slow_run(run_opts, num_jobs=1):
     for option in ("precision", "eval_precision"):
         if run_opts[option] == "bf16":
             _warn_of_bf16(option)
-    num_threads = torch.get_num_threads()
-    if num_jobs > 1:  # joblib shares the cores, unless told otherwise
-        shared = max(1, joblib.cpu_count() // num_jobs)
-        num_threads = int(os.environ.get("OMP_NUM_THREADS", shared))
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    _warn_of_threads(ranks * num_jobs, num_threads)
+    _warn_of_threads(ranks * num_jobs, torch.get_num_threads())
+
+
+def use_one_thread():
+    """Lets this process and its workers compute with one thread each.
+
+    OMP_NUM_THREADS may ask for others. The last digits of a sum depend on the
+    number of threads, so that it must not depend on how many folds are run at
+    a time.
+
+    Example
+    -------
+    >>> use_one_thread()
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        os.environ["OMP_NUM_THREADS"] = "1"  # for workers
+        torch.set_num_threads(1)
 
 
 @functools.cache

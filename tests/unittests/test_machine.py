@@ -1,5 +1,7 @@
 """What this machine does to a run is said before it starts, and only then."""
 
+import os
+
 import pytest
 import torch
 from readings import find_yaml
@@ -41,21 +43,28 @@ def test_a_precision_that_is_slow_here_is_named_with_its_factor(warn):
     assert machine._time_product(torch.float32) > 0
 
 
-def test_more_threads_than_free_cores_are_named_with_the_cure(
-    warn, monkeypatch
-):
+def test_more_threads_than_free_cores_are_named_with_the_cure(warn):
     assert warn() == []
     (said,) = warn(busy=2)
     assert "4 threads, but 2 of 4 cores free" in said
     assert "OMP_NUM_THREADS=1" in said
-    # one thread waits for none; and jobs have a share of the cores each
-    assert warn(busy=9, threads=1) == []
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(machine.joblib, "cpu_count", lambda: 4)
-    assert warn(num_jobs=2) == warn(num_jobs=4, busy=9) == []
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    (said,) = warn(num_jobs=4)
+    assert warn(busy=9, threads=1) == []  # one thread waits for none
+    (said,) = warn(num_jobs=4, threads=2)
     assert "8 threads, but 4 of 4" in said
+
+
+@pytest.mark.parametrize("given, threads", [(None, 1), ("3", 3)])
+def test_jobs_leave_the_number_of_threads_alone(monkeypatch, given, threads):
+    """On which the last digits of sums depend."""
+    monkeypatch.setenv("OMP_NUM_THREADS", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    machine.use_one_thread()
+    assert torch.get_num_threads() == threads
+    assert os.environ["OMP_NUM_THREADS"] == str(threads)
+    torch.set_num_threads(before)
 
 
 def test_jobs_end_with_their_numbers_and_an_error_reaches_the_caller():

@@ -9,8 +9,8 @@ the YAML's), --adapter_training=False (no stage 1), --adapter_folder=DIR (no
 stage 1, but this earlier adapter for all folds; DIR_{seed}: one for each seed),
 --adapters_folder=results/run (where stage 1 of each fold and seed lies or is to
 lie, for runs that differ in stage 2 only; default: the output folder), --jobs=4
-(that many folds at a time, each in a process of its own with its share of the
-cores; with OMP_NUM_THREADS set, --jobs changes no number). Any other key goes
+(that many folds at a time, each in a process of its own; changes no number: on
+a CPU a fold has one thread, or what OMP_NUM_THREADS says). Any other key goes
 to the stages whose YAML has it; --adapter.key=value and --classifier.key=value
 to one stage. The same command again takes up what was interrupted.
 """
