@@ -179,7 +179,7 @@ def test_the_other_readings_of_the_paper_go_through_both_stages(tiny, tmp_path):
     assert len(record["speakers"]) == 10
     row = read_history(run_folder / "adapter")[-1]
     assert row["ema_decay"] == 0.999
-    assert row["valid"]["loss"] > 0  # held_out leaves a session to validate on
+    assert row["valid"] is None  # all sessions are trained on
     scores = read_json(run_folder, "classifier/scores.json")
     assert {"hap", "exc", "xxx"} < set(scores["classes"])
     assert scores["session"] == "1"

@@ -103,6 +103,8 @@ def test_two_ranks_learn_what_one_does(one_rank, stage, tmp_path):
     else:
         run_forked(*arguments, ranks=2)
     assert_same_training(folder / stage, tmp_path / "out", stage)
+    # held_out leaves a session to validate on, in stage 1 too
+    assert read_history(tmp_path / "out")[-1]["valid"]["loss"] > 0
     # nor does it matter who made the features
     alone = read_entries(folder / "cache")
     assert len(alone) > 50
