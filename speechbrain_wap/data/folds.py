@@ -89,7 +89,7 @@ def choose_classes(table, classes, explicit=True):
         chosen, absent = own, []
     if absent:
         raise RecipeError(
-            f"no utterance of the class {absent[0]} (labels "
+            f"classes: no utterance of the class {absent[0]} (labels "
             f"{', '.join(chosen[absent[0]])}): the corpus has the labels "
             f"{', '.join(labels) or 'none'}."
         )
