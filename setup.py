@@ -34,6 +34,7 @@ setup(
         "hyperpyyaml>=1.2.2",
         "joblib>=1.4",
         "numpy",
+        "packaging",
         "ruamel.yaml",
         "scipy",
         "soundfile",

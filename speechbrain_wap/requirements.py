@@ -1,11 +1,31 @@
 """Says what to install where installed packages do not go together."""
 
+import sys
 from importlib.metadata import PackageNotFoundError, requires, version
 
 from packaging.requirements import Requirement
 
 # torchaudio's libraries load beside some versions and builds of torch only
 PAIR = ("torch", "torchaudio")
+
+
+class RequirementError(ImportError):
+    """Installed packages do not go together; one sentence with the cure.
+
+    Where nothing catches it, the sentence is printed without a traceback.
+    """
+
+    def __init__(self, text):
+        super().__init__(text)
+        sys.excepthook = _print_sentence
+
+
+def _print_sentence(kind, error, trace):
+    """Ends the program with a RequirementError's sentence."""
+    if issubclass(kind, RequirementError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def check_requirements():
@@ -16,7 +36,7 @@ def check_requirements():
 
     Raises
     ------
-    ImportError
+    RequirementError
         If a package is missing or of another version, or torchaudio cannot be
         loaded beside the installed torch; one sentence with the pip command.
     """
@@ -24,7 +44,7 @@ def check_requirements():
     unmet = [item for item in needed.values() if not _is_met(item)]
     if unmet:
         found = ", ".join(f"{i.name} is {_find(i.name)}" for i in unmet)
-        raise ImportError(
+        raise RequirementError(
             f"speechbrain-wap needs other packages than are installed ({found})"
             f": {_pip_install(unmet)}"
         )
@@ -33,7 +53,7 @@ def check_requirements():
     except (ImportError, OSError, RuntimeError):
         found = " beside ".join(f"{n} {_find(n)}" for n in reversed(PAIR))
         pair = [needed.get(name, Requirement(name)) for name in PAIR]
-        raise ImportError(
+        raise RequirementError(
             f"{found} cannot be loaded, take two that go together: "
             f"{_pip_install(pair)} --force-reinstall"
         ) from None

@@ -331,6 +331,9 @@ class MLP(nn.Sequential):
 def measure_frames(utterances):
     """Computes mean and standard deviation of frames, per dimension (D14).
 
+    The feature cache stores the result: what changes it raises the encoders'
+    FEATURES_VERSION.
+
     Arguments
     ---------
     utterances : iterable of tuple

@@ -14,7 +14,7 @@ code and the minor versions of the libraries that compute features. The
 digest is that of the audio file's bytes (xx its first two digits). An entry
 holds one tensor "feats", shape [T, D] or, for several layers, [T, L, D], and
 in its metadata, under "entry", JSON with its name (key and digest), the
-duration of the audio in seconds and the CRC-32 of frames and duration.
+duration of the audio in seconds and the CRC-32 of all that.
 Statistics are entries, too: mean and deviation of the frames of a training
 set, by the digest of what it is. Entries are written beside their place and
 renamed, so that a half-written one is never read; the same features make the
@@ -61,7 +61,8 @@ UNREADABLE = (OSError, SafetensorError, TypeError, ValueError, KeyError)
 def _describe_entry(name, feats, duration):
     """Writes an entry's metadata; a change of any of them changes the text."""
     frames = feats.contiguous().view(torch.uint8).numpy()
-    checksum = zlib.crc32(repr(duration).encode(), zlib.crc32(frames))
+    kind = repr((duration, str(feats.dtype), *feats.shape))
+    checksum = zlib.crc32(kind.encode(), zlib.crc32(frames))
     return json.dumps({"name": name, "duration": duration, "crc32": checksum})
 
 
@@ -233,11 +234,11 @@ class FeatureCache:
         """
         return self._read(self.path(digest))
 
-    def _read(self, path):
-        """Reads the tensor of an entry."""
+    def _read(self, path, read=lambda entry: entry.get_tensor("feats")):
+        """Reads the tensor of an entry, or something else of it."""
         try:
             with safe_open(path, framework="pt") as entry:
-                return entry.get_tensor("feats")
+                return read(entry)
         except (OSError, SafetensorError) as error:
             raise RecipeError(
                 f"feature cache entry {path} cannot be read ({error}): run "
@@ -256,8 +257,10 @@ class FeatureCache:
         -------
         num_frames : int
         """
-        with safe_open(self.path(digest), framework="pt") as entry:
-            return entry.get_slice("feats").get_shape()[0]
+        return self._read(
+            self.path(digest),
+            lambda entry: entry.get_slice("feats").get_shape()[0],
+        )
 
     def measure_frames(self, utterances):
         """Computes mean and deviation of a training set's frames (D14), once.

@@ -23,6 +23,7 @@ import argparse
 import json
 import re
 import shutil
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -117,7 +118,7 @@ def inspect_caches(cache_folder, check=False):
     if check:
         damaged = _find_damaged(folders)
         lines += [f"damaged: {path}" for path in damaged]
-        lines.append(f"{len(damaged)} damaged entries")
+        lines.append(f"damaged entries: {len(damaged)}")
     return "\n".join(lines)
 
 
@@ -235,7 +236,10 @@ def main(arguments):
     prune.add_argument("--dry_run", action="store_true")
     options = vars(parser.parse_args(arguments))
     if options.pop("command") == "inspect":
-        print(inspect_caches(**options))
+        text = inspect_caches(**options)
+        print(text)
+        if "\ndamaged: " in text:
+            sys.exit(1)
         return
     if options["unused_days"] is not None:
         check_number("--unused_days", options["unused_days"], least=0)

@@ -18,7 +18,8 @@ def run_jobs(num_jobs, function, tasks):
     Arguments
     ---------
     num_jobs : int
-        Number of processes; with 1, this process does it all.
+        Number of processes, no more than there are tasks; with 1, this
+        process does it all.
     function : callable
         A module's function.
     tasks : list of tuple
@@ -36,6 +37,7 @@ def run_jobs(num_jobs, function, tasks):
     >>> list(run_jobs(1, max, [(1, 2), (4, 3)]))
     [(0, 2), (1, 4)]
     """
+    num_jobs = max(1, min(num_jobs, len(tasks)))
     parallel = Parallel(num_jobs, batch_size=1, return_as="generator_unordered")
     yield from parallel(
         delayed(_run_task)(os.getpid(), number, function, arguments)

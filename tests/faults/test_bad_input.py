@@ -510,7 +510,9 @@ IEMOCAP = {
     "malformed line in an evaluation file": refused(
         swap(TURNS, " - 4.2]", ""), f"{TURNS}, line 3 is no turn.*restore"
     ),
-    "binary evaluation file": refused(write(TURNS, BINARY), f"{TURNS}.*restor"),
+    "binary evaluation file": refused(
+        write(TURNS, BINARY), f"{TURNS}.*restore"
+    ),
     "evaluation in UTF-16": refused(encode(TURNS, "utf-16"), "01.txt.*restore"),
     "evaluation file in Latin-1": used(swap(TURNS, "% TURN", "% Müller TURN")),
     "evaluation file with a byte order mark": used(encode(TURNS, "utf-8-sig")),

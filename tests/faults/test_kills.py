@@ -335,7 +335,7 @@ def test_workers_do_no_harm_when_their_parent_is_killed(
     make_run, undisturbed, finish
 ):
     run = make_run()
-    for with_workers, whom in ((False, "but not"), (True, "with")):
+    for with_workers, whom in ((True, "with"), (False, "but not")):
         before = len(run.list_entries())
         run.start(num_workers=2)
         while len(run.list_entries()) == before:

@@ -150,7 +150,7 @@ def test_damaged_entries_do_not_stop_the_list_and_are_named_when_asked_for(
     assert sorted(r["utterances"] for r in read_table(text)) == ["2", "3"]
     for path in (flipped, cut, statistics):
         assert f"damaged: {path}\n" in text
-    assert text.endswith("3 damaged entries")
+    assert text.endswith("damaged entries: 3")
 
 
 # prune ---------------------------------------------------------------------
@@ -286,7 +286,8 @@ def test_the_command_passes_its_options_on(folder, four, capsys):
     assert all(path.exists() for path in four.values())
     damaged = next(four[keys[2]].glob("*/*.safetensors"))
     flip_a_byte(damaged)
-    main(["inspect", str(folder), "--check"])
+    with pytest.raises(SystemExit, match="1"):
+        main(["inspect", str(folder), "--check"])
     assert f"damaged: {damaged}" in capsys.readouterr().out
     main(["prune", str(folder), f"--keys={keys[0]}", "--unused_days=25"])
     exist = [path.exists() for path in four.values()]

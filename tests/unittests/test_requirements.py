@@ -47,7 +47,7 @@ def test_a_torchaudio_that_cannot_be_loaded_ends_in_the_pip_command(
         capture_output=True,
         text=True,
     )
-    last = result.stderr.strip().splitlines()[-1]
-    assert result.returncode != 0
+    (last,) = result.stderr.strip().splitlines()
+    assert result.returncode == 1
     assert "cannot be loaded" in last and "pip install" in last
     assert "torchaudio" in last and "--force-reinstall" in last
