@@ -123,9 +123,9 @@ class TinyRun:
         if name == "mine.yaml":
             (usual,) = self.hparams
             text = usual.read_text("utf-8")
-            text = text.replace("!include:", f"!include:{HPARAMS}/")
             self.hparams = [self.input / "hparams" / name]
-            self.hparams[0].parent.mkdir()
+            # a copy: the checkout's path may have a space in it
+            shutil.copytree(HPARAMS / "models", self.input / "hparams/models")
             self.hparams[0].write_text(text, "utf-8")
             return self.hparams[0]
         if name == "adapter.json":

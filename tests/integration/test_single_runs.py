@@ -112,7 +112,7 @@ def test_an_own_module_can_take_the_encoders_place(tiny, tmp_path):
         text,
     )
     assert count == 1
-    text = text.replace("!include:", f"!include:{theirs}/hparams/")
+    shutil.copytree(theirs / "hparams/models", recipe / "hparams/models")
     (recipe / "hparams" / "own.yaml").write_text(text, "utf-8")
     load_script("train_classifier.py").main(
         [str(recipe / "hparams" / "own.yaml"), *tiny, "--number_of_epochs=1"]
