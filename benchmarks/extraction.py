@@ -37,10 +37,10 @@ from speechbrain_wap.features import FeatureCache
 WHISPER_LAYER = 3
 
 
-def make_hubert(folder):
-    """Saves a random HuBERT of the base model's size."""
+def make_hubert(folder, **config):
+    """Saves a random HuBERT, of the base model's size without a config."""
     torch.manual_seed(0)
-    model = transformers.HubertModel(transformers.HubertConfig())
+    model = transformers.HubertModel(transformers.HubertConfig(**config))
     model.save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
     return str(folder)
