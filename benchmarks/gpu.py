@@ -18,15 +18,11 @@ CUDA can tell.
 import argparse
 import io
 import json
-import logging
-import multiprocessing
 import os
 import platform
-import signal
 import sys
 import tempfile
 import time
-import traceback
 import warnings
 from collections import Counter
 from contextlib import contextmanager, redirect_stdout
@@ -35,21 +31,20 @@ from pathlib import Path
 
 import torch
 from codebooks import Codebooks
-from extraction import make_hubert
+from extraction import HUBERT_LARGE, QUICK_HUBERT, make_hubert
+from sections import Section, each, format_table
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.data_utils import batch_pad_right
-from timing import RECIPES, alternate, divide, measure_seconds, sum_up
+from timing import RECIPES, alternate, divide, measure_seconds
 from torch.profiler import ProfilerActivity, profile
 from workloads import QUICK, Training, count_step, find_peak, make_corpus
 
 from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.evaluation.cross_validate import cross_validate
-from speechbrain_wap.evaluation.report import markdown_table
 from speechbrain_wap.packing import Packing
 from speechbrain_wap.training.cross_validation import CrossValidation
 
-REPOSITORY = RECIPES.parent
-sys.path.insert(0, str(REPOSITORY / "demo"))
+sys.path.insert(0, str(RECIPES.parent / "demo"))
 from make_corpus import make_demo_corpus  # noqa: E402
 
 STAGES = {"adapter": "stage 1", "classifier": "stage 2"}
@@ -59,29 +54,14 @@ IEMOCAP_UTTERANCES = 7900
 COPIES = 10
 SAME_NUMBERS = 1e-4
 SAME_LOSS = 0.02
-HUBERT_LARGE = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-    "feat_extract_norm": "layer",
-    "conv_bias": True,
-    "do_stable_layer_norm": True,
-}
-QUICK_HUBERT = {
-    **HUBERT_LARGE,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "conv_dim": (16,) * 7,
-}
+BF16, FP32 = "--precision=bf16", "--precision=fp32"
 # No dropout: devices draw other numbers
 CROSS_VALIDATION = (
     "--encoder_source=fbank --d_model=64 --nhead=4 --d_ffn=128 --dropout=0 "
     "--max_frames=300 --mlp_residual=True --num_attributes=64 --batch_size=16 "
     "--lr=0.001 --classifier_lr=0.005 --adapter.number_of_epochs=2 "
-    "--classifier.number_of_epochs=6 --probe_every=0 --noprogressbar"
+    "--classifier.number_of_epochs=6 --probe_every=0 --feature_workers=0 "
+    "--noprogressbar"
 )
 QUICK_CROSS_VALIDATION = (
     "--folds=1 --d_model=16 --d_ffn=32 --classifier.number_of_epochs=1 "
@@ -89,114 +69,45 @@ QUICK_CROSS_VALIDATION = (
 )
 
 
-class Section:
-    """Makes what a section's checks train on, and writes their rows.
+# What checks run on -----------------------------------------------------------
+
+
+def make_training(section, stage, count, *options, copies=1):
+    """Makes a training on utterances as long as IEMOCAP's.
 
     Arguments
     ---------
-    name : str
-        One of SECTIONS.
-    options : argparse.Namespace
-        The command line.
-    folder : pathlib.Path
-        For temporary files, which sections share.
+    section : sections.Section
+        Says where, and whether a tiny one will do.
+    stage : str
+        One of STAGES.
+    count : int
+        Of the corpus's utterances, which is made once for all sections.
+    *options : str
+        Further arguments of the recipe's script.
+    copies : int
+        How many utterances share the features of each.
+
+    Returns
+    -------
+    training : workloads.Training
     """
-
-    def __init__(self, name, options, folder):
-        self.name, self.folder, self.quick = name, folder, options.quick
-        self.device = torch.device(options.device)
-        self.on_cuda = self.device.type == "cuda"
-        self.repeats = 1 if self.quick else options.repeats
-        self.ends = time.time() + SECTIONS[name][0]
-
-    def corpus(self, count, copies=1):
-        """Makes a corpus of IEMOCAP-like lengths, once for all sections."""
-        count, size = (16, 16) if self.quick else (count, None)
-        folder = self.folder / f"corpus-{count}-{copies}"
-        if not (folder / "corpus.json").exists():
-            folder.mkdir(exist_ok=True)
-            make_corpus("paper", count, folder, size, copies)
-        return folder
-
-    def training(self, stage, count, *options, copies=1):
-        """Makes a training of the paper's settings; a tiny one if quick."""
-        options = [f"--device={self.device}", *options]
-        options += QUICK[stage] if self.quick else []
-        return Training(self.corpus(count, copies), stage, options)
-
-    def encoder(self):
-        """Makes an encoder of HuBERT-large's size with random weights."""
-        folder = self.folder / "hubert"
-        if not (folder / "preprocessor_config.json").exists():
-            make_hubert(folder, **QUICK_HUBERT if self.quick else HUBERT_LARGE)
-        return SpeechEncoder(str(folder))
-
-    def compare(self, *runs):
-        """Times two functions in turn, after a warm-up; seconds of each."""
-        for run in runs:
-            run()
-        timed = [partial(measure_seconds, run) for run in runs]
-        return alternate(*timed, self.repeats)
-
-    def write(self, figure, value, bound="", reached="-", **more):
-        """Writes and prints a row."""
-        row = {"section": self.name, "figure": figure, "value": value}
-        row.update(bound=bound, reached=reached, **more)
-        with open(rows_file(self.folder, self.name), "a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(f"{figure}: {value} [{reached}]", flush=True)
-
-    def add(self, figure, values, what, least=None, most=None, must=False):
-        """Adds a figure.
-
-        Arguments
-        ---------
-        figure : str
-            Its name.
-        values : list of float
-            Of each repetition.
-        what : str
-            What it is.
-        least, most : float, optional
-            What its median should reach.
-        must : bool
-            Whether it is an error if not, even in a quick look.
-        """
-        median, lowest, highest = sum_up(values)
-        value, bound, reached = f"{median:.3g}", "", "-"
-        if len(values) > 1:
-            value += f" ({lowest:.3g} to {highest:.3g})"
-        if least is not None or most is not None:
-            is_reached = median >= least if most is None else median <= most
-            bound = f"at least {least}" if most is None else f"at most {most}"
-            if must or not self.quick:
-                reached = "yes" if is_reached else "FAILED" if must else "no"
-        self.write(figure, value, bound, reached, what=what, values=values)
-
-    def leave_to_cuda(self, figure):
-        """Adds a row for what a CPU cannot tell."""
-        self.write(figure, "only on CUDA", what="")
-
-    def attempt(self, figure, check, *arguments):
-        """Calls a function; an error becomes a row."""
-        try:
-            check(self, *arguments)
-        except Exception as error:
-            self.fail(figure, error)
-
-    def fail(self, figure, error):
-        """Adds a row for an error."""
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(place.filename).name}:{place.lineno}"
-        lines = str(error).strip().splitlines() or [""]
-        value = f"{type(error).__name__} at {place}: {lines[0][:200]}"
-        text = "".join(traceback.format_exception(error))
-        self.write(figure, value, reached="FAILED", what="", traceback=text)
+    size = None
+    if section.quick:
+        count, size, options = 16, 16, [*options, *QUICK[stage]]
+    folder = section.folder / f"corpus-{count}-{copies}"
+    if not (folder / "corpus.json").exists():
+        folder.mkdir(exist_ok=True)
+        make_corpus("paper", count, folder, size, copies)
+    return Training(folder, stage, [f"--device={section.device}", *options])
 
 
-def rows_file(folder, section):
-    """Where a section's rows are, one a line."""
-    return folder / f"{section}.jsonl"
+def make_encoder(section):
+    """Makes an encoder of HuBERT-large's size with random weights."""
+    folder = section.folder / "hubert"
+    if not (folder / "preprocessor_config.json").exists():
+        make_hubert(folder, **QUICK_HUBERT if section.quick else HUBERT_LARGE)
+    return SpeechEncoder(str(folder))
 
 
 # Numbers ----------------------------------------------------------------------
@@ -208,90 +119,68 @@ def relative_error(value, expected, least=0.0):
     return float((value - expected).norm() / expected.norm().clamp(min=least))
 
 
-def compute_values(training, batch, codes=None):
-    """Computes a step's values and gradients from the start of a training."""
-    training.place_modules()
-    values = training.compute_losses(batch, 0.5, codes)
-    values["loss"].backward()
-    gradients = [
-        parameter.grad
-        for module in training.modules.values()
-        for parameter in module.parameters()
-        if parameter.grad is not None
-    ]
-    if training.is_adapter:
-        attributes = training.modules["local_attributes"]
-        values["attributes after the update"] = attributes.codebook
-    return {name: value.detach() for name, value in values.items()}, gradients
-
-
 def compare_values(section, stage):
     """Outputs, losses, gradients and codebook of the device and a CPU."""
     torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
     given = 16, "--batch_size=16", "--dropout=0"
-    on_cpu = section.training(stage, *given, "--device=cpu")
-    on_device = section.training(stage, *given)
+    on_cpu = make_training(section, stage, *given, "--device=cpu")
+    on_device = make_training(section, stage, *given)
     batch = on_cpu.load_batches()[0]
-    expected, gradients = compute_values(on_cpu, batch)
+    expected, gradients = on_cpu.compute_gradients(batch)
     # where two attributes are equally near, rounding decides: the same codes
     codes = expected.pop("codes", None)
     given = None if codes is None else codes.to(section.device)
-    values, own_gradients = compute_values(on_device, batch, given)
-    limit = {"most": SAME_NUMBERS, "must": True}
-    what = f"{section.device} against cpu, float32: relative error"
+    values, own_gradients = on_device.compute_gradients(batch, given)
+    name, what = STAGES[stage], f"{section.device} against cpu, float32"
     if codes is not None:
-        share = (values.pop("codes").cpu() == codes).float().mean()
-        text = f"{section.device} and cpu: share of equal codes"
-        figure = f"{STAGES[stage]}, nearest attributes"
-        section.add(figure, [float(share)], text, least=0.999, must=True)
-    for name, value in expected.items():
-        error = relative_error(values[name], value)
-        section.add(f"{STAGES[stage]}, {name}", [error], what, **limit)
+        share = float((values["codes"].cpu() == codes).float().mean())
+        text = f"{what}: share of equal codes"
+        section.add(f"{name}, codes", [share], text, least=0.999, must=True)
+    limit = {"most": SAME_NUMBERS, "must": True}
+    for key, value in expected.items():
+        error = relative_error(values[key], value)
+        text = f"{what}: relative error"
+        section.add(f"{name}, {key}", [error], text, **limit)
     # what is next to zero is made of rounding
     least = 1e-3 * max(float(gradient.norm()) for gradient in gradients)
     errors = [
-        relative_error(own, gradient, least)
-        for own, gradient in zip(own_gradients, gradients)
+        relative_error(*pair, least) for pair in zip(own_gradients, gradients)
     ]
-    what += f", the largest of {len(errors)} parameters"
-    section.add(f"{STAGES[stage]}, gradients", [max(errors)], what, **limit)
+    text = f"{what}: the largest relative error of {len(errors)} parameters"
+    section.add(f"{name}, gradients", [max(errors)], text, **limit)
 
 
 def compare_encoders(section):
     """Features of an encoder of HuBERT-large's size."""
-    torch.backends.cudnn.allow_tf32 = False
     random = torch.Generator().manual_seed(0)
     wavs = torch.randn(2, 16000 if section.quick else 64000, generator=random)
     lens = torch.tensor([1.0, 0.7])
-    encoder = section.encoder()
+    encoder = make_encoder(section)
     expected = encoder(wavs, lens)
     encoder.load(section.device)
-    feats = encoder(wavs.to(section.device), lens.to(section.device))
-    section.add(
-        "features of HuBERT-large's size",
-        [relative_error(feats, expected)],
-        f"{section.device} against cpu, float32: relative error",
-        most=SAME_NUMBERS,
-        must=True,
-    )
+    what = f"{section.device} against cpu: relative error"
+    for name, is_allowed in {"": False, ", TF32 as by default": True}.items():
+        torch.backends.cudnn.allow_tf32 = is_allowed
+        feats = encoder(wavs.to(section.device), lens.to(section.device))
+        error = relative_error(feats, expected)
+        limit = {"most": SAME_NUMBERS, "must": not is_allowed}
+        section.add(f"features of HuBERT-large{name}", [error], what, **limit)
 
 
 def compare_cross_validations(section):
     """Unweighted accuracy of both stages in five folds."""
     corpus = section.folder / "demo"
-    make_demo_corpus(corpus, utterances_per_speaker=4 if section.quick else 10)
+    make_demo_corpus(corpus, utterances_per_speaker=8 if section.quick else 12)
     options = CROSS_VALIDATION.split()
     options += QUICK_CROSS_VALIDATION.split() if section.quick else []
-    options += [f"--data_folder={corpus}"]
-    options += [f"--cache_folder={section.folder}/demo_cache"]
     # the train scripts are found where it is started
     os.chdir(RECIPES / "IEMOCAP/wap_adapter")
     accuracies = []
     for number, device in enumerate(("cpu", str(section.device))):
         yamls = ["hparams/adapter.yaml", "hparams/classifier.yaml"]
-        own = [f"--device={device}"]
-        own += [f"--output_folder={section.folder}/demo_results{number}"]
+        own = [f"--device={device}", f"--data_folder={corpus}"]
+        own += [f"--output_folder={section.folder}/results{number}"]
+        own += [f"--cache_folder={section.folder}/cache{number}"]
         with redirect_stdout(io.StringIO()):
             results = cross_validate(CrossValidation(yamls + options + own))
         accuracies.append(100 * results["mean"]["UA"])
@@ -308,46 +197,29 @@ def compare_cross_validations(section):
 # Precision --------------------------------------------------------------------
 
 
-def compare_losses(section, stage):
-    """The loss after 50 steps in each precision, against float32's."""
-    given = 16 * 50, "--batch_size=16"
-    expected = train(section, stage, *given)
-    for kind, option in {
-        "bf16": "--precision=bf16",
-        "fp16": "--precision=fp16",
-        "compiled": "--compile",
-    }.items():
-        figure = f"{STAGES[stage]}, {kind}"
-        if kind != "bf16" and not section.on_cuda:
-            section.leave_to_cuda(figure)
-            continue
-        section.attempt(
-            figure, compare_loss, figure, expected, stage, *given, option
-        )
-
-
-def train(section, *given):
-    """Trains an epoch; the mean loss of its last ten steps."""
-    losses = Training.run_steps(*section.training(*given).start_steps())
-    return sum(losses[-10:]) / len(losses[-10:])
-
-
-def compare_loss(section, figure, expected, *given):
-    """A loss that is finite, and how far it is from what is expected."""
-    loss = train(section, *given)
-    what = f"share by which the last loss ({loss:.4f}) is off float32's"
-    error = abs(loss / expected - 1)
+def compare_losses(section, option, stage):
+    """The last losses of 50 steps in a precision, against float32's."""
+    figure = f"{STAGES[stage]}, {option}"
+    if option != BF16 and not section.on_cuda:
+        section.leave_to_cuda(figure)
+        return
+    ends = []
+    for options in ([], [option]):
+        size = 50 * 16, "--batch_size=16"
+        training = make_training(section, stage, *size, *options)
+        losses = training.run_steps(*training.start_steps())
+        ends.append(float(torch.stack(losses[-10:]).mean()))
+    what = f"share by which the last losses ({ends[1]:.4f}) are off float32's"
+    error = abs(ends[1] / ends[0] - 1)
     section.add(figure, [error], what, most=SAME_LOSS, must=True)
 
 
 def name_attention(section, precision):
     """Which kernels attention takes."""
-    option = f"--precision={precision}"
-    brain, loader = section.training(
-        "adapter", PAPER_BATCH, option
-    ).start_steps()
+    training = make_training(section, "adapter", PAPER_BATCH, precision)
+    steps = training.start_steps()
     with record(section) as profiler:
-        Training.run_steps(brain, loader)
+        training.run_steps(*steps)
     start = "aten::_scaled_dot_product_"
     kernels = Counter(
         event.name.removeprefix(start)
@@ -376,39 +248,29 @@ def record(section):
 
 
 @contextmanager
-def forbid_waiting(mode):
-    """Lets a step that waits for the GPU warn, or fail."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode(mode)
-        try:
-            yield said
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+def on_waiting(mode):
+    """Sets what happens where a step waits: "default", "warn" or "error"."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
-def allow_waiting(function):
-    """Makes a function that does the same and may wait for the GPU."""
-
-    def waiting(*args, **kwargs):
-        mode = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("default")
-        try:
-            return function(*args, **kwargs)
-        finally:
-            torch.cuda.set_sync_debug_mode(mode)
-
-    return waiting
-
-
-def find_waits(section, stage):
-    """Where a step waits, and what it copies and starts."""
-    name = STAGES[stage]
-    training = section.training(stage, 4 * PAPER_BATCH, "--precision=bf16")
+def load_steps(section, stage):
+    """Makes a Brain that has run its first steps, and batches in memory."""
+    training = make_training(section, stage, 4 * PAPER_BATCH, BF16)
     brain, loader = training.start_steps()
     batches = list(loader)
+    training.run_steps(brain, batches)
+    return brain, batches
+
+
+def count_work(section, stage):
+    """Copies and kernels of a step, and how long the GPU is busy."""
+    brain, batches = load_steps(section, stage)
     run = partial(Training.run_steps, brain, batches)
-    run()
     seconds = measure_seconds(run)
     with record(section) as profiler:
         run()
@@ -416,44 +278,45 @@ def find_waits(section, stage):
         event
         for event in profiler.events()
         if event.device_type == torch.autograd.DeviceType.CUDA
-        and not getattr(event, "is_user_annotation", False)
+        and not event.is_user_annotation
     ]
-    figures = "copies to the host", "copies to the device", "kernels", "busy"
-    if not section.on_cuda:
-        for figure in (*figures, "steps that do not wait", "places that wait"):
-            section.leave_to_cuda(f"{name}, {figure}")
-        return
-    copies = Counter(event.name[:11] for event in events)
-    counts = copies["Memcpy DtoH"], copies["Memcpy HtoD"], len(events)
-    for figure, count, most in zip(figures, counts, (1, None, None)):
-        text = "per step, by the profiler"
-        count /= len(batches)
-        section.add(f"{name}, {figure}", [count], text, most=most)
+    names = Counter(event.name[:11] for event in events)
     busy = sum(event.time_range.elapsed_us() for event in events) / 1e6
-    text = "seconds of the kernels (while profiled) / of the steps"
-    section.add(f"{name}, busy", [busy / seconds], text)
-    with forbid_waiting("warn") as said:
-        run()
+    steps, each = len(batches), "in a step, by the profiler"
+    for figure, value, what, most in (
+        ("copies to the host", names["Memcpy DtoH"] / steps, each, 1),
+        ("copies to the device", names["Memcpy HtoD"] / steps, each, None),
+        ("kernels and copies", len(events) / steps, each, None),
+        ("busy", busy / seconds, "time in kernels / time of the steps", None),
+    ):
+        if section.on_cuda:
+            figure = f"{STAGES[stage]}, {figure}"
+            section.add(figure, [value], what, most=most)
+    if not section.on_cuda:
+        section.leave_to_cuda(f"{STAGES[stage]}, copies and kernels")
+
+
+def find_waits(section, stage, mode):
+    """Where a step waits, but for the look at the loss, as is documented."""
+    figure = f"{STAGES[stage]}, sync debug mode {mode}"
+    if not section.on_cuda:
+        section.leave_to_cuda(figure)
+        return
+    brain, batches = load_steps(section, stage)
+    brain.check_loss_isfinite = on_waiting("default")(brain.check_loss_isfinite)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with on_waiting(mode):
+            Training.run_steps(brain, batches)
     places = Counter(
         f"{Path(warning.filename).name}:{warning.lineno}"
         for warning in said
         if "synchronizing" in str(warning.message)
     )
     text = ", ".join(f"{place} {n}x" for place, n in places.most_common())
-    what = f"in {len(batches)} steps, the check of the loss among them"
-    section.write(f"{name}, places that wait", text or "none", what=what)
-    # the finite loss is looked at in each step, as is documented
-    brain.check_loss_isfinite = allow_waiting(brain.check_loss_isfinite)
-    with forbid_waiting("error"):
-        run()
-    text = "set_sync_debug_mode('error'), but for the check of the loss"
-    section.write(
-        f"{name}, steps that do not wait",
-        str(len(batches)),
-        "",
-        "yes",
-        what=text,
-    )
+    reached = "no" if places else "yes"
+    what = f"what waits in {len(batches)} steps, but for the check of the loss"
+    section.write(figure, text or "nothing", "nothing", reached, what=what)
 
 
 # Speed ------------------------------------------------------------------------
@@ -461,41 +324,46 @@ def find_waits(section, stage):
 
 def compare_steps(section, stage, precision):
     """Steps of a Brain against a bare loop; products against their peak."""
-    option = f"--precision={precision}"
-    training = section.training(stage, 8 * PAPER_BATCH, option)
+    training = make_training(section, stage, 4 * PAPER_BATCH, precision)
     batches = training.load_batches()
+    loaded = list(training.start_steps()[1])
 
     def run_brain():
-        brain, loader = training.start_steps()
-        loaded = list(loader)
-        return measure_seconds(partial(Training.run_steps, brain, loaded))
+        brain, _ = training.start_steps()
+        return measure_seconds(partial(training.run_steps, brain, loaded))
 
-    run_bare = partial(training.run_bare_epoch, batches)
+    def run_bare():
+        return training.run_bare_epoch(batches)
+
     run_brain(), run_bare()
     bare, seconds = alternate(run_bare, run_brain, section.repeats)
-    figure = f"{STAGES[stage]}, steps, {precision}"
+    name = f"{STAGES[stage]}, {precision}"
     rate = len(batches) / min(seconds)
     what = f"bare loop / Brain, batches in memory; {rate:.1f} steps per second"
-    section.add(figure, divide(bare, seconds), what, least=0.95)
-    if (stage, precision) != ("adapter", "bf16"):
-        return
-    operations = sum(
-        count_step(training.hparams, valid, mask)
-        for _, _, valid, mask, _ in batches
-    )
-    sizes = [256] if section.quick else [4096, 8192]
-    peak = find_peak(sizes, section.device, torch.bfloat16)
-    section.add(
-        "stage 1, products, bf16",
-        [operations / s / peak for s in seconds],
-        f"products per second / peak of {peak / 1e12:.3g} TFLOP/s",
-        least=0.35,
-    )
+    section.add(f"{name}, steps", divide(bare, seconds), what, least=0.95)
+    if section.on_cuda:
+        torch.cuda.reset_peak_memory_stats()
+        run_brain()
+        gigabytes = torch.cuda.max_memory_allocated() / 1e9
+        what = f"GB at most, batches of {PAPER_BATCH}"
+        section.add(f"{name}, memory", [gigabytes], what)
+    else:
+        section.leave_to_cuda(f"{name}, memory")
+    if (stage, precision) == ("adapter", BF16):
+        operations = sum(
+            count_step(training.hparams, valid, mask)
+            for _, _, valid, mask, _ in batches
+        )
+        sizes = [256] if section.quick else [4096, 8192]
+        peak = find_peak(sizes, section.device, torch.bfloat16)
+        values = [operations / s / peak for s in seconds]
+        what = f"per second / peak of {peak / 1e12:.3g} TFLOP/s"
+        section.add(f"{name}, products", values, what, least=0.35)
 
 
 def compare_packing(section):
     """A padded batch that the device packs against one packed on the host."""
-    training = section.training("adapter", PAPER_BATCH)
+    training = make_training(section, "adapter", PAPER_BATCH)
     dataset = training.dataset
     batch = [dataset[n]["feats"] for n in range(min(PAPER_BATCH, len(dataset)))]
     shape = sum(map(len, batch)), batch[0].shape[1]
@@ -523,7 +391,7 @@ def compare_packing(section):
 
 def time_extraction(section):
     """Utterances one at a time against batches of equal length."""
-    encoder = section.encoder()
+    encoder = make_encoder(section)
     encoder.load(section.device)
     count, seconds = (2, 1) if section.quick else (16, 4)
     random = torch.Generator().manual_seed(0)
@@ -569,34 +437,17 @@ def compare_codebooks(section):
         section.add(f"codebook / {way}", divide(*section.compare(*ways)), what)
 
 
-def measure_peak(section, stage, precision):
-    """Peak memory of the paper's batch."""
-    figure = f"{STAGES[stage]}, memory, {precision}"
-    if not section.on_cuda:
-        section.leave_to_cuda(figure)
-        return
-    option = f"--precision={precision}"
-    training = section.training(stage, 8 * PAPER_BATCH, option)
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    Training.run_steps(*training.start_steps())
-    gigabytes = torch.cuda.max_memory_allocated() / 1e9
-    what = f"GB at most, 8 steps of {PAPER_BATCH} utterances"
-    section.add(figure, [gigabytes], what)
-
-
 # Capacity ---------------------------------------------------------------------
 
 
-def time_epoch(section, stage, *options):
+def time_epoch(section, stage):
     """Seconds of an epoch of IEMOCAP's size."""
-    size = IEMOCAP_UTTERANCES // COPIES, "--precision=bf16", *options
-    training = section.training(stage, *size, copies=COPIES)
+    size = IEMOCAP_UTTERANCES // COPIES, BF16
+    training = make_training(section, stage, *size, copies=COPIES)
     seconds = training.run_epoch()
     count = len(training.corpus["entries"])
     what = f"seconds, {count} utterances from the cache, bf16"
-    figure = " ".join([f"{STAGES[stage]}, epoch", *options])
-    section.add(figure, [seconds], what)
+    section.add(f"{STAGES[stage]}, epoch", [seconds], what)
 
 
 def find_largest_batch(section):
@@ -605,8 +456,8 @@ def find_largest_batch(section):
     if not section.on_cuda:
         section.leave_to_cuda(figure)
         return
-    size = IEMOCAP_UTTERANCES // COPIES, "--precision=bf16"
-    training = section.training("adapter", *size, copies=COPIES)
+    size = IEMOCAP_UTTERANCES // COPIES, BF16
+    training = make_training(section, "adapter", *size, copies=COPIES)
     brain, _ = training.start_steps()
 
     def step(count):
@@ -619,7 +470,7 @@ def find_largest_batch(section):
 
     step(PAPER_BATCH)  # the optimiser's state, too
     one, two = step(PAPER_BATCH), step(2 * PAPER_BATCH)
-    free, total = torch.cuda.mem_get_info()
+    _, total = torch.cuda.mem_get_info()
     per_utterance = (two - one) / PAPER_BATCH
     predicted = (total - one) / per_utterance + PAPER_BATCH
     for share in (0.95, 0.85, 0.75, 0.6):
@@ -634,97 +485,34 @@ def find_largest_batch(section):
     raise RuntimeError(f"not even {count} of {predicted:.0f} utterances fit")
 
 
-# Sections: seconds at most, and checks ------------------------------------------
+# Sections ---------------------------------------------------------------------
 
+# Seconds at most, and checks
 SECTIONS = {
     "numbers": (
         120,
-        [
-            *(partial(compare_values, stage=stage) for stage in STAGES),
-            compare_encoders,
-            compare_cross_validations,
-        ],
+        each(compare_values, STAGES)
+        + each(compare_encoders)
+        + each(compare_cross_validations),
     ),
     "precision": (
         100,
-        [
-            *(partial(name_attention, precision=p) for p in ("fp32", "bf16")),
-            *(partial(compare_losses, stage=stage) for stage in STAGES),
-        ],
+        each(name_attention, (BF16, FP32))
+        + each(compare_losses, (BF16, "--precision=fp16", "--compile"), STAGES),
     ),
-    "waiting": (40, [partial(find_waits, stage=stage) for stage in STAGES]),
+    "waiting": (
+        40,
+        each(count_work, STAGES) + each(find_waits, STAGES, ("warn", "error")),
+    ),
     "speed": (
-        100,
-        [
-            *(
-                partial(compare_steps, stage=stage, precision=precision)
-                for precision in ("bf16", "fp32")
-                for stage in STAGES
-            ),
-            compare_packing,
-            time_extraction,
-            compare_codebooks,
-            *(
-                partial(measure_peak, stage=stage, precision=precision)
-                for precision in ("bf16", "fp32")
-                for stage in STAGES
-            ),
-        ],
+        105,
+        each(compare_steps, STAGES, (BF16, FP32))
+        + each(compare_packing)
+        + each(time_extraction)
+        + each(compare_codebooks),
     ),
-    "capacity": (
-        100,
-        [
-            *(partial(time_epoch, stage=stage) for stage in STAGES),
-            find_largest_batch,
-        ],
-    ),
+    "capacity": (95, each(time_epoch, STAGES) + each(find_largest_batch)),
 }
-
-
-def run_section(name, options, folder):
-    """Runs all checks of a section, in a process of its own."""
-    os.setsid()  # whatever it starts can be ended with it
-    logging.disable(logging.WARNING)
-    section = Section(name, options, folder)
-    if section.on_cuda:
-        card = torch.cuda.get_device_properties(section.device)
-        text = f"{card.name}, {card.total_memory / 1e9:.0f} GB"
-        (folder / "card.txt").write_text(text)
-    for check in SECTIONS[name][1]:
-        section.attempt(getattr(check, "func", check).__name__, check)
-
-
-def watch_section(name, options, folder):
-    """Runs a section for as long as it may; its rows."""
-    print(f"\n[{name}]", flush=True)
-    started, limit = time.time(), SECTIONS[name][0]
-    # CUDA cannot be used after a fork; to import all anew takes seconds
-    method = "fork" if options.device == "cpu" else "spawn"
-    process = multiprocessing.get_context(method).Process(
-        target=run_section, args=(name, options, folder)
-    )
-    process.start()
-    process.join(limit)
-    reason = f"ended with status {process.exitcode}"
-    if process.is_alive():
-        os.killpg(process.pid, signal.SIGKILL)
-        process.join()
-        reason = f"not done after {limit} s"
-    path = folder / f"{name}.jsonl"
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    rows = [json.loads(line) for line in lines]
-    if process.exitcode != 0:
-        row = {"section": name, "figure": f"the section {name}", "bound": ""}
-        rows.append({**row, "value": reason, "reached": "FAILED", "what": ""})
-    print(f"[{name}: {time.time() - started:.0f} s]", flush=True)
-    return rows
-
-
-def format_table(rows):
-    """Lays out all rows as a Markdown table."""
-    keys = ("figure", "value", "bound", "reached", "what")
-    header = ["figure", "value", "aim", "reached", "what it is"]
-    return markdown_table(header, [[row[key] for key in keys] for row in rows])
 
 
 def parse_options(arguments):
@@ -735,7 +523,7 @@ def parse_options(arguments):
     add = parser.add_argument
     add("--sections", default=",".join(SECTIONS))
     add("--json", help="file to write results to")
-    add("--repeats", type=int, default=5)
+    add("--repeats", type=int, default=3)
     add("--device", help="cuda, or a CPU with --quick")
     text = "tiny models and corpora: shows that all runs, measures nothing"
     add("--quick", action="store_true", help=text)
@@ -759,9 +547,12 @@ def main(arguments):
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         for name in options.sections:
-            rows += watch_section(name, options, folder)
-        card = folder / "card.txt"
-        card = card.read_text("utf-8") if card.exists() else "no GPU"
+            section = Section(name, options, folder)
+            section.run_within(*SECTIONS[name])
+            rows += section.read_rows()
+    # not earlier: it takes memory of the card
+    is_cuda = options.device != "cpu"
+    card = torch.cuda.get_device_name(options.device) if is_cuda else "no GPU"
     print(f"\n{card}, torch {torch.__version__}\n\n{format_table(rows)}")
     if options.json:
         results = {

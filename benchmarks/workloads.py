@@ -84,7 +84,7 @@ def make_corpus(setting, count, folder, input_size=None, copies=1):
     input_size : int, optional
         Another dimension than the setting's.
     copies : int
-        As how many utterances the corpus has each of them.
+        How many utterances share the features of each of them.
 
     Returns
     -------
@@ -106,8 +106,12 @@ def make_corpus(setting, count, folder, input_size=None, copies=1):
         feats = torch.randn(length, input_size, generator=random)
         seconds = length / FRAMES_PER_SECOND
         experiment.hparams["feature_cache"].write(digest, feats, seconds)
-        for copy_number in range(copies):
-            entries[f"{key}-{copy_number}"] = {"digest": digest}
+        entries[key] = {"digest": digest}
+    entries |= {
+        f"{key}+{number}": entry
+        for number in range(1, copies)
+        for key, entry in entries.items()
+    }
     return record_corpus(folder, setting, options, entries)
 
 
@@ -262,7 +266,7 @@ class Training:
             brain.step += 1
             # a copy: a Brain moves a batch's tensors in place
             losses.append(brain.fit_batch(copy(batch)))
-        return [float(loss) for loss in losses]
+        return losses
 
     def load_batches(self):
         """Loads what an epoch of the Brain is made of, masks included.
@@ -341,6 +345,25 @@ class Training:
         if self.is_adapter:
             return self._compute_stage1(feats, *rest, progress, codes)
         return self._compute_stage2(feats, *rest)
+
+    def compute_gradients(self, batch, codes=None):
+        """Computes a step's values and gradients from the start.
+
+        Returns
+        -------
+        values : dict
+            See compute_losses; with the local attributes that it moved.
+        gradients : list of torch.Tensor
+        """
+        self.place_modules()
+        values = self.compute_losses(batch, 0.5, codes)
+        values["loss"].backward()
+        if self.is_adapter:
+            attributes = self.modules["local_attributes"]
+            values["local attributes"] = attributes.codebook
+        modules = torch.nn.ModuleDict(self.modules)
+        gradients = [p.grad for p in modules.parameters() if p.grad is not None]
+        return {k: value.detach() for k, value in values.items()}, gradients
 
     def _compute_stage1(self, feats, lens, valid, mask, _, progress, codes):
         """Eq. 1 to 6."""
