@@ -173,6 +173,7 @@ def compare_cross_validations(section):
     make_demo_corpus(corpus, utterances_per_speaker=8 if section.quick else 12)
     options = CROSS_VALIDATION.split()
     options += QUICK_CROSS_VALIDATION.split() if section.quick else []
+    torch.set_num_threads(1)  # its tensors are too small to share
     # the train scripts are found where it is started
     os.chdir(RECIPES / "IEMOCAP/wap_adapter")
     accuracies = []
@@ -311,7 +312,7 @@ def find_waits(section, stage, mode):
     places = Counter(
         f"{Path(warning.filename).name}:{warning.lineno}"
         for warning in said
-        if "synchronizing" in str(warning.message)
+        if "called a synchronizing" in str(warning.message)
     )
     text = ", ".join(f"{place} {n}x" for place, n in places.most_common())
     reached = "no" if places else "yes"

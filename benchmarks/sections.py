@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import traceback
+from contextlib import suppress
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -135,7 +136,9 @@ class Section:
             is_late = process.is_alive()
         finally:
             if process.is_alive():
-                os.killpg(process.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has just started
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
                 process.join()
         if process.exitcode != 0:
             reason = f"ended with status {process.exitcode}"
