@@ -326,8 +326,9 @@ def find_waits(section, stage, mode):
 def compare_steps(section, stage, precision):
     """Steps of a Brain against a bare loop; products against their peak."""
     training = make_training(section, stage, 4 * PAPER_BATCH, precision)
-    batches = training.load_batches()
-    loaded = list(training.start_steps()[1])
+    rounds = 1 if section.quick else 5
+    batches = rounds * training.load_batches()
+    loaded = rounds * list(training.start_steps()[1])
 
     def run_brain():
         brain, _ = training.start_steps()
@@ -427,15 +428,14 @@ def compare_codebooks(section):
     """Local attributes against vector-quantize-pytorch's codebook."""
     shape = (2000, 32, 64) if section.quick else (30_000, 384, 1024)
     codebooks = Codebooks(shape, section.device)
-    others = {"cdist": "cdist, codes only", "theirs": "vector-quantize-pytorch"}
-    if codebooks.vq is None:
-        del others["theirs"]
-        what = "vector-quantize-pytorch is not installed"
-        section.write("codebook / vq", "left out", what=what)
-    for way, name in others.items():
-        ways = getattr(codebooks, way), codebooks.mine
-        what = f"{name} / assign and update"
-        section.add(f"codebook / {way}", divide(*section.compare(*ways)), what)
+    ways = {"theirs": "vector-quantize-pytorch", "cdist": "torch.cdist"}
+    for way, name in ways.items():
+        figure, what = f"codebook / {way}", f"{name} / assign and update"
+        if way == "theirs" and codebooks.vq is None:
+            section.write(figure, "left out", what=f"{name} is not installed")
+            continue
+        pair = getattr(codebooks, way), codebooks.mine
+        section.add(figure, divide(*section.compare(*pair)), what)
 
 
 # Capacity ---------------------------------------------------------------------
