@@ -488,31 +488,33 @@ def find_largest_batch(section):
 
 # Sections ---------------------------------------------------------------------
 
+# Of all sections; with imports and clearing up, 8 minutes
+MOST_SECONDS = 460
 # Seconds at most, and checks
 SECTIONS = {
     "numbers": (
-        120,
+        150,
         each(compare_values, STAGES)
         + each(compare_encoders)
         + each(compare_cross_validations),
     ),
     "precision": (
-        100,
+        130,
         each(name_attention, (BF16, FP32))
         + each(compare_losses, (BF16, "--precision=fp16", "--compile"), STAGES),
     ),
     "waiting": (
-        40,
+        50,
         each(count_work, STAGES) + each(find_waits, STAGES, ("warn", "error")),
     ),
     "speed": (
-        105,
+        110,
         each(compare_steps, STAGES, (BF16, FP32))
         + each(compare_packing)
         + each(time_extraction)
         + each(compare_codebooks),
     ),
-    "capacity": (95, each(time_epoch, STAGES) + each(find_largest_batch)),
+    "capacity": (110, each(time_epoch, STAGES) + each(find_largest_batch)),
 }
 
 
@@ -549,7 +551,9 @@ def main(arguments):
         folder = Path(folder)
         for name in options.sections:
             section = Section(name, options, folder)
-            section.run_within(*SECTIONS[name])
+            limit, checks = SECTIONS[name]
+            left = started + MOST_SECONDS - time.time()
+            section.run_within(max(min(limit, left), 0), checks)
             rows += section.read_rows()
     # not earlier: it takes memory of the card
     is_cuda = options.device != "cpu"

@@ -142,7 +142,7 @@ class Section:
                 process.join()
         if process.exitcode != 0:
             reason = f"ended with status {process.exitcode}"
-            reason = f"not done after {limit} s" if is_late else reason
+            reason = f"not done after {limit:.0f} s" if is_late else reason
             if self.running_file.exists():
                 reason += f", in {self.running_file.read_text('utf-8')}"
             self.write(f"section {self.name}", reason, reached="FAILED")
