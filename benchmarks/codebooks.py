@@ -20,13 +20,15 @@ class Codebooks:
     ---------
     shape : tuple of int
         N, D, K
+    device : str
     """
 
-    def __init__(self, shape):
+    def __init__(self, shape, device="cpu"):
         num_frames, dim, num_attributes = shape
         random = torch.Generator().manual_seed(0)
-        self.frames = torch.randn(num_frames, dim, generator=random)
-        self.attributes = LocalAttributes(num_attributes, dim)
+        frames = torch.randn(num_frames, dim, generator=random)
+        self.frames = frames.to(device)
+        self.attributes = LocalAttributes(num_attributes, dim).to(device)
         self.attributes.initialise_(self.frames)
         self.vq = None
         try:
@@ -37,7 +39,7 @@ class Codebooks:
             dim, codebook_size=num_attributes, threshold_ema_dead_code=0
         )
         # the codebook alone: no straight-through gradient, no loss
-        self.vq = quantizer.train()._codebook
+        self.vq = quantizer.train().to(device)._codebook
 
     def assign(self):
         """The recipe's way, codes only."""

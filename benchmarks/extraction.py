@@ -35,12 +35,30 @@ from speechbrain_wap.evaluation.report import markdown_table
 from speechbrain_wap.features import FeatureCache
 
 WHISPER_LAYER = 3
+HUBERT_LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "feat_extract_norm": "layer",
+    "conv_bias": True,
+    "do_stable_layer_norm": True,
+}
+# The smallest that is built likewise, for a quick look
+QUICK_HUBERT = {
+    **HUBERT_LARGE,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": (16,) * 7,
+}
 
 
-def make_hubert(folder):
-    """Saves a random HuBERT of the base model's size."""
+def make_hubert(folder, **config):
+    """Saves a random HuBERT; without a config, of the base model's size."""
     torch.manual_seed(0)
-    model = transformers.HubertModel(transformers.HubertConfig())
+    model = transformers.HubertModel(transformers.HubertConfig(**config))
     model.save_pretrained(folder)
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(folder)
     return str(folder)

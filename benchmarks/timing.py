@@ -8,16 +8,26 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 # The scripts of both stages, which other recipes' folders link to
 sys.path.insert(0, str(RECIPES / "IEMOCAP/wap_adapter"))
 
 
 def measure_seconds(run):
-    """Times one call of a function."""
+    """Times one call of a function, and what it has started on a GPU."""
+    wait_for_gpu()
     started = time.perf_counter()
     run()
+    wait_for_gpu()
     return time.perf_counter() - started
+
+
+def wait_for_gpu():
+    """Waits until a GPU that this process uses has nothing left to do."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def alternate(first, second, repeats):

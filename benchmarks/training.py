@@ -56,6 +56,7 @@ from workloads import (
     count_step,
     draw_lengths,
     encode_emodb,
+    find_peak,
     make_corpus,
 )
 
@@ -219,19 +220,6 @@ def compare_loops(bench, stage):
             "latter is its checkpoint",
             difference=float(difference.norm() / bare.norm()),
         )
-
-
-def find_peak(sizes):
-    """Measures products of square matrices; the most operations a second."""
-    rates = []
-    for size in sizes:
-        one, other = torch.rand(2, size, size)
-        product = torch.empty(size, size)
-        multiply = partial(torch.mm, one, other, out=product)
-        multiply()
-        seconds = min(measure_seconds(multiply) for _ in range(3))
-        rates.append(2 * size**3 / seconds)
-    return max(rates)
 
 
 def check_count(bench):

@@ -1,4 +1,4 @@
-"""What benchmarks/training.py times: corpora, trainings, their arithmetic.
+"""What training.py and gpu.py time: corpora, trainings, their arithmetic.
 
 A training runs an epoch two ways with the same mathematics: through the
 recipe's Brain, and as a bare loop over batches that lie in memory.
@@ -14,11 +14,13 @@ import json
 import logging
 import shutil
 import sys
+from copy import copy
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from speechbrain import Stage
 from speechbrain.utils.seed import seed_everything
 from timing import RECIPES, Stopwatch, measure_seconds, peak_memory
 from torch.nn import functional as F
@@ -58,7 +60,7 @@ def draw_lengths(setting, count, seed=0):
 
 
 def build_experiment(setting, stage, folder, options=()):
-    """Builds what a recipe's YAML describes, on a CPU."""
+    """Builds what a recipe's YAML describes; on a CPU without a --device."""
     recipe = RECIPES / SETTINGS[setting][0] / "wap_adapter"
     arguments = ["--device=cpu", f"--output_folder={folder}/run", *options]
     yaml = str(recipe / f"hparams/{stage}.yaml")
@@ -68,7 +70,7 @@ def build_experiment(setting, stage, folder, options=()):
 # Corpora ----------------------------------------------------------------------
 
 
-def make_corpus(setting, count, folder, input_size=None):
+def make_corpus(setting, count, folder, input_size=None, copies=1):
     """Caches random features of a corpus that has no audio.
 
     Arguments
@@ -81,6 +83,8 @@ def make_corpus(setting, count, folder, input_size=None):
         Where to put the cache and corpus.json, which says all of it.
     input_size : int, optional
         Another dimension than the setting's.
+    copies : int
+        How many utterances share the features of each of them.
 
     Returns
     -------
@@ -103,6 +107,11 @@ def make_corpus(setting, count, folder, input_size=None):
         seconds = length / FRAMES_PER_SECOND
         experiment.hparams["feature_cache"].write(digest, feats, seconds)
         entries[key] = {"digest": digest}
+    entries |= {
+        f"{key}+{number}": entry
+        for number in range(1, copies)
+        for key, entry in entries.items()
+    }
     return record_corpus(folder, setting, options, entries)
 
 
@@ -177,6 +186,7 @@ class Training:
         self.is_adapter = stage == "adapter"
         self.build = partial(build_experiment, setting, stage, folder, options)
         self.rewind()
+        self.device = torch.device(self.experiment.run_opts["device"])
         given = self.corpus["entries"], self.experiment.caches
         limits = {k: self.hparams[k] for k in ("max_frames", "long_utterances")}
         if self.is_adapter:
@@ -238,8 +248,31 @@ class Training:
         self.run_epoch(lambda brain: watch.wrap_method(brain, "fit_batch"))
         return watch.seconds
 
+    def start_steps(self):
+        """Makes the Brain of a new training, ready for its first step."""
+        brain, loader = self.make_brain()
+        next(iter(self.hparams["epoch_counter"]))  # epoch 1
+        brain.on_fit_start()
+        brain.on_stage_start(Stage.TRAIN, 1)
+        brain.modules.train()
+        brain.train_sampler.set_epoch(1)
+        return brain, loader
+
+    @staticmethod
+    def run_steps(brain, batches):
+        """Runs a step of a Brain for each batch; their losses."""
+        losses = []
+        for batch in batches:
+            brain.step += 1
+            # a copy: a Brain moves a batch's tensors in place
+            losses.append(brain.fit_batch(copy(batch)))
+        return losses
+
     def load_batches(self):
-        """Loads what an epoch of the Brain is made of, masks included."""
+        """Loads what an epoch of the Brain is made of, masks included.
+
+        Features are where they can be sent to a GPU without waiting.
+        """
         brain, loader = self.make_brain()
         brain.train_sampler.set_epoch(1)
         batches = []
@@ -247,6 +280,8 @@ class Training:
             feats, lens = batch.feats
             num_frames, valid = valid_frames(lens, feats.shape[1])
             mask, target = torch.zeros_like(valid), None
+            if self.device.type == "cuda":
+                feats = feats.pin_memory()
             if self.is_adapter:
                 mask = valid & self.hparams["masks"](batch.id, num_frames, 1)
             else:
@@ -254,29 +289,37 @@ class Training:
             batches.append((feats, lens, valid, mask, target))
         return batches
 
+    def place_modules(self):
+        """Goes back to the start, with all modules on the device."""
+        self.rewind()
+        for module in self.modules.values():
+            module.to(self.device)
+
     def run_bare_epoch(self, batches):
         """Runs the same epoch as a bare loop; its seconds."""
-        self.rewind()
+        self.place_modules()
         if self.is_adapter:
             student, teacher = self.modules["student"], self.modules["teacher"]
             groups = [{"params": student.parameters()}]
-            compute_loss = self._stage1_loss
         else:
             model, lr = self.modules["model"], self.hparams["classifier_lr"]
             top = [*model.pooling.parameters(), *model.classifier.parameters()]
             groups = [{"params": model.backbone.parameters()}]
             groups.append({"params": top, "lr": lr})
-            compute_loss = self._stage2_loss
         optimizer = self.hparams["opt_class"](groups)
         parameters = [p for g in optimizer.param_groups for p in g["params"]]
         max_grad_norm = self.experiment.run_opts["max_grad_norm"]
         last = max(len(batches) - 1, 1)
         share = self.hparams["lr_schedule"]
         schedule = LambdaLR(optimizer, lambda step: share(step / last))
+        is_half = self.experiment.run_opts["precision"] == "bf16"
+        half = torch.autocast(self.device.type, torch.bfloat16, is_half)
 
         def run():
             for step, batch in enumerate(batches):
-                compute_loss(batch, step / last).backward()
+                with half:
+                    values = self.compute_losses(batch, step / last)
+                values["loss"].backward()
                 torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -286,9 +329,44 @@ class Training:
 
         return measure_seconds(run)
 
-    def _stage1_loss(self, batch, progress):
-        """Eq. 1 to 6, plainly; moves the local attributes."""
-        feats, lens, valid, mask, _ = batch
+    def compute_losses(self, batch, progress, codes=None):
+        """Computes a step's loss and what it is made of, plainly.
+
+        Stage 1 (Eq. 1 to 6) also moves the local attributes; codes replace
+        those that it would find.
+
+        Returns
+        -------
+        values : dict
+            Tensors by name, "loss" among them.
+        """
+        feats, *rest = batch
+        feats = feats.to(self.device, non_blocking=True)
+        if self.is_adapter:
+            return self._compute_stage1(feats, *rest, progress, codes)
+        return self._compute_stage2(feats, *rest)
+
+    def compute_gradients(self, batch, codes=None):
+        """Computes a step's values and gradients from the start.
+
+        Returns
+        -------
+        values : dict
+            See compute_losses; with the local attributes that it moved.
+        gradients : list of torch.Tensor
+        """
+        self.place_modules()
+        values = self.compute_losses(batch, 0.5, codes)
+        values["loss"].backward()
+        if self.is_adapter:
+            attributes = self.modules["local_attributes"]
+            values["local attributes"] = attributes.codebook
+        modules = torch.nn.ModuleDict(self.modules)
+        gradients = [p.grad for p in modules.parameters() if p.grad is not None]
+        return {k: value.detach() for k, value in values.items()}, gradients
+
+    def _compute_stage1(self, feats, lens, valid, mask, _, progress, codes):
+        """Eq. 1 to 6."""
         attributes = self.modules["local_attributes"]
         z_student = self.modules["student"](feats, lens, mask, only_masked=True)
         z_student = select_frames(z_student, mask)
@@ -296,23 +374,36 @@ class Training:
         reach = self.hparams["targets"].smoothing
         if reach:
             z_teacher = smooth_frames(z_teacher, valid, reach)
-        frames = select_frames(z_teacher, valid)
+        frames = select_frames(z_teacher, valid).float()
         frames = F.layer_norm(frames, frames.shape[-1:])  # D6
         if not attributes.initialised:
             attributes.initialise_(frames)
-        codes = attributes.assign(frames)
-        masked = mask[valid]
+        found = attributes.assign(frames)
+        codes = found if codes is None else codes
+        masked = mask[valid].nonzero()[:, 0].to(self.device, non_blocking=True)
         rec_loss = F.mse_loss(z_student, frames[masked])  # D10: the mean
         logits = attributes.logits(z_student)
         pce_loss = F.cross_entropy(logits, codes[masked])
         attributes.update(frames, codes)
         rec_weight = self.hparams["objective"].rec_weight(progress)
-        return rec_weight * rec_loss + (1 - rec_weight) * pce_loss
+        loss = rec_weight * rec_loss + (1 - rec_weight) * pce_loss
+        return {
+            "student": z_student,
+            "teacher": frames,
+            "codes": found,
+            "reconstruction loss": rec_loss,
+            "pseudo-label loss": pce_loss,
+            "loss": loss,
+        }
 
-    def _stage2_loss(self, batch, progress):
+    def _compute_stage2(self, feats, lens, _, mask, target):
         """Cross entropy of the classes."""
-        feats, lens, _, mask, target = batch
-        return F.cross_entropy(self.modules["model"](feats, lens, mask), target)
+        model = self.modules["model"]
+        pooled = model.pool(feats, lens, mask)
+        logits = model.classifier(pooled)
+        target = target.to(self.device, non_blocking=True)
+        loss = F.cross_entropy(logits, target)
+        return {"pooling": pooled, "classifier": logits, "loss": loss}
 
     def flatten_weights(self):
         """Joins all weights and buffers as they are now."""
@@ -333,6 +424,20 @@ def measure_epoch_memory(corpus, *options):
 
 
 # Arithmetic -------------------------------------------------------------------
+
+
+def find_peak(sizes, device="cpu", dtype=torch.float32):
+    """Measures products of square matrices; the most operations a second."""
+    rates = []
+    for size in sizes:
+        shape = {"device": device, "dtype": dtype}
+        one, other = torch.rand(2, size, size, **shape)
+        product = torch.empty(size, size, **shape)
+        multiply = partial(torch.mm, one, other, out=product)
+        multiply()
+        seconds = min(measure_seconds(multiply) for _ in range(3))
+        rates.append(2 * size**3 / seconds)
+    return max(rates)
 
 
 def count_forward(hparams, num_frames, attention_area):

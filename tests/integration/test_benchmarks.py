@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,3 +54,21 @@ def test_all_sections_give_figures_in_table_json_and_drawing(
 
 def test_child_processes_give_a_number_of_bytes(training, tmp_path):
     sys.modules["timing"].run_child(training.CODEBOOKS, "mine", 100, 8, 4)
+
+
+def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path):
+    """All its sections have rows, and what only CUDA can tell is named."""
+    command = [sys.executable, BENCHMARKS / "gpu.py", "--quick"]
+    done = subprocess.run(
+        [*command, f"--json={tmp_path / 'gpu.json'}"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    rows = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["rows"]
+    for section in ("numbers", "precision", "waiting", "speed", "capacity"):
+        assert section in {row["section"] for row in rows}
+    assert all(f"| {row['figure']}" in done.stdout for row in rows)
+    left = {r["figure"] for r in rows if r["value"] == "only on CUDA"}
+    assert {"stage 1, --precision=fp16", "stage 1, largest batch"} <= left
