@@ -40,7 +40,7 @@ from torch.profiler import ProfilerActivity, profile
 from workloads import QUICK, Training, count_step, find_peak, make_corpus
 
 from speechbrain_wap.encoders import SpeechEncoder
-from speechbrain_wap.evaluation.cross_validate import cross_validate
+from speechbrain_wap.evaluation.cross_validation_report import cross_validate
 from speechbrain_wap.packing import Packing
 from speechbrain_wap.training.cross_validation import CrossValidation
 

@@ -227,7 +227,7 @@ class RecipeBrain(sb.Brain):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, Stage.TRAIN)
                 loss = self.compute_objectives(outputs, batch, Stage.TRAIN)
-            self.check_loss_isfinite(loss)
+            value = self.check_loss_isfinite(loss)
             self.scaler.scale(loss).backward()
         self.has_stepped = False
         if should_step:
@@ -237,7 +237,7 @@ class RecipeBrain(sb.Brain):
         is_due = is_last or self.step % GIVE_BACK_EVERY == 0
         if self.device_type == "cpu" and is_due:
             give_back_freed_memory()
-        return loss.detach().cpu()
+        return value
 
     def set_learning_rates(self, share):
         """Sets each optimiser to a share of the rate it was made with.
@@ -306,9 +306,14 @@ class RecipeBrain(sb.Brain):
         )
 
     def check_loss_isfinite(self, loss):
-        """Stops at the first training loss that is not finite."""
-        if not torch.isfinite(loss):
-            raise self.nonfinite_error(f"the loss is {float(loss.detach())}", 1)
+        """Stops at the first training loss that is not finite.
+
+        Returns it on the CPU; that is the step's one wait for a GPU.
+        """
+        value = loss.detach().cpu()
+        if not torch.isfinite(value):
+            raise self.nonfinite_error(f"the loss is {float(value)}", 1)
+        return value
 
     def evaluate_batch(self, batch, stage):
         """Evaluates a batch, and stops where its loss is not finite."""

@@ -185,7 +185,7 @@ class EmotionBrain(RecipeBrain):
         super().__init__(experiment, **wired)
         self.experiment = experiment
         self.splits, self.classes = splits, classes
-        self.class_weights = class_weights
+        self.class_weights = class_weights.to(self.device)
 
     def compute_forward(self, batch, stage):
         """Computes the logits of the classes."""
@@ -210,8 +210,10 @@ class EmotionBrain(RecipeBrain):
     def compute_objectives(self, predictions, batch, stage):
         """Adds up the losses, and keeps predictions to be scored."""
         predictions = predictions.float()
-        batch = batch.to(self.device)
-        batch.speaker = batch.speaker_index
+        # not the features, which are there already
+        place = {"device": self.device, "non_blocking": True}
+        batch.target = batch.target.to(**place)
+        batch.speaker = batch.speaker_index.to(**place)
         training = stage == sb.Stage.TRAIN
         if training and self.ends_with_repeat():
             predictions = predictions[:-1]
@@ -220,9 +222,8 @@ class EmotionBrain(RecipeBrain):
         if count:
             losses = self.compute_losses(predictions, batch)
         else:
-            losses = {
-                "loss": predictions.sum()
-            }  # 0, of all parameters, which ranks wait for
+            # 0, but of all parameters, which the other ranks wait for
+            losses = {"loss": predictions.sum()}
         if training:
             share, weight = self.batch_weights(count)
             self.statistics.add(losses, share)
@@ -235,7 +236,7 @@ class EmotionBrain(RecipeBrain):
 
     def compute_losses(self, predictions, batch):
         """Joins the cross entropy with the model's own losses, if any."""
-        weights = self.class_weights.to(predictions.device)[batch.target]
+        weights = self.class_weights[batch.target]
         losses = self.hparams.compute_cost(
             predictions, batch.target, reduction="none"
         )
