@@ -179,7 +179,7 @@ def _find_useless(cache_folder, folders):
     left_over = list(cache_folder.glob(".audio_index.json.*.tmp"))
     for folder in folders:
         left_over += [*folder.rglob(".*.tmp"), *folder.rglob(".*.lock")]
-    for path in left_over:
+    for path in sorted(left_over):
         size, written = _get_size_and_time(path)
         is_old = time.time() - written > LEFT_OVER_SECONDS
         if is_old and not (path.suffix == ".lock" and _is_locked(path)):
