@@ -21,11 +21,13 @@ error.
 
 import argparse
 import json
+import os
 import re
 import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from speechbrain_wap.errors import RecipeError, check_number
@@ -150,8 +152,11 @@ def prune_caches(cache_folder, keys=(), unused_days=None, dry_run=False):
 
 
 def _is_locked(path):
-    """Tells whether a process has a lock."""
+    """Tells whether a process has a lock, whose file stays as old as it is."""
+    times = path.stat()
     with try_lock(path) as is_free:
+        with suppress(OSError):  # some versions of filelock write into it
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         return not is_free
 
 

@@ -62,7 +62,7 @@ def list_entries(cache):
 def make_temporary(path, age):
     """Leaves a temporary file of so many seconds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("ha")
+    path.touch()  # empty, as lock files are
     os.utime(path, (time.time() - age,) * 2)
     return path
 
