@@ -295,7 +295,7 @@ class FeatureCache:
 
         Returns
         -------
-        sound : bool
+        has_entry : bool
         """
         return read_duration(self.path(digest)) is not None
 
