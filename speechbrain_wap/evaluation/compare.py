@@ -16,7 +16,6 @@ again, with more fractions or lengths too, takes up what there is.
 """
 
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,8 +177,7 @@ def _build_hparams(plan):
         output_folder=plan.output_folder
     )
     experiment = Experiment(command, load_scripts()["classifier"].NEEDED)
-    with suppress(OSError):  # building made it, each fold has its own
-        os.rmdir(experiment.save_folder)
+    experiment.remove_empty_save_folder()
     return experiment.hparams
 
 

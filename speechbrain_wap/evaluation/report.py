@@ -11,10 +11,10 @@ from sklearn.metrics import ConfusionMatrixDisplay
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.files import write_atomically, write_text
+from speechbrain_wap.training.cross_validation import SCORES
 
 logger = get_logger(__name__)
 
-SCORES = ("UA", "WA", "F1")
 # Panels of the figures: a column of the histories, or several and their styles
 CLASSIFIER_PANELS = {
     "training loss": "train.loss",
