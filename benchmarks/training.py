@@ -34,6 +34,7 @@ from codebooks import Codebooks
 from extraction import compare_epochs
 from matplotlib.figure import Figure
 from scipy.io import wavfile
+from speechbrain.dataio.batch import PaddedData
 from timing import (
     Stopwatch,
     alternate,
@@ -226,7 +227,7 @@ def check_count(bench):
     """Compares the formula with what torch counts; their ratio."""
     training = Training(bench.corpus("emodb", 8, 16), options=QUICK["adapter"])
     # of one length, so that attention computes no padding
-    feats = torch.rand(4, 50, 16)
+    feats = PaddedData(torch.rand(4 * 50, 16), torch.full([4], 50))
     mask = torch.rand(4, 50) < 0.4
     valid = torch.ones_like(mask)
     batch = feats, torch.ones(4), valid, mask, None
@@ -330,8 +331,7 @@ def share_padding(hparams, lengths):
     longest, count = max(lengths), len(lengths)
     useful = count_forward(hparams, sum(lengths), sum(n * n for n in lengths))
     padded = count_forward(hparams, count * longest, count * longest**2)
-    lens = torch.tensor(lengths) / longest
-    groups = Packing(lens, longest, "cpu", LIKE_LENGTH_GPU).groups
+    groups = Packing(lengths, longest, "cpu", LIKE_LENGTH_GPU).groups
     area = sum(b * n * n for b, n in (group.shape for group in groups))
     packed = count_forward(hparams, sum(lengths), area)
     return 1 - useful / packed, 1 - useful / padded

@@ -28,9 +28,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from train_adapter import NEEDED as ADAPTER_KEYS, AdapterBrain
 from train_classifier import NEEDED as CLASSIFIER_KEYS, EmotionBrain
 
+from speechbrain_wap.data.batches import pad_frames
 from speechbrain_wap.data.datasets import make_dataset, make_labelled_dataset
 from speechbrain_wap.data.preparation import prepare_adapter_data
-from speechbrain_wap.packing import select_frames, valid_frames
+from speechbrain_wap.packing import select_frames, send, valid_frames
 from speechbrain_wap.targets import smooth_frames
 from speechbrain_wap.training.command_line import read_command
 from speechbrain_wap.training.experiment import Experiment
@@ -276,17 +277,13 @@ class Training:
         brain, loader = self.make_brain()
         brain.train_sampler.set_epoch(1)
         batches = []
+        brain.train_collate.epoch.fill_(1)
         for batch in loader:
-            feats, lens = batch.feats
-            num_frames, valid = valid_frames(lens, feats.shape[1])
-            mask, target = torch.zeros_like(valid), None
-            if self.device.type == "cuda":
-                feats = feats.pin_memory()
-            if self.is_adapter:
-                mask = valid & self.hparams["masks"](batch.id, num_frames, 1)
-            else:
-                target = batch.target
-            batches.append((feats, lens, valid, mask, target))
+            _, lens = pad_frames(batch.feats, "meta")
+            mask = batch.masks["feats"]
+            _, valid = valid_frames(lens, mask.shape[1])
+            target = None if self.is_adapter else batch.target
+            batches.append((batch.feats, lens, valid, mask, target))
         return batches
 
     def place_modules(self):
@@ -341,7 +338,7 @@ class Training:
             Tensors by name, "loss" among them.
         """
         feats, *rest = batch
-        feats = feats.to(self.device, non_blocking=True)
+        feats, _ = pad_frames(feats, self.device)
         if self.is_adapter:
             return self._compute_stage1(feats, *rest, progress, codes)
         return self._compute_stage2(feats, *rest)
@@ -380,7 +377,7 @@ class Training:
             attributes.initialise_(frames)
         found = attributes.assign(frames)
         codes = found if codes is None else codes
-        masked = mask[valid].nonzero()[:, 0].to(self.device, non_blocking=True)
+        masked = send(mask[valid].nonzero()[:, 0], self.device)
         rec_loss = F.mse_loss(z_student, frames[masked])  # D10: the mean
         logits = attributes.logits(z_student)
         pce_loss = F.cross_entropy(logits, codes[masked])
@@ -401,7 +398,7 @@ class Training:
         model = self.modules["model"]
         pooled = model.pool(feats, lens, mask)
         logits = model.classifier(pooled)
-        target = target.to(self.device, non_blocking=True)
+        target = send(target, self.device)
         loss = F.cross_entropy(logits, target)
         return {"pooling": pooled, "classifier": logits, "loss": loss}
 

@@ -33,6 +33,7 @@ from speechbrain.nnet.linear import Linear
 from torch import nn
 
 from speechbrain_wap.errors import RecipeError, check_flag, check_whole
+from speechbrain_wap.packing import send
 from speechbrain_wap.wap_transformer import measure_frames
 
 
@@ -132,15 +133,16 @@ class EmotionModel(nn.Module):
             input_size=self.pooling.output_size, n_neurons=num_classes
         )
 
-    def forward(self, feats, lens, mask=None):
+    def forward(self, feats, lens=None, mask=None):
         """Computes the logits of the classes (Sec. II-C).
 
         Arguments
         ---------
         feats : torch.Tensor
             The encoder's frames, shape [B, T, D].
-        lens : torch.Tensor
+        lens : torch.Tensor, optional
             Relative lengths, shape [B], each in 0 to 1; best kept on the CPU.
+            None stands for 1.
         mask : torch.Tensor, optional
             Shape [B, T], boolean, True where a frame's embedding is masked.
 
@@ -151,10 +153,12 @@ class EmotionModel(nn.Module):
         """
         return self.classifier(self.pool(feats, lens, mask))
 
-    def pool(self, feats, lens, mask=None):
+    def pool(self, feats, lens=None, mask=None):
         """Computes the utterances' embeddings [B, output_size]; see forward."""
+        if lens is None:
+            lens = torch.ones(feats.shape[0])
         z = self.backbone(feats, lens, mask)  # (B, T, d_model)
-        return self.pooling(z, lens.to(z.device))
+        return self.pooling(z, send(lens, z.device))
 
     @torch.no_grad()
     def before_fit(self, batches):

@@ -19,7 +19,9 @@ class LocalAttributes(nn.Module):
     ``assign`` is pure; ``update`` is called in training only, after the losses
     have used the attributes. All state is in buffers, so that a checkpoint
     holds it; the random choices are functions of ``seed`` and the number of
-    updates, so that they agree on all ranks and after an interruption.
+    updates, so that they agree on all ranks and after an interruption. Half
+    precision (``half()``, ``bfloat16()``) has no room for running means: the
+    buffers stay in float32.
 
     Arguments
     ---------
@@ -92,6 +94,7 @@ class LocalAttributes(nn.Module):
         self.num_updates = 0
         self.num_revived = 0
         self.collected = None  # counts and sums that wait for the next update
+        self.next_look = 0  # number of the update before which none is dead
         self.register_buffer("codebook", torch.zeros(num_attributes, dim))
         # frames that each attribute has had, the divisor of "count"
         self.register_buffer("counts", torch.zeros(num_attributes))
@@ -102,12 +105,24 @@ class LocalAttributes(nn.Module):
         # frames since reset_usage, for the log
         self.register_buffer("usage", torch.zeros(num_attributes))
 
+    def _apply(self, fn, recurse=True):
+        """Converts or moves the buffers, as ``to`` does; but not to half."""
+
+        def convert(tensor):
+            converted = fn(tensor)
+            if converted.is_floating_point() and converted.itemsize < 4:
+                return tensor.to(converted.device)
+            return converted
+
+        return super()._apply(convert, recurse)
+
     def get_extra_state(self):
         """Returns the counters that are no tensors, for the checkpoint."""
         return {name: getattr(self, name) for name in COUNTERS}
 
     def set_extra_state(self, state):
         """Takes the counters of a checkpoint."""
+        self.next_look = 0
         for name in COUNTERS:
             setattr(self, name, state[name])
 
@@ -129,7 +144,7 @@ class LocalAttributes(nn.Module):
 
     def _choose(self, z, count):
         """Picks frames of all ranks at random, without repeating if it can."""
-        z = _gather_frames(z.detach().float())
+        z = _gather_frames(z.detach().to(self.codebook.dtype))
         # By position in the gathered batch and by the number of updates: the
         # same frames on every rank and in a resumed run.
         generator = torch.Generator().manual_seed(
@@ -166,7 +181,7 @@ class LocalAttributes(nn.Module):
             offset = 0.5 * self.codebook.square().sum(dim=-1)  # (K,)
             offset = offset.masked_fill(self.is_copy, float("inf"))
             codes = []
-            for part in z.float().split(CHUNK_FRAMES):
+            for part in z.to(self.codebook.dtype).split(CHUNK_FRAMES):
                 # half the distance, without |z|^2
                 distance = torch.addmm(offset, part, self.codebook.T, alpha=-1)
                 codes.append(distance.argmin(dim=-1))  # Eq. 4
@@ -182,9 +197,10 @@ class LocalAttributes(nn.Module):
             As of :meth:`update`.
         """
         # not bincount, which makes the host wait for a GPU
-        ones = torch.ones_like(codes, dtype=torch.float32)
-        chosen = torch.zeros_like(self.counts).index_add_(0, codes, ones)
-        sums = torch.zeros_like(self.codebook).index_add_(0, codes, z.float())
+        z = z.to(self.codebook.dtype)
+        chosen = torch.zeros_like(self.counts)
+        chosen.index_add_(0, codes, torch.ones_like(codes, dtype=z.dtype))
+        sums = torch.zeros_like(self.codebook).index_add_(0, codes, z)
         if self.collected is not None:
             chosen += self.collected[0]
             sums += self.collected[1]
@@ -221,7 +237,7 @@ class LocalAttributes(nn.Module):
         self.idle += 1
         self.idle.masked_fill_(chosen > 0, 0)
         self.num_updates += 1
-        if self.revive_after is not None:
+        if self.revive_after is not None and self.num_updates >= self.next_look:
             self._revive(z)
 
     def _revive(self, z):
@@ -234,6 +250,9 @@ class LocalAttributes(nn.Module):
             self.idle[dead] = 0
             self._mark_copies()
             self.num_revived += num_dead
+        # a GPU is only waited for when one may be dead again
+        left = self.revive_after - int(self.idle.max())
+        self.next_look = self.num_updates + left
 
     def logits(self, z):
         """Compares frames with all attributes (Sec. II-B.3).
@@ -248,10 +267,10 @@ class LocalAttributes(nn.Module):
         Returns
         -------
         logits : torch.Tensor
-            Shape [N, K], float32.
+            Shape [N, K], in the codebook's type: float32, or float64.
         """
         with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
+            z = z.to(self.codebook.dtype)
             if self.similarity == "cosine":
                 z = F.normalize(z, dim=-1)
                 scores = z @ F.normalize(self.codebook, dim=-1).T

@@ -3,6 +3,7 @@
 from torch.nn import functional as F
 
 from speechbrain_wap.errors import check_choice, check_number
+from speechbrain_wap.precision import at_least_float32
 from speechbrain_wap.schedules import Schedule
 
 REDUCTIONS = ("sum", "mean")
@@ -29,7 +30,7 @@ def masked_reconstruction_loss(student, teacher, mask=None, reduction="sum"):
     -------
     rec_loss : torch.Tensor
         A scalar, averaged over the masked frames, 0 where there are none; in
-        float32.
+        float32 at least.
 
     Example
     -------
@@ -42,7 +43,8 @@ def masked_reconstruction_loss(student, teacher, mask=None, reduction="sum"):
     check_choice("reduction", reduction, REDUCTIONS)
     if mask is not None:
         student, teacher = student[mask], teacher[mask]
-    difference = teacher.detach().float() - student.float()  # (N, D)
+    teacher, student = map(at_least_float32, (teacher.detach(), student))
+    difference = teacher - student  # (N, D)
     per_frame = difference.square().sum(dim=-1)  # (N,)
     if reduction == "mean":
         per_frame = per_frame / student.shape[-1]
@@ -64,7 +66,7 @@ def pseudo_label_loss(logits, codes):
     -------
     pce_loss : torch.Tensor
         A scalar, averaged over the frames, 0 where there are none; in
-        float32.
+        float32 at least.
 
     Example
     -------
@@ -74,7 +76,7 @@ def pseudo_label_loss(logits, codes):
     1.3863
     """
     reduction = "mean" if len(codes) else "sum"
-    return F.cross_entropy(logits.float(), codes, reduction=reduction)
+    return F.cross_entropy(at_least_float32(logits), codes, reduction=reduction)
 
 
 def adapter_loss(rec_loss, pce_loss, rec_weight):

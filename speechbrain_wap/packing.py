@@ -6,6 +6,8 @@ speech. Here the valid frames of all utterances lie one after the other,
 time. The mathematics is that of the padded batch.
 """
 
+from functools import lru_cache
+
 import torch
 from torch.nn import functional as F
 
@@ -16,10 +18,11 @@ LIKE_LENGTH_CPU = 1.0
 LIKE_LENGTH_GPU = 0.8
 
 
-class Packing:
-    """Where the frames of a padded batch lie when they are packed.
+def lay_out(lens, num_steps, device):
+    """Finds where the frames of a padded batch are computed: packed.
 
-    Utterances are packed in the order of their lengths, longest first.
+    A graph that torch.export makes cannot depend on lengths: it computes the
+    padding, too. The layout of the last batch is kept, for its next network.
 
     Arguments
     ---------
@@ -30,13 +33,58 @@ class Packing:
         Length T of the padded batch.
     device : torch.device
         Where the frames are.
+
+    Returns
+    -------
+    layout : Packing or Padding
+    """
+    if torch.compiler.is_exporting():
+        return Padding(lens, num_steps, device)
+    return _lay_out_packed(lens, num_steps, device)
+
+
+# torch.compile would unroll the loops over lengths
+@torch.compiler.disable
+def _lay_out_packed(lens, num_steps, device):
+    """Makes the packing of a batch, or takes the last one."""
+    num_frames, _ = valid_frames(lens.cpu(), num_steps)
+    return _pack_lengths(tuple(num_frames.tolist()), num_steps, device)
+
+
+@lru_cache(maxsize=1)
+def _pack_lengths(num_frames, num_steps, device):
+    """Makes the packing of utterances of these lengths."""
+    with torch.inference_mode(False):  # a training may be the next
+        return Packing(num_frames, num_steps, device)
+
+
+def send(tensor, device):
+    """Copies a CPU's tensor to a device without waiting for a GPU."""
+    if torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()  # a GPU takes others through a buffer
+    return tensor.to(device, non_blocking=True)
+
+
+class Packing:
+    """Where the frames of a padded batch lie when they are packed.
+
+    Utterances are packed in the order of their lengths, longest first.
+
+    Arguments
+    ---------
+    num_frames : list of int
+        Number of valid frames of each of the B utterances.
+    num_steps : int
+        Length T of the padded batch.
+    device : torch.device
+        Where the frames are.
     like_length : float, optional
         0 to 1: how long an utterance must be, against the longest of a group,
         to be attended to with it. By default, what suits the device.
 
     Example
     -------
-    >>> packing = Packing(torch.tensor([0.5, 1.0]), 4, "cpu")
+    >>> packing = Packing([2, 4], 4, "cpu")
     >>> frames = packing.pack(torch.arange(8.0).view(2, 4, 1))
     >>> frames.flatten().tolist()
     [4.0, 5.0, 6.0, 7.0, 0.0, 1.0]
@@ -44,25 +92,24 @@ class Packing:
     [0.0, 1.0, 0.0, 0.0]
     """
 
-    # torch.compile would unroll the loops over lengths
-    @torch.compiler.disable
-    def __init__(self, lens, num_steps, device, like_length=None):
+    def __init__(self, num_frames, num_steps, device, like_length=None):
         if like_length is None:
             on_cpu = torch.device(device).type == "cpu"
             like_length = LIKE_LENGTH_CPU if on_cpu else LIKE_LENGTH_GPU
-        num_frames, _ = valid_frames(lens.cpu(), num_steps)
-        lengths, order = num_frames.sort(descending=True, stable=True)
+        lengths, order = torch.tensor(num_frames, dtype=torch.long).sort(
+            descending=True, stable=True
+        )
         starts = lengths.cumsum(0) - lengths
         steps = torch.arange(int(lengths.sum()))
         steps = steps - starts.repeat_interleave(lengths)
-        self.shape = (len(lens), num_steps)
+        self.shape = (len(num_frames), num_steps)
         self.device = device
         # each frame's number in its utterance (N,), and its place in [B * T]
-        self.steps = steps.to(device, non_blocking=True)
+        self.steps = send(steps, device)
         self.places_on_cpu = steps + (order * num_steps).repeat_interleave(
             lengths
         )
-        self.places = self.places_on_cpu.to(device, non_blocking=True)
+        self.places = send(self.places_on_cpu, device)
         self.groups = []
         lengths = [n for n in lengths.tolist() if n > 0]
         while lengths:
@@ -88,10 +135,7 @@ class Packing:
         """
         chosen = mask.cpu().flatten()[self.places_on_cpu]
         numbers = chosen.nonzero()[:, 0]
-        return (
-            chosen.to(self.device, non_blocking=True),
-            numbers.to(self.device, non_blocking=True),
-        )
+        return send(chosen, self.device), send(numbers, self.device)
 
     def unpack(self, frames, numbers=None):
         """Puts frames [N, D] back into a batch [B, T, D], zero elsewhere.
@@ -115,7 +159,7 @@ class Packing:
         Returns
         -------
         attended : torch.Tensor
-            Shape [N, D]; on a CPU, in float32 where it was bfloat16.
+            Shape [N, D].
         """
         x = queries_keys_values
         # On a CPU, the gradient of attention in bfloat16 takes six times as
@@ -128,7 +172,7 @@ class Packing:
                 group.attend(part, num_heads)
                 for group, part in zip(self.groups, parts)
             ]
-        return torch.cat(attended)
+        return torch.cat(attended).to(queries_keys_values.dtype)
 
 
 class _Group:
@@ -141,23 +185,73 @@ class _Group:
         if lengths[-1] < lengths[0]:
             valid = torch.arange(lengths[0]) < torch.tensor(lengths)[:, None]
             places = valid.flatten().nonzero()[:, 0]
-            self.places = places.to(device, non_blocking=True)
+            self.places = send(places, device)
             # (b, H, queries, keys)
-            self.mask = valid[:, None, None, :].to(device, non_blocking=True)
+            self.mask = send(valid[:, None, None, :], device)
 
     def attend(self, frames, num_heads):
         """Attends within this group's frames [N, 3 * D]; returns [N, D]."""
-        if self.places is not None:
+        if self.places is None:
+            frames = frames.unflatten(0, self.shape)
+        else:
             frames = _scatter(frames, self.places, self.shape)
-        frames = frames.view(*self.shape, 3, num_heads, -1)
-        queries, keys, values = frames.permute(2, 0, 3, 1, 4)  # (b, H, n, D/H)
-        attended = F.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=self.mask
-        )
-        attended = attended.transpose(1, 2).flatten(2).flatten(end_dim=1)
+        attended = _attend(frames, num_heads, self.mask).flatten(end_dim=1)
         if self.places is not None:
             attended = attended.index_select(0, self.places)
         return attended
+
+
+class Padding:
+    """What :class:`Packing` does, with the padding computed along.
+
+    Arguments
+    ---------
+    lens : torch.Tensor
+        Relative lengths, shape [B], each in 0 to 1.
+    num_steps : int
+        Length T of the padded batch.
+    device : torch.device
+        Where the frames are.
+
+    Example
+    -------
+    >>> padding = Padding(torch.tensor([0.5, 1.0]), 4, "cpu")
+    >>> padding.unpack(torch.ones(2, 4, 1))[0].flatten().tolist()
+    [1.0, 1.0, 0.0, 0.0]
+    """
+
+    def __init__(self, lens, num_steps, device):
+        num_frames, self.valid = valid_frames(lens.to(device), num_steps)
+        self.steps = torch.arange(num_steps, device=device)  # (T,)
+        # one without frames attends to its first, as softmax has to
+        mask = self.steps < num_frames.clamp(min=1)[:, None]
+        self.mask = mask[:, None, None, :]  # (B, H, queries, keys)
+
+    def pack(self, x):
+        """Takes all frames of a padded batch [B, T, ...]."""
+        return x
+
+    def find(self, mask):
+        """Takes a mask [B, T] as it is; None: all frames are computed."""
+        return mask, None
+
+    def unpack(self, frames, numbers=None):
+        """Clears the padding of a batch [B, T, D]."""
+        return frames.masked_fill(~self.valid[:, :, None], 0.0)
+
+    def attend(self, queries_keys_values, num_heads):
+        """Lets frames attend to each other, [B, T, 3 * D] to [B, T, D]."""
+        return _attend(queries_keys_values, num_heads, self.mask)
+
+
+def _attend(frames, num_heads, mask):
+    """Attends within b utterances of n steps, [b, n, 3 * D] to [b, n, D]."""
+    frames = frames.unflatten(2, (3, num_heads, -1))
+    queries, keys, values = frames.permute(2, 0, 3, 1, 4)  # (b, H, n, D/H)
+    attended = F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask
+    )
+    return attended.transpose(1, 2).flatten(2)
 
 
 def _scatter(frames, places, shape):
@@ -217,5 +311,5 @@ def select_frames(x, chosen):
     tensor([[0.],
             [3.]])
     """
-    places = chosen.flatten().nonzero()[:, 0].to(x.device, non_blocking=True)
-    return x.flatten(end_dim=1).index_select(0, places)
+    places = chosen.flatten().nonzero()[:, 0]
+    return x.flatten(end_dim=1).index_select(0, send(places, x.device))

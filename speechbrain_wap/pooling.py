@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from speechbrain_wap.errors import check_choice, check_whole
 from speechbrain_wap.packing import valid_frames
+from speechbrain_wap.precision import at_least_float32
 
 
 class StatisticalAttentivePooling(nn.Module):
@@ -69,58 +70,66 @@ class StatisticalAttentivePooling(nn.Module):
         std = torch.where(std < 1e-7, torch.ones_like(std), std)
         self.output_std.copy_(std)
 
-    def attention_map(self, z, lens):
+    def attention_map(self, z, lens=None):
         """Computes A, the weight of each frame for each head (Eq. 7).
 
         Arguments
         ---------
         z : torch.Tensor
             Frames, shape [B, T, D].
-        lens : torch.Tensor
-            Relative lengths, shape [B].
+        lens : torch.Tensor, optional
+            Relative lengths, shape [B]; None stands for 1.
 
         Returns
         -------
         weights : torch.Tensor
             Shape [B, H, T]; sums to one over the valid frames, zero elsewhere.
         """
-        _, valid = valid_frames(lens, z.shape[1])
         with torch.autocast(z.device.type, enabled=False):
-            scores = self.attention(z.float().transpose(1, 2))  # (B, H, T)
-            scores = scores.masked_fill(~valid[:, None, :], float("-inf"))
-            return scores.softmax(dim=-1)  # A of Eq. 7
+            return self._weigh(at_least_float32(z), _find_valid(z, lens))
 
-    def forward(self, z, lens):
+    def forward(self, z, lens=None):
         """Pools the valid frames of each utterance (Eq. 7).
 
         Arguments
         ---------
         z : torch.Tensor
-            Frames, shape [B, T, D].
-        lens : torch.Tensor
-            Relative lengths, shape [B], each in 0 to 1.
+            Frames, shape [B, T, D], in any floating point type.
+        lens : torch.Tensor, optional
+            Relative lengths, shape [B], each in 0 to 1; None stands for 1. What
+            has length 0 has mean and variance 0.
 
         Returns
         -------
         pooled : torch.Tensor
-            Shape [B, 2 * H * D], float32: means of all heads, then their
-            variances; standardised by the output's statistics, if any are set.
+            Shape [B, 2 * H * D], in the type of the weights, whatever that of
+            the frames: means of all heads, then their variances; standardised
+            by the output's statistics, if any are set.
         """
         with torch.autocast(z.device.type, enabled=False):
-            pooled = self._pool(z.float(), lens)
-            return (pooled - self.output_mean) / self.output_std
+            pooled = self._pool(at_least_float32(z), _find_valid(z, lens))
+            pooled = (pooled - self.output_mean) / self.output_std
+            return pooled.to(self.attention.weight.dtype)
 
-    def _pool(self, z, lens):
+    def _weigh(self, z, valid):
+        """Computes A of Eq. 7, of frames in float32 or float64."""
+        attention = self.attention.weight.to(z.dtype)  # (H, D, 1)
+        scores = F.conv1d(z.transpose(1, 2), attention)  # (B, H, T)
+        # not infinity, of which an utterance without frames would be NaN
+        least = torch.finfo(z.dtype).min
+        weights = scores.masked_fill(~valid[:, None, :], least).softmax(dim=-1)
+        return weights.masked_fill(~valid[:, None, :], 0.0)
+
+    def _pool(self, z, valid):
         """Pools in float32: half precision has no digits for a variance."""
-        weights = self.attention_map(z, lens)  # (B, H, T)
-        _, valid = valid_frames(lens, z.shape[1])
+        weights = self._weigh(z, valid)  # (B, H, T)
         padding = ~valid[:, :, None]  # (B, T, 1)
         z = z.masked_fill(padding, 0.0)
         mean = weights @ z  # (B, H, D), mu of Eq. 7
         if self.variance == "weighted":  # (Z*Z)^T A - mu*mu, D3
             # A shift does not change the variance; with the plain mean
             # subtracted, frames far from zero keep float32's digits.
-            count = valid.sum(dim=1)[:, None, None]
+            count = valid.sum(dim=1).clamp(min=1)[:, None, None]
             centre = z.sum(dim=1, keepdim=True) / count  # (B, 1, D)
             centred = (z - centre).masked_fill(padding, 0.0)
             var = weights @ centred.square() - (mean - centre).square()
@@ -132,3 +141,10 @@ class StatisticalAttentivePooling(nn.Module):
             for statistics in (mean, var)
         ]
         return torch.cat(halves, dim=-1)  # (B, 2 * H * D)
+
+
+def _find_valid(z, lens):
+    """Finds which of the frames [B, T, D] are valid; [B, T]."""
+    if lens is None:
+        lens = torch.ones(z.shape[0], device=z.device)
+    return valid_frames(lens, z.shape[1])[1]

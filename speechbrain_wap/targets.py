@@ -3,7 +3,8 @@
 from torch.nn import functional as F
 
 from speechbrain_wap.errors import check_choice, check_whole
-from speechbrain_wap.packing import select_frames
+from speechbrain_wap.packing import select_frames, send
+from speechbrain_wap.precision import at_least_float32
 from speechbrain_wap.wap_transformer import MLP
 
 
@@ -46,11 +47,11 @@ class Targets:
         Returns
         -------
         frames : torch.Tensor
-            Shape [N, D], float32.
+            Shape [N, D], float32 at least.
         """
         if self.smoothing:
             z_teacher = smooth_frames(z_teacher, valid, self.smoothing)
-        return select_frames(z_teacher, valid).float()
+        return at_least_float32(select_frames(z_teacher, valid))
 
     def normalise(self, frames):
         """Brings frames [N, D] to one scale (D6)."""
@@ -101,7 +102,7 @@ def smooth_frames(x, valid, reach):
     Returns
     -------
     smoothed : torch.Tensor
-        Shape [B, T, D], in float32; 0 where there is padding only.
+        Shape [B, T, D], in float32 at least; 0 where there is padding only.
 
     Example
     -------
@@ -112,8 +113,9 @@ def smooth_frames(x, valid, reach):
     tensor([1.5000, 3.0000, 4.5000])
     """
     reach = min(reach, x.shape[1] - 1)  # no utterance has more neighbours
-    valid = valid.to(x.device, non_blocking=True)[:, None]  # (B, 1, T)
-    frames = x.float().transpose(1, 2).masked_fill(~valid, 0.0)  # (B, D, T)
+    valid = send(valid, x.device)[:, None]  # (B, 1, T)
+    frames = at_least_float32(x).transpose(1, 2)  # (B, D, T)
+    frames = frames.masked_fill(~valid, 0.0)
     # a plain sum over the window: an utterance has the same average, to the
     # last bit, in any batch
     window = {
@@ -123,7 +125,7 @@ def smooth_frames(x, valid, reach):
         "divisor_override": 1,
     }
     total = F.avg_pool2d(frames, **window)
-    count = F.avg_pool2d(valid.float(), **window)
+    count = F.avg_pool2d(valid.to(frames.dtype), **window)
     return (total / count.clamp(min=1.0)).transpose(1, 2)
 
 

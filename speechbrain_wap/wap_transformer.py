@@ -12,7 +12,8 @@ from speechbrain_wap.errors import (
     check_number,
     check_whole,
 )
-from speechbrain_wap.packing import Packing
+from speechbrain_wap.packing import lay_out
+from speechbrain_wap.precision import at_least_float32
 
 
 class WAPTransformer(nn.Module):
@@ -195,7 +196,7 @@ class WAPTransformer(nn.Module):
         feats = (feats - self.input_mean).div_(self.input_std)
         return feats.to(self.input_mean.dtype)
 
-    def forward(self, feats, lens, mask=None, only_masked=False):
+    def forward(self, feats, lens=None, mask=None, only_masked=False):
         """Enriches frames (Sec. II-A.2).
 
         Arguments
@@ -203,14 +204,16 @@ class WAPTransformer(nn.Module):
         feats : torch.Tensor
             The encoder's frames, shape [B, T, input_size], or [B, T,
             num_encoder_layers, input_size], in any floating point type.
-        lens : torch.Tensor
+        lens : torch.Tensor, optional
             Relative lengths, shape [B], each in 0 to 1; best kept on the CPU.
+            None stands for 1; of an utterance of length 0, all is padding.
         mask : torch.Tensor, optional
             Shape [B, T], boolean, True where the mask embedding e_[M] stands
             in for the frame (Sec. II-B.1); best kept on the CPU.
         only_masked : bool
             Whether only the masked frames' output is wanted, as by the losses
-            of adapter training: what no masked frame needs is left out.
+            of adapter training: what no masked frame needs is left out. Has no
+            effect on what torch.export makes.
 
         Returns
         -------
@@ -230,21 +233,24 @@ class WAPTransformer(nn.Module):
                 f"{self.max_frames}: raise it, or set "
                 "--long_utterances=cut."
             )
-        packing = Packing(lens, num_steps, feats.device)
+        if lens is None:
+            lens = torch.ones(feats.shape[0])
+        packing = lay_out(lens, num_steps, feats.device)
         x = self.standardise(packing.pack(feats))  # (N, input_size)
         if self.encoder_layer_weights is not None:
             weights = self.encoder_layer_weights.softmax(dim=0)
-            x = (weights[:, None] * x).sum(dim=1)
+            x = (weights[:, None] * x).sum(dim=-2)
         x = self.projection(x)  # (N, D)
         wanted = None  # all frames
         if mask is not None:
             masked, numbers = packing.find(mask)
-            x = torch.where(masked[:, None], self.mask_embedding, x)  # X'
+            x = torch.where(masked[..., None], self.mask_embedding, x)  # X'
             wanted = numbers if only_masked else None
         # X = X_emb + E_pos
         x = self.dropout(x + self.position_embedding[packing.steps])
 
-        z, weights = 0.0, self.layer_weights.float().softmax(dim=0)
+        weights = at_least_float32(self.layer_weights).softmax(dim=0)
+        z = 0.0
         for layer, weight in zip(self.layers, weights):
             # after the last attention, each frame goes its own way: only those
             # that are wanted are computed
@@ -268,7 +274,8 @@ class TransformerLayer(nn.TransformerEncoderLayer):
     Example
     -------
     >>> layer = TransformerLayer(8, nhead=2, d_ffn=16)
-    >>> packing = Packing(torch.tensor([1.0, 0.5]), 4, "cpu")
+    >>> from speechbrain_wap.packing import Packing
+    >>> packing = Packing([4, 2], 4, "cpu")
     >>> layer(torch.rand(6, 8), packing).shape
     torch.Size([6, 8])
     """

@@ -4,7 +4,8 @@ import torch
 from speechbrain.nnet.linear import Linear
 from torch import nn
 
-from speechbrain_wap.packing import valid_frames
+from speechbrain_wap.packing import send, valid_frames
+from speechbrain_wap.precision import at_least_float32
 
 
 class MeanPoolingClassifier(nn.Module):
@@ -38,32 +39,35 @@ class MeanPoolingClassifier(nn.Module):
             input_size=self.input_size, n_neurons=num_classes
         )
 
-    def pool(self, feats, lens, mask=None):
+    def pool(self, feats, lens=None, mask=None):
         """Averages the valid frames that are not masked.
 
         Arguments
         ---------
         feats : torch.Tensor
             Frames, shape [B, T, D], or [B, T, L, D] of L layers.
-        lens : torch.Tensor
-            Relative lengths, shape [B], each in 0 to 1.
+        lens : torch.Tensor, optional
+            Relative lengths, shape [B], each in 0 to 1; None stands for 1. The
+            average of no frame is 0.
         mask : torch.Tensor, optional
             Shape [B, T], boolean, True on the frames to leave out.
 
         Returns
         -------
         pooled : torch.Tensor
-            Shape [B, D], float32.
+            Shape [B, D], float32 at least.
         """
+        if lens is None:
+            lens = torch.ones(feats.shape[0], device=feats.device)
         _, valid = valid_frames(lens, feats.shape[1])
         chosen = valid if mask is None else valid & ~mask
         # an utterance of one frame is masked as a whole
         chosen = torch.where(chosen.any(dim=1, keepdim=True), chosen, valid)
-        chosen = chosen.to(feats.device)[:, :, None]  # (B, T, 1)
-        frames = feats.float()
+        chosen = send(chosen, feats.device)[:, :, None]  # (B, T, 1)
+        frames = at_least_float32(feats)
         frames = frames.mean(dim=2) if self.several else frames
         total = frames.masked_fill(~chosen, 0.0).sum(dim=1)
-        return total / chosen.sum(dim=1)
+        return total / chosen.sum(dim=1).clamp(min=1)
 
     @torch.no_grad()
     def before_fit(self, batches):
@@ -74,7 +78,8 @@ class MeanPoolingClassifier(nn.Module):
         self.mean.copy_(pooled.mean(dim=0))
         self.std.copy_(pooled.std(dim=0, unbiased=False).clamp(min=1e-5))
 
-    def forward(self, feats, lens, mask=None):
+    def forward(self, feats, lens=None, mask=None):
         """Computes the logits [B, C] of the classes; arguments as of pool."""
         pooled = self.pool(feats, lens, mask)
-        return self.classifier((pooled - self.mean) / self.std)
+        pooled = (pooled - self.mean) / self.std
+        return self.classifier(pooled.to(self.mean.dtype))

@@ -3,7 +3,7 @@
 from itertools import product
 
 from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.utils.data_pipeline import provides, takes
+from speechbrain.utils.data_pipeline import DynamicItem
 
 from speechbrain_wap.data.corpus_table import record_skipped
 from speechbrain_wap.errors import RecipeError
@@ -75,10 +75,10 @@ def feats_key(name):
     return f"feats_{name}" if name else "feats"
 
 
-def make_dataset(
-    entries, caches, max_frames, long_utterances, dynamic_items=(), keys=()
-):
+def make_dataset(entries, caches, max_frames, long_utterances, keys=()):
     """Makes a SpeechBrain dataset whose features come from caches.
+
+    Nothing in it is a closure: worker processes take it however they start.
 
     Arguments
     ---------
@@ -90,10 +90,8 @@ def make_dataset(
         Longest utterance that the position embedding has room for (D12).
     long_utterances : str
         What happens to longer ones: "error" or "cut".
-    dynamic_items : tuple
-        Further dynamic items.
     keys : tuple of str
-        Further output keys.
+        Further output keys, which the entries have.
 
     Returns
     -------
@@ -116,21 +114,14 @@ def make_dataset(
                     "--long_utterances=cut."
                 )
 
-    def read_from(name, cache):
-        """Makes the item that reads a cache's features."""
-
-        @takes("digest")
-        @provides(feats_key(name))
-        def features(digest):
-            """Reads an utterance's features, cut where they are too long."""
-            return cache.read(digest)[:max_frames]
-
-        return features
-
-    items = [read_from(name, cache) for name, cache in caches.items()]
     return DynamicItemDataset(
         entries,
-        dynamic_items=[*items, *dynamic_items],
+        dynamic_items=[
+            DynamicItem(
+                ["digest"], cache.make_reader(max_frames), [feats_key(name)]
+            )
+            for name, cache in caches.items()
+        ],
         output_keys=["id", *map(feats_key, caches), *keys],
     )
 
@@ -160,20 +151,14 @@ def make_labelled_dataset(entries, caches, classes, speakers, keys=(), **how):
         speaker_index, that of the speaker, -1 for one who does not train.
     """
 
-    @takes("label")
-    @provides("target")
-    def target(label):
-        """Turns the label into the class's index."""
-        return classes.index(label)
-
     numbers = {speaker: number for number, speaker in enumerate(speakers)}
-
-    @takes("speaker")
-    @provides("speaker_index")
-    def speaker_index(speaker):
-        """Turns the speaker's name into a number."""
-        return numbers.get(speaker, -1)
-
-    items = [target, speaker_index]
-    own = ["target", "speaker_index", *keys]
-    return make_dataset(entries, caches, dynamic_items=items, keys=own, **how)
+    entries = {
+        key: {
+            **entry,
+            "target": classes.index(entry["label"]),
+            "speaker_index": numbers.get(entry["speaker"], -1),
+        }
+        for key, entry in entries.items()
+    }
+    keys = ["target", "speaker_index", *keys]
+    return make_dataset(entries, caches, keys=keys, **how)

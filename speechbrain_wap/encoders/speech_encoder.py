@@ -9,7 +9,7 @@ import hashlib
 import inspect
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import nn
@@ -138,11 +138,31 @@ class SpeechEncoder(nn.Module):
                 f"{self.front_end.min_samples}."
             )
         feats = []
-        for wav, n in zip(wavs, num_samples.tolist()):
-            states = self.front_end(wav[:n].float(), self.layers)  # (L, T, D)
-            several = len(self.layers) > 1
-            feats.append(states.transpose(0, 1) if several else states[0])
+        with _without_tf32():
+            for wav, n in zip(wavs, num_samples.tolist()):
+                # (L, T, D)
+                states = self.front_end(wav[:n].float(), self.layers)
+                several = len(self.layers) > 1
+                feats.append(states.transpose(0, 1) if several else states[0])
         return pad_sequence(feats, batch_first=True)
+
+
+@contextmanager
+def _without_tf32():
+    """Lets a GPU compute in float32 what is float32, as a CPU does.
+
+    SpeechBrain allows TF32, whose numbers have three digits; features are made
+    once, by whatever machine, and trained on ever after.
+    """
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for place, is_allowed in zip(places, before):
+            place.allow_tf32 = is_allowed
 
 
 def _encode_silence(encoder, seconds=1):

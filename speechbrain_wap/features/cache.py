@@ -30,7 +30,7 @@ import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import soxr
@@ -95,6 +95,28 @@ def is_unaltered(path):
         return text == _describe_entry(_get_name(path), feats, duration)
     except UNREADABLE:
         return False
+
+
+def _read_entry(folder, max_frames, digest):
+    """Reads the first frames of an entry in a cache's folder."""
+    return _read(_find_path(folder, digest))[:max_frames]
+
+
+def _find_path(folder, digest):
+    """Returns where an entry lies, whether it exists or not."""
+    return folder / digest[:2] / f"{digest}.safetensors"
+
+
+def _read(path, read=lambda entry: entry.get_tensor("feats")):
+    """Reads the tensor of an entry, or something else of it."""
+    try:
+        with safe_open(path, framework="pt") as entry:
+            return read(entry)
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(
+            f"feature cache entry {path} cannot be read ({error}): run the "
+            "command again to make it anew."
+        )
 
 
 class FeatureCache:
@@ -173,7 +195,7 @@ class FeatureCache:
 
     def path(self, digest):
         """Returns where an entry lies, whether it exists or not."""
-        return self.folder / digest[:2] / f"{digest}.safetensors"
+        return _find_path(self.folder, digest)
 
     def lock(self, digest):
         """Tries to lock an entry that is to be made, see :func:`try_lock`."""
@@ -232,18 +254,22 @@ class FeatureCache:
         RecipeError
             If the entry is missing or cannot be read.
         """
-        return self._read(self.path(digest))
+        return _read(self.path(digest))
 
-    def _read(self, path, read=lambda entry: entry.get_tensor("feats")):
-        """Reads the tensor of an entry, or something else of it."""
-        try:
-            with safe_open(path, framework="pt") as entry:
-                return read(entry)
-        except (OSError, SafetensorError) as error:
-            raise RecipeError(
-                f"feature cache entry {path} cannot be read ({error}): run "
-                "the command again to make it anew."
-            )
+    def make_reader(self, max_frames):
+        """Makes what reads entries in worker processes, without the encoder.
+
+        Arguments
+        ---------
+        max_frames : int
+            What is longer is cut.
+
+        Returns
+        -------
+        reader : callable
+            As :meth:`read`; can be pickled.
+        """
+        return partial(_read_entry, self.folder, max_frames)
 
     def count_frames(self, digest):
         """Reads the number of frames off an entry's header.
@@ -257,7 +283,7 @@ class FeatureCache:
         -------
         num_frames : int
         """
-        return self._read(
+        return _read(
             self.path(digest),
             lambda entry: entry.get_slice("feats").get_shape()[0],
         )
@@ -279,7 +305,7 @@ class FeatureCache:
         digest = hashlib.sha256(json.dumps(utterances).encode()).hexdigest()
         path = self.folder / "statistics" / f"{digest[:32]}.safetensors"
         if is_unaltered(path):
-            return tuple(self._read(path))
+            return tuple(_read(path))
         statistics = measure_frames((self.read(d), w) for d, w in utterances)
         with suppress(RecipeError):  # a read-only cache
             self._save(path, torch.stack(statistics), 0.0)

@@ -44,6 +44,9 @@ MAX_WORKERS = 8
 POLL_SECONDS = 0.5
 # Errors that stop the extraction, whichever utterance they come upon
 FATAL_MESSAGES = ("DataLoader worker", "can't allocate memory")
+# How workers start: those that fork share the encoder's weights. Python's
+# default is another within joblib's processes, which torch cannot start.
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 # What became of an utterance
 DONE, BUSY, FAILED, FATAL = "done", "busy", "failed", "fatal"
 
@@ -227,10 +230,7 @@ class _Utterances(Dataset):
             in_order=False,
             # else an epoch would draw other numbers where features were made
             generator=torch.Generator(),
-            # workers that fork share the encoder's weights
-            multiprocessing_context="fork"
-            if num_workers and sys.platform == "linux"
-            else None,
+            multiprocessing_context=START_METHOD if num_workers else None,
         )
         busy = []
         for digest, signal, (status, reason) in loader:

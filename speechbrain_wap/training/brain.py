@@ -10,7 +10,10 @@ from speechbrain import Stage
 from speechbrain.utils.distributed import ddp_all_reduce
 from torch.nn.parallel import DistributedDataParallel
 
+from speechbrain_wap.data.batches import Collate
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.features.extraction import START_METHOD
+from speechbrain_wap.packing import send
 from speechbrain_wap.training.checkpoints import RandomState
 from speechbrain_wap.training.machine import (
     give_back_freed_memory,
@@ -26,6 +29,8 @@ from speechbrain_wap.training.statistics import EpochStatistics
 # Batches after which freed memory goes back to the system: seldom enough to
 # cost nothing, often enough for a long epoch to need little more than a short.
 GIVE_BACK_EVERY = 20
+# Processes that read ahead for a GPU, unless the YAML says how many
+GPU_WORKERS = 2
 
 
 class RecipeBrain(sb.Brain):
@@ -113,14 +118,39 @@ class RecipeBrain(sb.Brain):
 
     def make_dataloader(self, dataset, stage, **options):
         """Makes a loader; ranks share what is to be evaluated."""
+        on_gpu = self.device_type == "cuda"
+        options["collate_fn"] = collate = self.make_collate(stage)
+        options.setdefault("pin_memory", on_gpu)
+        if options.get("num_workers") is None:
+            options["num_workers"] = GPU_WORKERS if on_gpu else 0
+        if options["num_workers"]:
+            options.setdefault("multiprocessing_context", START_METHOD)
+            collate.epoch.share_memory_()
+        if stage == Stage.TRAIN:
+            self.train_collate = collate
         if stage != Stage.TRAIN and count_ranks() > 1:
             # each utterance once, none repeated to make the shares even
             options["sampler"] = range(own_rank(), len(dataset), count_ranks())
         return super().make_dataloader(dataset, stage, **options)
 
+    def make_collate(self, stage):
+        """Makes what turns utterances into a batch; without masks, here.
+
+        Arguments
+        ---------
+        stage : speechbrain.Stage
+            What the batches are for.
+
+        Returns
+        -------
+        collate : speechbrain_wap.data.batches.Collate
+        """
+        return Collate()
+
     def on_stage_start(self, stage, epoch=None):
         """Finds the place in the training where an epoch starts or goes on."""
         if stage == Stage.TRAIN:
+            self.train_collate.epoch.fill_(epoch)
             self.batch_counts = []
             self._find_place()
 
@@ -151,6 +181,7 @@ class RecipeBrain(sb.Brain):
         if own_rank() > 0:
             torch.manual_seed(self.hparams.seed + 1_000_003 * own_rank())
         super().on_fit_start()
+        self.scale = self.scaler.get_scale()
 
     def _wrap_distributed(self):
         """Wraps what is trained, and makes all else the same on all ranks."""
@@ -163,6 +194,8 @@ class RecipeBrain(sb.Brain):
                 # forward would also let ranks wait for others in validation,
                 # where they have different numbers of batches.
                 module.broadcast_buffers = False
+                # nor what is on the CPU on purpose, lengths and masks
+                module.device_ids = None
             else:
                 for tensor in module.state_dict().values():
                     if torch.is_tensor(tensor):
@@ -193,22 +226,24 @@ class RecipeBrain(sb.Brain):
 
         Returns
         -------
-        share : float
+        share : float or torch.Tensor
             This rank's items, divided by the mean over the ranks: the weight
             of its values in the epoch's statistics.
-        weight : float
+        weight : float or torch.Tensor
             The weight of its loss among the ranks and batches of a step.
         """
-        mean = count
+        mean = max(count, 1e-6)
         if count_ranks() > 1:
-            total = torch.tensor(float(count), device=self.device)
+            # a number of the device, which the host need not wait for
+            total = torch.tensor(float(count), dtype=torch.float64)
+            total = send(total, self.device)
             ddp_all_reduce(total, torch.distributed.ReduceOp.SUM)
-            mean = float(total / count_ranks())
-        mean = max(mean, 1e-6)
+            mean = (total / count_ranks()).clamp(min=1e-6)
         self.batch_counts.append(mean)
-        share = count / mean
+        if count == 0:
+            return 0.0, 0.0
         # the later batches' counts are not known yet: see optimizers_step
-        return share, share * mean / self.batch_counts[0]
+        return count / mean, count / mean * mean / self.batch_counts[0]
 
     # Steps -------------------------------------------------------------------
 
@@ -274,14 +309,15 @@ class RecipeBrain(sb.Brain):
         self.batch_counts = []
         if self.max_grad_norm > 0:
             torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        before = self.scaler.get_scale()
         for optimizer in optimizers:
             self.scaler.step(optimizer)
         self.scaler.update()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
-        # the scale falls where a step was left out
-        self.has_stepped = self.scaler.get_scale() >= before
+        # the scale falls where a step was left out; to look at it, the host
+        # waits for the GPU, but only with fp16
+        before, self.scale = self.scale, self.scaler.get_scale()
+        self.has_stepped = self.scale >= before
         self.optimizer_step += 1
 
     # Numbers that are not finite stop the run, before they are saved ----------

@@ -43,7 +43,7 @@ LOOP_KEYS = {
     "seed": (check_whole, {}),
     "batch_size": (check_whole, {"least": 1}),
     "number_of_epochs": (check_whole, {"least": 1}),
-    "num_workers": (check_whole, {}),
+    "num_workers": (check_whole, {"or_none": "as the device needs"}),
     "probe_every": (check_whole, {"or_none": "never"}),
     "probe_utterances": (check_whole, {"least": 1}),
     "ckpt_interval_minutes": (check_number, {"least": 0.0}),

@@ -48,23 +48,29 @@ class EpochStatistics:
         values : dict
             Numbers or scalar tensors by name; a mean is over the steps that
             have it.
-        weight : float
+        weight : float or torch.Tensor
             Weight of this rank's values in the mean; those of weight 0 may be
             NaN.
         """
-        if not weight:
+        if not torch.is_tensor(weight) and weight == 0.0:
             return
         for name, value in values.items():
-            # stays a tensor: turning it into a number here would wait for it
+            # stay tensors: turning them into numbers here would wait for them
             value = value.detach() if torch.is_tensor(value) else value
-            self.sums[name] = self.sums.get(name, 0.0) + weight * value
+            share = weight
+            if torch.is_tensor(weight):
+                share = weight.to(value.dtype)
+            self.sums[name] = self.sums.get(name, 0.0) + share * value
             self.weights[name] = self.weights.get(name, 0.0) + weight
 
     def _totals(self):
         """Adds up sums and weights of all ranks."""
-        sums = {name: float(total) for name, total in self.sums.items()}
+        own = [
+            {name: float(total) for name, total in part.items()}
+            for part in (self.sums, self.weights)
+        ]
         totals, weights = {}, {}
-        for part, its_weights in gather_over_ranks((sums, self.weights)):
+        for part, its_weights in gather_over_ranks(own):
             for name, total in part.items():  # none of a rank without steps
                 totals[name] = totals.get(name, 0.0) + total
                 weights[name] = weights.get(name, 0.0) + its_weights[name]

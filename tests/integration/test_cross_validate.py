@@ -142,7 +142,7 @@ def test_folds_in_parallel_give_the_same_and_end_with_their_parent(
         while time.time() < deadline:
             os.killpg(parent.pid, 0)
             time.sleep(0.05)
-    run_forked(*arguments)
+    run_forked(*arguments, "--num_workers=1")  # of each job
     for fold in ("fold2", "fold4"):
         tables = [
             folder / "seed1" / fold / "classifier" / "predictions.csv"

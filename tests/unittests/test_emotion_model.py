@@ -153,3 +153,63 @@ def test_any_backbone_and_pooling_may_be_wired():
     expected = model.classifier(feats[:, :, :2].amax(dim=1))
     assert torch.equal(model(feats, lens), expected)
     model.before_fit([SimpleNamespace()])  # has nothing to measure
+
+
+# As torch's own modules ------------------------------------------------------
+
+
+@pytest.mark.parametrize("several", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half, torch.double])
+def test_a_model_may_be_of_any_precision(dtype, several):
+    model = make_model(several)
+    feats, lens = pad_batch(make_frames(several))
+    mask = torch.arange(feats.shape[1]).remainder(2)[None] == torch.ones(3, 1)
+    expected = model(feats, lens, mask)
+    model.to(dtype)
+    logits = model(feats, lens, mask)  # features may be of another one
+    assert logits.dtype == dtype
+    assert_near(logits, expected, 0.1)
+    logits.float().square().sum().backward()
+    for parameter in model.parameters():
+        assert torch.isfinite(parameter.grad).all()
+
+
+def test_gradients_are_those_of_finite_differences():
+    model = make_model().double()
+    feats, lens = pad_batch([x.double() for x in make_frames()])
+    feats.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: model(x, lens), feats)
+
+
+def test_without_lengths_all_frames_are_valid():
+    model = make_model()
+    (x,) = make_utterances([6], DIM)
+    feats = torch.stack([x, 2 * x])
+    assert torch.equal(model(feats), model(feats, torch.ones(2)))
+    assert torch.equal(model.pool(feats), model.pool(feats, torch.ones(2)))
+
+
+def test_an_utterance_of_length_zero_changes_no_other():
+    model = make_model()
+    feats, lens = pad_batch(make_frames())
+    more = torch.cat([feats, torch.full_like(feats[:1], float("nan"))])
+    logits = model(more, torch.cat([lens, torch.zeros(1)]))
+    assert_near(logits[:-1], model(feats, lens))
+    # what the classifier says of nothing
+    assert torch.equal(logits[-1], model.classifier.w.bias)
+
+
+@pytest.mark.parametrize("num_encoder_layers", [1, 2])
+def test_an_exported_graph_takes_any_batch(num_encoder_layers):
+    model = make_model(num_encoder_layers)
+    feats, lens = pad_batch(make_frames(num_encoder_layers))
+    batch, frames = (torch.export.Dim(name, max=30) for name in "BT")
+    shapes = {0: batch, 1: frames}
+    graph = torch.export.export(
+        model, (feats, lens), dynamic_shapes=(shapes, {0: batch})
+    ).module()
+    for lengths in ([7], [1], [2, 1, 2, 2], [30, 4, 11, 0]):
+        several = [num_encoder_layers] * (num_encoder_layers > 1)
+        utterances = make_utterances(lengths, *several, DIM)
+        feats, lens = pad_batch(utterances)
+        assert_near(graph(feats, lens), model(feats, lens))

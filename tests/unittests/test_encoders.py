@@ -381,3 +381,27 @@ def test_real_whisper_gives_100_frames_of_384_for_2_seconds(shared, signal):
     feats = encode(SpeechEncoder(folder), speech)[0]
     assert feats.shape == (100, 384)
     assert relative_error(feats, run_hugging_face(folder, speech)[-1]) < 1e-3
+
+
+def test_features_are_computed_without_tf32(monkeypatch):
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    encoder = SpeechEncoder("fbank")
+    encode, seen = encoder.front_end.forward, []
+
+    def watch(*arguments):
+        seen.extend(place.allow_tf32 for place in places)
+        return encode(*arguments)
+
+    monkeypatch.setattr(encoder.front_end, "forward", watch)
+    before = [place.allow_tf32 for place in places]
+    try:
+        for is_allowed in (True, False):
+            for place in places:
+                place.allow_tf32 = is_allowed
+            encoder(torch.rand(1, 16000), torch.ones(1))
+            # what is trained may use it, as is SpeechBrain's default
+            assert all(place.allow_tf32 == is_allowed for place in places)
+    finally:
+        for place, is_allowed in zip(places, before):
+            place.allow_tf32 = is_allowed
+    assert seen == [False] * 4

@@ -168,6 +168,21 @@ def test_initialisation_and_revival_are_functions_of_the_seed():
     assert first[1] != first[2]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half, torch.double])
+def test_running_means_stay_in_float32_at_least(dtype):
+    attributes = make_attributes(4, revive_after=1)
+    before = attributes.codebook.clone()
+    attributes.to(dtype)
+    exact = dtype if dtype == torch.double else torch.float32
+    assert torch.equal(attributes.codebook, before.to(exact))
+    z = make_frames(12).to(dtype)
+    attributes.initialise_(z)
+    attributes.update(z, attributes.assign(z))
+    for values in (attributes.codebook, attributes.counts):
+        assert values.dtype == exact
+    assert attributes.logits(z).dtype == exact
+
+
 # Revival, D5
 
 
@@ -202,6 +217,24 @@ def test_an_attribute_is_not_revived_where_chosen_in_time_or_not_asked_for():
             attributes.update(make_frames(5, number), codes)
         assert attributes.num_revived == 0
         assert attributes.idle.tolist() == ([1, 0] if in_time else [0, 12])
+
+
+def test_revival_is_looked_for_seldom_and_never_too_late():
+    # a GPU is waited for at each look
+    seldom, always = (make_attributes(24, revive_after=9) for _ in range(2))
+    looks = []
+    look = seldom._revive
+    seldom._revive = lambda z: (looks.append(1), look(z))
+    for number in range(200):
+        z = make_frames(12, number)
+        # near the first attribute, so that others are idle more often
+        codes = torch.randint(24, (12,), generator=generator(number)).square()
+        for attributes in (seldom, always):
+            attributes.update(z, codes // 24)
+        always.next_look = 0
+        assert torch.equal(seldom.codebook, always.codebook)
+    assert seldom.num_revived == always.num_revived > 20
+    assert len(looks) < 150
 
 
 # The student's logits, Eq. 6

@@ -16,6 +16,7 @@ from speechbrain_wap.packing import (
     LIKE_LENGTH_CPU,
     LIKE_LENGTH_GPU,
     Packing,
+    lay_out,
     select_frames,
     valid_frames,
 )
@@ -40,16 +41,15 @@ LIKE_LENGTHS = [LIKE_LENGTH_CPU, LIKE_LENGTH_GPU]
 
 @pytest.mark.parametrize("like_length", LIKE_LENGTHS)
 def test_groups_are_of_like_lengths_and_cover_all(like_length):
-    lengths = torch.tensor([1, 40, 33, 32, 31, 7])
-    packing = Packing(lengths / 40, 40, "cpu", like_length)
-    assert sum(g.num_frames for g in packing.groups) == lengths.sum()
+    lengths = [1, 40, 33, 32, 31, 7]
+    packing = Packing(lengths, 40, "cpu", like_length)
+    assert sum(g.num_frames for g in packing.groups) == sum(lengths)
     for group in packing.groups:
         places = group.shape[0] * group.shape[1]
         assert group.num_frames >= like_length * places
     # unless told, the device decides
-    lens = torch.tensor([1.0, 0.9])
-    assert len(Packing(lens, 10, "cpu").groups) == 2
-    assert len(Packing(lens, 10, "meta").groups) == 1
+    assert len(Packing([10, 9], 10, "cpu").groups) == 2
+    assert len(Packing([10, 9], 10, "meta").groups) == 1
 
 
 @pytest.mark.parametrize("like_length", LIKE_LENGTHS)
@@ -65,8 +65,8 @@ def test_a_packed_layer_equals_torchs_on_the_utterance_alone(
     )
     torchs.load_state_dict(mine.state_dict())
     utterances = make_utterances(lengths, 8)
-    x, lens = pad_batch(utterances)
-    packing = Packing(lens, x.shape[1], "cpu", like_length)
+    x, _ = pad_batch(utterances)
+    packing = Packing(lengths, x.shape[1], "cpu", like_length)
     out = packing.unpack(mine(packing.pack(x), packing))
     total = 0.0
     for row, utterance in zip(out, utterances):
@@ -85,12 +85,25 @@ def test_a_packed_layer_equals_torchs_on_the_utterance_alone(
 
 
 def test_attention_in_bfloat16_is_computed_in_float32_on_a_cpu():
-    packing = Packing(torch.tensor([1.0, 0.5]), 6, "cpu")
+    packing = Packing([6, 3], 6, "cpu")
     x = torch.randn(9, 24, generator=generator()).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         attended = packing.attend(x, 2)
-    assert attended.dtype == torch.float32
-    assert torch.equal(attended, packing.attend(x.float(), 2))
+    assert attended.dtype == torch.bfloat16
+    assert torch.equal(attended, packing.attend(x.float(), 2).bfloat16())
+
+
+def test_a_layout_is_kept_for_the_next_network_and_any_mode():
+    lens = torch.tensor([1.0, 0.5])
+    with torch.inference_mode():
+        first = lay_out(lens, 6, torch.device("cpu"))
+    assert lay_out(lens.clone(), 6, torch.device("cpu")) is first
+    assert lay_out(lens, 8, torch.device("cpu")) is not first
+    net = WAPTransformer(4, 8, 1, 2, 16, max_frames=12)
+    with torch.inference_mode():
+        net(torch.rand(2, 6, 4), lens)
+    # a training may come upon what an evaluation has laid out
+    net(torch.rand(2, 6, 4), lens).sum().backward()
 
 
 def test_a_step_of_the_network_waits_for_no_device():

@@ -121,6 +121,33 @@ def test_pooling_computes_in_float32_whatever_the_precision_around_it():
     assert torch.equal(pooled, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half, torch.double])
+def test_pooling_takes_frames_and_has_weights_of_any_precision(dtype):
+    z, lens = pad_batch(make_utterances([9, 4], D))
+    pool = make_pool()
+    expected = pool(z, lens)
+    assert_near(pool(z.to(dtype), lens), expected, 0.01)
+    converted = pool.to(dtype)(z.to(dtype), lens)
+    assert converted.dtype == dtype
+    assert_near(converted, expected, 0.01)
+
+
+@pytest.mark.parametrize("variance", VARIANCES)
+def test_of_no_frames_the_statistics_are_zero(variance):
+    pool = make_pool(variance)
+    z, _ = pad_batch(make_utterances([5, 5], D))
+    z.requires_grad_()
+    pooled = pool(z, torch.tensor([1.0, 0.0]))
+    assert (pooled[1] == 0).all()
+    pooled.square().sum().backward()
+    assert (z.grad[1] == 0).all() and torch.isfinite(z.grad).all()
+    # without lengths, all frames are valid
+    assert torch.equal(pool(z), pool(z, torch.ones(2)))
+    assert torch.equal(
+        pool.attention_map(z), pool.attention_map(z, torch.ones(2))
+    )
+
+
 def test_output_statistics_standardise_what_is_pooled():
     pool = randomise_(StatisticalAttentivePooling(3, num_heads=2))
     z, lens = pad_batch(make_utterances([4, 9, 2, 7, 5], 3))

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from speechbrain_wap.baselines.linear import MeanPoolingClassifier
+from speechbrain_wap.data.batches import pad_frames
 from speechbrain_wap.data.sampling import EpochPlan
 from speechbrain_wap.emotion_model import EmotionModel
 from speechbrain_wap.local_attributes import LocalAttributes
@@ -29,12 +30,10 @@ LENGTHS = [40, 13, 25]
 
 
 @pytest.fixture
-def batch():
-    """Three utterances."""
+def utterances():
+    """Three utterances, as a dataset gives them."""
     utterances = make_utterances(LENGTHS, 3)
-    return PaddedBatch(
-        [{"id": f"u{n}", "feats": x} for n, x in enumerate(utterances)]
-    )
+    return [{"id": f"u{n}", "feats": x} for n, x in enumerate(utterances)]
 
 
 def make_brain(cls, modules, **hparams):
@@ -79,12 +78,16 @@ def make_adapter_brain(import_script, **hparams):
 
 @pytest.mark.parametrize("stage", [Stage.TRAIN, Stage.VALID])
 def test_the_student_predicts_the_teachers_frames_at_the_masks(
-    import_script, batch, stage
+    import_script, utterances, stage
 ):
     targets = Targets(4, "layer")
     brain = make_adapter_brain(import_script, targets=targets)
+    collate = brain.make_collate(stage)
+    if stage == Stage.TRAIN:
+        collate.epoch.fill_(2)
+    batch = collate(utterances)
     z, frames, masked, spread = brain.compute_forward(batch, stage)
-    feats, lens = batch.feats
+    feats, lens = pad_frames(batch.feats, "cpu")
     num_frames, valid = valid_frames(lens, feats.shape[1])
     # the teacher has seen everything
     expected = targets.select(brain.modules.teacher(feats, lens), valid)
@@ -101,9 +104,10 @@ def test_the_student_predicts_the_teachers_frames_at_the_masks(
 
 
 def test_attributes_move_after_the_losses_and_in_training_only(
-    import_script, batch
+    import_script, utterances
 ):
     brain = make_adapter_brain(import_script)
+    batch = brain.make_collate(Stage.TRAIN)(utterances)
     attributes = brain.modules.local_attributes
     predictions = brain.compute_forward(batch, Stage.TRAIN)
     z, frames, masked, _ = predictions

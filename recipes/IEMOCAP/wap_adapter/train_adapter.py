@@ -20,6 +20,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import infer_device, run_on_main
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_wap.data.batches import Collate, pad_frames
 from speechbrain_wap.data.datasets import extract_features, make_dataset
 from speechbrain_wap.data.folds import describe_data
 from speechbrain_wap.data.further_corpora import parse_corpora, plan_epochs
@@ -31,7 +32,7 @@ from speechbrain_wap.evaluation.diagnostics import (
     Diagnostics,
     explain_lost,
 )
-from speechbrain_wap.packing import select_frames, valid_frames
+from speechbrain_wap.packing import select_frames, send, valid_frames
 from speechbrain_wap.targets import frame_spread
 from speechbrain_wap.training.adapter_folder import write_adapter_record
 from speechbrain_wap.training.brain import RecipeBrain
@@ -117,19 +118,18 @@ class AdapterBrain(RecipeBrain):
     has_validation = True
     diagnostics = None  # what is watched, if anything
 
+    def make_collate(self, stage):
+        """Masks each utterance in each epoch anew; not so in validation."""
+        return Collate(self.hparams.masks)
+
     def compute_forward(self, batch, stage):
         """Runs the student on masked and the teacher on whole utterances."""
         # lengths and masks stay on the CPU: a GPU need not be waited for
-        lens = batch.feats.lengths
-        feats = batch.to(self.device, non_blocking=True).feats.data
-        num_frames, valid = valid_frames(lens, feats.shape[1])
-        # one mask per utterance and epoch; always the same in validation
-        training = stage == sb.Stage.TRAIN
-        epoch = self.hparams.epoch_counter.current if training else 0
-        mask = self.hparams.masks(batch.id, num_frames, epoch)  # (B, T)
-        if training and self.ends_with_repeat():
+        feats, lens = pad_frames(batch.feats, self.device)  # (B, T, D)
+        _, valid = valid_frames(lens, feats.shape[1])
+        if stage == sb.Stage.TRAIN and self.ends_with_repeat():
             valid[-1] = False
-        mask &= valid
+        mask = batch.masks["feats"] & valid
 
         z_student = self.modules.student(
             feats, lens, mask, only_masked=True
@@ -141,7 +141,7 @@ class AdapterBrain(RecipeBrain):
         spread = frame_spread(frames)
         frames = self.hparams.targets.normalise(frames)
         # numbers of the masked frames among the valid ones
-        masked = mask[valid].nonzero()[:, 0].to(feats.device, non_blocking=True)
+        masked = send(mask[valid].nonzero()[:, 0], feats.device)
         return z_student, frames, masked, spread
 
     def compute_objectives(self, predictions, batch, stage):

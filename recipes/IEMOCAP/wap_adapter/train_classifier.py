@@ -28,6 +28,7 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_wap.data.batches import Collate, pad_frames
 from speechbrain_wap.data.datasets import (
     extract_features,
     feats_key,
@@ -43,7 +44,7 @@ from speechbrain_wap.data.sampling import (
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.metrics import emotion_scores
 from speechbrain_wap.files import digest_file, write_atomically, write_text
-from speechbrain_wap.packing import valid_frames
+from speechbrain_wap.packing import send
 from speechbrain_wap.training.adapter_folder import check_adapter, load_branch
 from speechbrain_wap.training.brain import RecipeBrain
 from speechbrain_wap.training.command_line import read_command
@@ -187,22 +188,21 @@ class EmotionBrain(RecipeBrain):
         self.splits, self.classes = splits, classes
         self.class_weights = class_weights.to(self.device)
 
+    def make_collate(self, stage):
+        """Masks training utterances, as the augmentation says."""
+        if stage != sb.Stage.TRAIN:
+            return Collate()
+        keys = ["id", "mask_probability"]
+        return Collate(self.hparams.augmenter.mask, keys)
+
     def compute_forward(self, batch, stage):
         """Computes the logits of the classes."""
         feats, lens, mask = {}, {}, {}
         for name in self.experiment.caches:
+            key = feats_key(name)
             # lengths and masks stay on the CPU: a GPU need not be waited for
-            frames, lens[name] = getattr(batch, feats_key(name))
-            mask[name] = None
-            if stage == sb.Stage.TRAIN:
-                num_frames, _ = valid_frames(lens[name], frames.shape[1])
-                mask[name] = self.hparams.augmenter.mask(
-                    batch.id,
-                    batch.mask_probability.tolist(),
-                    num_frames,
-                    self.hparams.epoch_counter.current,
-                )
-            feats[name] = frames.to(self.device, non_blocking=True)
+            feats[name], lens[name] = pad_frames(batch[key], self.device)
+            mask[name] = batch.masks[key] if stage == sb.Stage.TRAIN else None
         if list(feats) == [""]:
             feats, lens, mask = feats[""], lens[""], mask[""]
         return self.modules.model(feats, lens, mask)
@@ -210,10 +210,8 @@ class EmotionBrain(RecipeBrain):
     def compute_objectives(self, predictions, batch, stage):
         """Adds up the losses, and keeps predictions to be scored."""
         predictions = predictions.float()
-        # not the features, which are there already
-        place = {"device": self.device, "non_blocking": True}
-        batch.target = batch.target.to(**place)
-        batch.speaker = batch.speaker_index.to(**place)
+        batch.target = send(batch.target, self.device)
+        batch.speaker = send(batch.speaker_index, self.device)
         training = stage == sb.Stage.TRAIN
         if training and self.ends_with_repeat():
             predictions = predictions[:-1]
