@@ -11,16 +11,13 @@ from helpers import (
 )
 from torch import nn
 
-from speechbrain_wap.losses import masked_reconstruction_loss
 from speechbrain_wap.packing import (
     LIKE_LENGTH_CPU,
     LIKE_LENGTH_GPU,
     Packing,
     lay_out,
-    select_frames,
     valid_frames,
 )
-from speechbrain_wap.teacher import EMATeacher
 from speechbrain_wap.wap_transformer import TransformerLayer, WAPTransformer
 
 LENGTHS = [[4, 4, 4], [3, 9, 1, 8, 2, 9], [1, 40, 33, 32, 31, 7]]
@@ -104,25 +101,6 @@ def test_a_layout_is_kept_for_the_next_network_and_any_mode():
         net(torch.rand(2, 6, 4), lens)
     # a training may come upon what an evaluation has laid out
     net(torch.rand(2, 6, 4), lens).sum().backward()
-
-
-def test_a_step_of_the_network_waits_for_no_device():
-    # Tensors on "meta" have no values: whatever looks at one on the host, as
-    # what waits for a GPU does, is an error.
-    net = WAPTransformer(4, 8, 2, 2, 16, max_frames=12).to("meta")
-    feats = torch.empty(3, 12, 4, device="meta", dtype=torch.float16)
-    lens = torch.tensor([1.0, 0.5, 0.25])
-    valid = valid_frames(lens, 12)[1]
-    mask = (torch.rand(3, 12, generator=generator()) < 0.4) & valid
-    z = select_frames(net(feats, lens, mask, only_masked=True), mask)
-    assert z.shape == (int(mask.sum()), 8)
-    teacher = EMATeacher(net)
-    frames = select_frames(teacher(feats, lens), valid)
-    masked = mask[valid].nonzero()[:, 0].to("meta")
-    masked_reconstruction_loss(z, frames[masked]).backward()
-    teacher.update(net)
-    with pytest.raises(RuntimeError):  # the law can be broken
-        net(feats, lens.to("meta"), mask)
 
 
 @pytest.mark.parametrize("norm_first", [True, False])

@@ -1,5 +1,6 @@
 """What the train scripts do with a batch: targets, losses, optimisers."""
 
+from contextlib import nullcontext
 from functools import partial
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from torch import nn
 from torch.nn import functional as F
 
+from speechbrain_wap.augmentation import Augmentation
 from speechbrain_wap.baselines.linear import MeanPoolingClassifier
 from speechbrain_wap.data.batches import pad_frames
 from speechbrain_wap.data.sampling import EpochPlan
@@ -136,6 +138,54 @@ def test_attributes_move_after_the_losses_and_in_training_only(
     brain.should_step = False
     brain.compute_objectives(predictions, batch, Stage.TRAIN)
     assert attributes.num_updates == 1 and attributes.collected is not None
+
+
+@pytest.fixture
+def meta(monkeypatch):
+    """A device whose tensors have no values.
+
+    Whatever looks at one on the host, as what waits for a GPU does, is an
+    error.
+    """
+    # not known there, and is off
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    return "meta"
+
+
+def test_a_step_of_stage_1_waits_for_no_device(import_script, utterances, meta):
+    brain = make_adapter_brain(import_script)
+    attributes = brain.modules.local_attributes
+    attributes.revive_after, attributes.initialised = 9, True
+    attributes.next_look = 9
+    for module in vars(brain.modules).values():
+        module.to(meta)
+    brain.device = meta
+    batch = brain.make_collate(Stage.TRAIN)(utterances)
+    predictions = brain.compute_forward(batch, Stage.TRAIN)
+    brain.compute_objectives(predictions, batch, Stage.TRAIN).backward()
+    brain.modules.teacher.update(brain.modules.student)
+    assert attributes.num_updates == 1
+    with pytest.raises(RuntimeError):  # the law can be broken
+        attributes.next_look = 0
+        brain.compute_objectives(predictions, batch, Stage.TRAIN)
+
+
+def test_a_step_of_stage_2_waits_for_no_device(
+    make_emotion_brain, utterances, meta
+):
+    backbone = partial(WAPTransformer, d_model=4, nhead=2, d_ffn=4)
+    model = EmotionModel(backbone, StatisticalAttentivePooling, input_size=3)
+    model.set_classes(3)
+    augmenter = Augmentation("all")
+    brain = make_emotion_brain(model.to(meta), augmenter=augmenter)
+    brain.experiment = SimpleNamespace(caches={"": None})
+    brain.device, brain.class_weights = meta, torch.ones(3, device=meta)
+    given = {"mask_probability": 1.0, "target": 2, "speaker_index": 0}
+    utterances = [{**one, **given} for one in utterances]
+    batch = brain.make_collate(Stage.TRAIN)(utterances)
+    logits = brain.compute_forward(batch, Stage.TRAIN)
+    brain.compute_objectives(logits, batch, Stage.TRAIN).backward()
+    assert logits.shape == (3, 3)
 
 
 # Stage 2 ---------------------------------------------------------------------
