@@ -142,7 +142,7 @@ def _make_entries(cache, digests, entries):
     if isinstance(cache.encoder, SpeechEncoder):
         cache.encoder.load(cache.device)  # before the workers fork
     num_workers = count_workers(cache.num_workers, cache.device, len(digests))
-    utterances = _Utterances(cache, {d: entries[d]["wav"] for d in digests})
+    utterances = _Utterances(cache, {d: entries[d] for d in digests})
     # by which `features prune` sees that the cache is being filled
     lock = cache.folder / f".{socket.gethostname()}-{os.getpid()}.lock"
     progress = tqdm(
@@ -172,12 +172,12 @@ def _make_entries(cache, digests, entries):
 
 
 class _Utterances(Dataset):
-    """Utterances to encode, each its audio file by digest, for workers."""
+    """Utterances to encode, each its audio by digest, for workers."""
 
-    def __init__(self, cache, wavs):
+    def __init__(self, cache, entries):
         self.cache = cache
-        self.wavs = wavs
-        self.digests = list(wavs)
+        self.entries = entries
+        self.digests = list(entries)
 
     def __len__(self):
         return len(self.digests)
@@ -188,17 +188,23 @@ class _Utterances(Dataset):
         if torch.device(self.cache.device).type == "cpu":
             return digest, None, self.make_entry(digest)
         try:
-            signal = read_audio(self.wavs[digest], self.cache.sample_rate)
+            signal = self.read(digest)
             return digest, signal, (DONE, "")
         except RecipeError as error:
             return digest, None, (FAILED, str(error))
+
+    def read(self, digest):
+        """Reads the samples of an utterance."""
+        entry = self.entries[digest]
+        part = entry.get("start"), entry.get("end")
+        return read_audio(entry["wav"], self.cache.sample_rate, *part)
 
     def make_entry(self, digest, signal=None):
         """Encodes an utterance, unless another process does so or has done.
 
         Takes the signal where it has been read; returns status and reason.
         """
-        cache, wav = self.cache, self.wavs[digest]
+        cache, wav = self.cache, self.entries[digest]["wav"]
         try:
             with cache.lock(digest) as is_locked:
                 if not is_locked:
@@ -207,7 +213,7 @@ class _Utterances(Dataset):
                     return DONE, ""
                 try:
                     if signal is None:
-                        signal = read_audio(wav, cache.sample_rate)
+                        signal = self.read(digest)
                     feats = _encode_alone(cache.encoder, signal, cache.device)
                 except RecipeError as error:
                     named = "" if wav in str(error) else f"{wav}: "

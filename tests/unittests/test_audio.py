@@ -8,6 +8,7 @@ import pytest
 import soundfile
 import torch
 
+from speechbrain_wap.data import audio
 from speechbrain_wap.data.audio import inspect_audio, read_audio
 from speechbrain_wap.errors import RecipeError
 
@@ -143,3 +144,81 @@ def test_a_wav_whose_header_does_not_know_its_size_is_read(
     content[4:8] = size.to_bytes(4, "little")
     path.write_bytes(content)
     assert inspect_audio(path)[0] == pytest.approx(0.5)
+
+
+# Parts of a file -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".aiff"])
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_a_part_is_what_a_file_of_its_own_would_be(
+    tmp_path, signal, suffix, rate
+):
+    samples = signal(1.0, rate).numpy()
+    both = np.stack([samples, 0.5 * samples], axis=1)
+    whole, part = tmp_path / f"all{suffix}", tmp_path / f"part{suffix}"
+    soundfile.write(whole, both, rate)
+    first, last = round(0.2501 * rate), round(0.7 * rate)
+    soundfile.write(part, both[first:last], rate)
+    times = {"start": 0.2501, "end": 0.7}
+    assert torch.equal(
+        read_audio(whole, 16000, **times), read_audio(part, 16000)
+    )
+    duration, digest, sound = inspect_audio(whole, **times)
+    assert (duration, sound) == inspect_audio(part)[::2]
+    assert digest != inspect_audio(whole)[1]
+    assert digest != inspect_audio(whole, 0.2501, 0.71)[1]
+    until = inspect_audio(whole, end=0.5)
+    assert until == inspect_audio(whole, 0.0, 0.5) != inspect_audio(whole)
+    assert inspect_audio(whole, 0.5)[0] == pytest.approx(0.5)
+
+
+def test_a_part_that_is_all_of_a_file_is_the_file(tmp_path, make_wav):
+    path = make_wav(tmp_path / "a.wav", 0.5)
+    for times in [(0.0, 0.5), (None, 0.5), (0.0, None), (0.0, 0.58)]:
+        assert inspect_audio(path, *times) == inspect_audio(path)
+        assert torch.equal(
+            read_audio(path, 16000, *times), read_audio(path, 16000)
+        )
+
+
+def test_the_rest_of_the_file_is_not_decoded(tmp_path, make_wav, monkeypatch):
+    path, decoded = make_wav(tmp_path / "a.wav", 2.0), []
+    load = audio.audio_io.load
+
+    def count(*args, **kwargs):
+        signal, rate = load(*args, **kwargs)
+        decoded.append(signal.shape[-1])
+        return signal, rate
+
+    monkeypatch.setattr(audio.audio_io, "load", count)
+    assert len(read_audio(path, 16000, 1.0, 1.25)) == 4000
+    assert decoded == [4000]
+
+
+@pytest.mark.parametrize(
+    "read", [partial(read_audio, sample_rate=16000), inspect_audio]
+)
+@pytest.mark.parametrize(
+    "times, says",
+    [
+        ((0.2, 1.0), "lasts 0.500 s, .* from 0.2 s to 1 s"),
+        ((0.6, None), "lasts 0.500 s, .* from 0.6 s to its end"),
+        ((0.1, 0.10001), "a.wav, from 0.1 s to 0.10001 s, holds no samples"),
+    ],
+)
+def test_a_part_that_is_not_there_is_named(
+    tmp_path, make_wav, read, times, says
+):
+    path = make_wav(tmp_path / "a.wav", 0.5)
+    with pytest.raises(RecipeError, match=says):
+        read(path, start=times[0], end=times[1])
+
+
+def test_a_fault_elsewhere_in_the_file_does_not_matter(tmp_path):
+    path = tmp_path / "a.wav"
+    write_samples(path, [0.1] * 800 + [np.nan] * 800)
+    assert len(read_audio(path, 16000, 0, 0.05)) == 800
+    assert inspect_audio(path, 0, 0.05)[0] == 0.05
+    with pytest.raises(RecipeError, match="NaN"):
+        inspect_audio(path, 0.01, 0.06)
