@@ -1,8 +1,11 @@
 """Reading speech: any sample rate and channel count, checked and named."""
 
 import hashlib
-import io
+import math
+import os
 import re
+import shlex
+from pathlib import Path
 
 import soxr
 import torch
@@ -20,14 +23,28 @@ WHOLE = (None, None)
 ROUNDING = 0.1
 
 
-def _decode(read, source, name, **part):
+def _decode(read, path, name, **part):
     """Calls a function of audio_io, and says in a sentence why it fails."""
     try:
-        return read(source, **part)
+        return read(str(path), **part)
     except (RuntimeError, OSError) as error:
         reason = str(error.__cause__ or error).strip().rstrip(".")
-        reason = re.sub("^Error opening .*?: ", "", reason)
-        raise RecipeError(f"{name} cannot be read as audio: {reason}.")
+        reason = reason.removeprefix(f"Error opening {str(path)!r}: ")
+    if re.search("lost sync|malformed|fseek", reason):
+        reason += "; it is cut or damaged: restore it from its source"
+    elif os.path.isfile(path) and os.path.getsize(path) == 0:
+        reason = "it is empty"
+    elif re.search("not recognised|unsupported|unimplemented|big", reason):
+        if "big" in reason:  # of an array without end
+            reason = "its header does not say how long it is"
+        other = Path(path).with_suffix(".wav")
+        other = other.with_suffix(".flac") if other == Path(path) else other
+        line = shlex.join(["ffmpeg", "-i", str(path), str(other)])
+        reason += (
+            f"; if other programs play it, convert it with '{line}' and give "
+            "the new file"
+        )
+    raise RecipeError(f"{name} cannot be read as audio: {reason}.")
 
 
 def _check_samples(signal, name):
@@ -90,13 +107,13 @@ def read_audio(path, sample_rate, start=None, end=None):
     """
     name, part = str(path), {}
     if (start, end) != WHOLE:
-        info = _decode(audio_io.info, str(path), name)
+        info = _decode(audio_io.info, path, name)
         name, first, last = _locate(
             path, (start, end), info.frames, info.sample_rate
         )
         part = {"frame_offset": first, "num_frames": last - first}
     signal, original_rate = _decode(
-        audio_io.load, str(path), name, dtype=torch.float32, **part
+        audio_io.load, path, name, dtype=torch.float32, **part
     )
     _check_samples(signal, name)
     signal = signal.mean(dim=0)
@@ -108,21 +125,61 @@ def read_audio(path, sample_rate, start=None, end=None):
     return signal
 
 
-def _check_wav_length(content, path):
-    """Refuses a wav file that lacks over a tenth of what its header declares.
+def _read_declared_size(content):
+    """Reads how many bytes a container says that it has, 0 if it does not.
+
+    libsndfile reads what is there of these, without a word.
+    """
+
+    def number(place, order, size=4):
+        """Reads a number of some bytes."""
+        return int.from_bytes(content[place : place + size], order)
+
+    kind, declared, limit = content[:4], 0, 0x7F000000
+    if kind == b"RIFF":
+        declared = number(4, "little") + 8
+    elif kind in (b"RIFX", b"FORM"):  # AIFF, AIFC, 8SVX
+        declared = number(4, "big") + 8
+    elif kind in (b".snd", b"dns."):
+        order = "big" if kind == b".snd" else "little"
+        declared = number(4, order) + number(8, order)
+    elif kind in (b"RF64", b"BW64") and content[12:16] == b"ds64":
+        declared, limit = number(20, "little", 8) + 8, 2**62
+    elif kind == b"riff":  # W64
+        declared, limit = number(16, "little", 8), 2**62
+    elif kind == b"NIST":
+        header = content[:1024].decode("latin-1")
+        fields = dict(re.findall(r"(\w+) -\w+ (\S+)", header))
+        names = ("sample_count", "channel_count", "sample_n_bytes")
+        if fields.get("sample_coding", "pcm") in ("pcm", "ulaw", "alaw"):
+            declared = 1024 + math.prod(int(fields.get(n, 0)) for n in names)
+    # streams do not know their size, and write as much as there can be
+    return declared if declared < limit else 0
+
+
+def _check_length(path, content, num_samples):
+    """Refuses a file that lacks over a tenth of what its header declares.
 
     Decoders do not check it. Less is a warning: EmoDB's 16b10Wb.wav is cut.
     """
-    if content[:4] != b"RIFF":
-        return
-    declared = int.from_bytes(content[4:8], "little") + 8
-    # streams do not know their size; some programs are out by a few bytes
-    if declared >= 0xFFFFFF00 or declared <= len(content) + 64:
-        return
-    message = f"{path} is cut: it has {len(content)} of {declared} bytes"
-    if len(content) < 0.9 * declared:
-        raise RecipeError(f"{message}.")
-    logger.warning(f"{message}; what is there is used.")
+    info = _decode(audio_io.info, path, str(path))
+    # some programs are out by a few bytes, or by a frame of an MP3 file
+    counts = [("bytes", len(content), _read_declared_size(content), 64)]
+    # else that of an MP3 file is a guess
+    if info.format != "MP3" or re.search(b"Xing|Info|VBRI", content):
+        counts.append(("samples", num_samples, info.frames, 4096))
+    for unit, found, declared, slack in counts:
+        if declared <= found + slack:
+            continue
+        message = f"{path} is cut: it has {found} of {declared} {unit}"
+        if found < 0.9 * declared:
+            raise RecipeError(f"{message}.")
+        logger.warning(f"{message}; what is there is used.")
+    last_page = content[content.rfind(b"OggS") :]
+    if content[:4] == b"OggS" and last_page[5:6] < b"\4":  # the flag of the end
+        logger.warning(
+            f"{path} may be cut: it has no last page; what is there is used."
+        )
 
 
 def _hash(content):
@@ -155,12 +212,13 @@ def inspect_segments(path, segments):
             content = file.read()
     except OSError as error:
         raise RecipeError(f"{path} cannot be opened: {error.strerror}.")
+    # not from the bytes, of which libsndfile does not open every MP3 file
     signal, sample_rate = _decode(
-        audio_io.load, io.BytesIO(content), str(path), dtype=torch.float32
+        audio_io.load, path, str(path), dtype=torch.float32
     )
-    _check_wav_length(content, path)
-    whole = _hash(content)
     num_samples = signal.shape[-1]
+    _check_length(path, content, num_samples)
+    whole = _hash(content)
     found = []
     for segment in segments:
         try:

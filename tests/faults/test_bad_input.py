@@ -168,6 +168,27 @@ def only_the_first_differs(run):
     return "the other predictions are as they are without it"
 
 
+def half(suffix, subtype="PCM_16"):
+    """Another format, of which the second half is missing."""
+
+    def spoil(run):
+        sound(subtype=subtype, suffix=suffix, seconds=1)(run)
+        path = run.input / f"spoilt0{suffix}"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return spoil
+
+
+def unknown(suffix):
+    """A file that other programs play."""
+
+    def spoil(run):
+        run.spoil(0, suffix).write_bytes(b"\0\0\0\x20ftypisom" + 99 * b"mp4")
+        run.options.append("--max_skipped=0.1")
+
+    return spoil
+
+
 def silence(run):
     """Zeros in all files, of other lengths, so that they are not one file."""
     for row in range(len(run.table)):
@@ -203,6 +224,18 @@ AUDIO = {
     "wav of 0 bytes": skipped(write(WAV, ""), NO_AUDIO),
     "wav that ends within its header": skipped(cut(WAV, 20), NO_AUDIO),
     "wav of which half is missing": skipped(cut(WAV, 3000), "is cut: .* bytes"),
+    "RF64 of which half is missing": skipped(half(".rf64"), "is cut: .* bytes"),
+    "W64 of which half is missing": skipped(half(".w64"), "is cut: .* bytes"),
+    "AIFF of which half is missing": skipped(half(".aiff"), "is cut: .* bytes"),
+    "AU of which half is missing": skipped(half(".au"), "is cut: .* bytes"),
+    "MP3 of which half is missing": skipped(
+        half(".mp3", "MPEG_LAYER_III"), "is cut: .* samples"
+    ),
+    "FLAC of which half is missing": skipped(
+        half(".flac"), "is cut or damaged: restore it"
+    ),
+    "mp4": skipped(unknown(".mp4"), "convert it with 'ffmpeg -i .*0.mp4 .*wav"),
+    "m4a called wav": skipped(unknown(".wav"), "'ffmpeg -i .*0.wav .*0.flac'"),
     "text in place of audio": skipped(write(WAV, "no" * 99), NO_AUDIO),
     "folder in place of a wav": skipped(folder(WAV), "0.wav cannot be op"),
     "wav without samples": skipped(sound(lambda x: x[:0]), "holds no samples"),
