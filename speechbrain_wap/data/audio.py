@@ -182,7 +182,7 @@ def _check_length(path, content, num_samples):
         )
 
 
-def _hash(content):
+def digest_bytes(content):
     """Digests bytes, to 32 hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
@@ -218,7 +218,7 @@ def inspect_segments(path, segments):
     )
     num_samples = signal.shape[-1]
     _check_length(path, content, num_samples)
-    whole = _hash(content)
+    whole = digest_bytes(content)
     found = []
     for segment in segments:
         try:
@@ -230,10 +230,12 @@ def inspect_segments(path, segments):
             continue
         digest = whole
         if (first, last) != (0, num_samples):
-            digest = _hash(f"{whole} {first}:{last}".encode())
+            digest = digest_bytes(f"{whole} {first}:{last}".encode())
         samples = part.mean(dim=0) + 0.0  # without -0.0
         heard = f"{sample_rate} Hz ".encode() + samples.numpy().tobytes()
-        found.append(((last - first) / sample_rate, digest, _hash(heard)))
+        found.append(
+            ((last - first) / sample_rate, digest, digest_bytes(heard))
+        )
     return found
 
 

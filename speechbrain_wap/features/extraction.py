@@ -27,11 +27,12 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from speechbrain_wap.data.audio import read_audio
+from speechbrain_wap.data.audio import digest_bytes, read_audio
 from speechbrain_wap.encoders.speech_encoder import (
     SpeechEncoder,
     count_encoder_layers,
     count_values_per_second,
+    get_frame_rate,
 )
 from speechbrain_wap.errors import RecipeError, first_line
 from speechbrain_wap.files import format_bytes, try_lock
@@ -44,8 +45,56 @@ MAX_WORKERS = 8
 POLL_SECONDS = 0.5
 # Errors that stop the extraction, whichever utterance they come upon
 FATAL_MESSAGES = ("DataLoader worker", "can't allocate memory")
+# Of speech that will be cut, as much more is encoded than is used
+MARGIN_SECONDS = 1.0
 # What became of an utterance
 DONE, BUSY, FAILED, FATAL = "done", "busy", "failed", "fatal"
+
+
+def cut_long_utterances(splits, caches, max_frames):
+    """Cuts the audio of which no more than the beginning will be used (D12).
+
+    So that a recording of an hour is not encoded for its first seconds. An
+    encoder that looks at the whole utterance gives other frames for its
+    beginning than for all of it.
+
+    Arguments
+    ---------
+    splits : dict
+        Manifest entries by utterance id of each split.
+    caches : list of FeatureCache
+        The features that will be read.
+    max_frames : int
+        So many frames of an utterance at most.
+
+    Returns
+    -------
+    splits : dict
+        Entries of utterances that give at most a second more are as they were;
+        the others have an end, and a digest of their own. All are as they were
+        where the frame rate of an encoder is not known.
+    """
+    rates = [get_frame_rate(cache.encoder) for cache in caches]
+    if None in rates:
+        return splits
+    seconds = max_frames / min(rates) + MARGIN_SECONDS
+
+    def cut(entry):
+        """Cuts one utterance."""
+        if entry["duration"] <= seconds:
+            return entry
+        name = f"{entry['digest']}, first {seconds} s"
+        return {
+            **entry,
+            "end": (entry.get("start") or 0.0) + seconds,
+            "duration": seconds,
+            "digest": digest_bytes(name.encode()),
+        }
+
+    return {
+        name: {key: cut(entry) for key, entry in split.items()}
+        for name, split in splits.items()
+    }
 
 
 def extract(cache, entries):
