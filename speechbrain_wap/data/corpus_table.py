@@ -32,8 +32,9 @@ SEGMENT_COLUMNS = ["start", "end", "file_sound"]
 OTHER_TIMES = re.compile(
     "(segment|seg|utterance|utt|clip|turn|speech|audio|time|t|samples?|frame|"
     "ms)?(start|begin|beg|beginning|onset|offset|end|ending|stop|xmin|xmax|"
-    "min|max)(time|times|stamp|timestamp|at|point|position)?(in)?(s|secs?|"
-    "seconds?|ms|msec|ssmsec|millis|milliseconds|samples?|frames?|idx|index)?"
+    "tmin|tmax|from|to)(time|times|stamp|timestamp|at|point|position)?(in)?(s|"
+    "secs?|seconds?|ms|msec|ssmsec|millis|milliseconds|samples?|frames?|idx|"
+    "index)?|t[01]"
 )
 # Beside a corpus table
 SKIPPED_NAME = "skipped.csv"
@@ -199,7 +200,8 @@ def _refuse_other_words(table, name):
                 "column if it means something else."
             )
         is_time = column not in known and OTHER_TIMES.fullmatch(word)
-        if is_time and len(known) < 2 and cells.str.contains(r"\d").any():
+        is_number = cells.str.fullmatch(r"[-\d:.,]*\d\s*[a-z]{0,4}")
+        if is_time and len(known) < 2 and is_number.any():
             raise RecipeError(
                 f"{name} has the column {column}: if it says which part of "
                 "the audio file an utterance is, give start and end (or start "

@@ -443,9 +443,9 @@ def _check_entry(entry, fields, name):
         if not isinstance(entry[field], str):
             raise RecipeError(f"{name}: {field} must be text.")
     part = [entry.get("start"), entry.get("end")]
-    for bound in part:
+    for field, bound in zip(("start", "end"), part):
         if bound is not None:
-            check_number(f"{name}: start and end, in seconds,", bound, least=0)
+            check_number(f"{name}: {field}", bound, least=0)
     if not {"digest", "duration"} <= entry.keys():
         found = inspect_audio(entry["wav"], *part)
         entry["duration"], entry["digest"], entry["sound"] = found

@@ -106,6 +106,7 @@ PARTS = HEADER.strip() + ",{}\na,all.wav,x,1,joy,{}\nb,all.wav,y,2,rage,{}\n"
         ("start,end,start_ms", "0,1,0", "1,2,1000", [[0, 1], [1, 2]]),
         ("duration,text", "3,start", "4,end", None),
         ("onset,channel", ",", "unknown,", None),
+        ("from,max", "studio1,3", "phone2,4", None),
     ],
 )
 def test_start_and_end_are_read_and_duration_alone_means_nothing(
@@ -152,7 +153,7 @@ xmin,xmax Start,End start_ms,end_ms start_sample,end_sample StartTime,EndTime
 Begin_Time,End_Time tmin,tmax start_s,end_s segment_start,segment_end
 start(sec),end(sec) frame_offset,num_frames start_idx,end_idx t_start,t_end
 beg,end sample_start,sample_end start-seconds,end-seconds start,end_time
-time_start,time_stop utt_begin,utt_end""".split()
+time_start,time_stop utt_begin,utt_end from,to t0,t1""".split()
 
 
 @pytest.mark.parametrize("columns", OTHER_WORDS)
