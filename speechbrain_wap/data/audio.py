@@ -34,8 +34,8 @@ def _decode(read, path, name, **part):
         reason += "; it is cut or damaged: restore it from its source"
     elif os.path.isfile(path) and os.path.getsize(path) == 0:
         reason = "it is empty"
-    elif re.search("not recognised|unsupported|unimplemented|big", reason):
-        if "big" in reason:  # of an array without end
+    elif re.search("not recognised|unsupported|unimplemented|too big", reason):
+        if "too big" in reason:  # of an array without end
             reason = "its header does not say how long it is"
         other = Path(path).with_suffix(".wav")
         other = other.with_suffix(".flac") if other == Path(path) else other
@@ -72,7 +72,8 @@ def _locate(path, segment, num_samples, sample_rate):
             "and end, which are seconds, or leave them empty where the file "
             "is the utterance."
         )
-    return f"{path}, from {place},", first, min(last, num_samples)
+    last = max(first, min(last, num_samples))
+    return f"{path}, from {place},", first, last
 
 
 def read_audio(path, sample_rate, start=None, end=None):
@@ -148,11 +149,9 @@ def _read_declared_size(content):
     elif kind == b"riff":  # W64
         declared, limit = number(16, "little", 8), 2**62
     elif kind == b"NIST":
-        header = content[:1024].decode("latin-1")
-        fields = dict(re.findall(r"(\w+) -\w+ (\S+)", header))
-        names = ("sample_count", "channel_count", "sample_n_bytes")
-        if fields.get("sample_coding", "pcm") in ("pcm", "ulaw", "alaw"):
-            declared = 1024 + math.prod(int(fields.get(n, 0)) for n in names)
+        fields = dict(re.findall(rb"(\w+) -i (\d+)\s", content[:1024]))
+        names = (b"sample_count", b"channel_count", b"sample_n_bytes")
+        declared = 1024 + math.prod(int(fields.get(n, 0)) for n in names)
     # streams do not know their size, and write as much as there can be
     return declared if declared < limit else 0
 

@@ -343,6 +343,7 @@ def test_the_rest_of_the_file_is_not_decoded(tmp_path, make_wav, monkeypatch):
         ((0.2, 1.0), "lasts 0.500 s, .* from 0.2 s to 1 s"),
         ((0.6, None), "lasts 0.500 s, .* from 0.6 s to its end"),
         ((0.1, 0.10001), "a.wav, from 0.1 s to 0.10001 s, holds no samples"),
+        ((0.2, 0.1), "a.wav, from 0.2 s to 0.1 s, holds no samples"),
     ],
 )
 def test_a_part_that_is_not_there_is_named(
