@@ -1,10 +1,13 @@
 """Corpus tables: reading and checking them, and their audio, and writing them.
 
 A corpus table has one row per utterance, labelled or not: ``id, wav, duration,
-speaker, session, emo``, then what a corpus adds.
+speaker, session, emo``, then what a corpus adds. Where it has ``start`` and
+``end``, in seconds, they cut the utterance out of its file.
 """
 
 import json
+import math
+import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,15 +17,25 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from speechbrain_wap.data.audio import inspect_audio
+from speechbrain_wap.data.audio import WHOLE, inspect_segments
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import write_atomically, write_text
 
 logger = get_logger(__name__)
 
 COLUMNS = ["id", "wav", "duration", "speaker", "session", "emo"]
-# Digests of the audio file and of its samples, see inspect_audio
+# Digests of an utterance's audio and of its samples, see inspect_audio
 AUDIO_COLUMNS = ["digest", "sound"]
+# Of an utterance that is a part of a file: which, and the sound of all of it
+SEGMENT_COLUMNS = ["start", "end", "file_sound"]
+# What people call start and end, in any unit, without spaces and underscores
+OTHER_TIMES = re.compile(
+    "(segment|seg|utterance|utt|clip|turn|speech|audio|time|t|samples?|frame|"
+    "ms)?(start|begin|beg|beginning|onset|offset|end|ending|stop|xmin|xmax|"
+    "tmin|tmax|from|to)(time|times|stamp|timestamp|at|point|position)?(in)?(s|"
+    "secs?|seconds?|ms|msec|ssmsec|millis|milliseconds|samples?|frames?|idx|"
+    "index)?|t[01]"
+)
 # Beside a corpus table
 SKIPPED_NAME = "skipped.csv"
 SKIPPED_COLUMNS = ["id", "reason"]
@@ -85,12 +98,14 @@ def read_own_corpus(csv):
     Returns
     -------
     table : pandas.DataFrame
-        All columns as text, wav paths absolute.
+        All columns as text, wav paths absolute; but see
+        :func:`read_segments`.
 
     Raises
     ------
     RecipeError
-        If the file or a column is missing, or a cell is empty.
+        If the file or a column is missing, a cell is empty, or see
+        :func:`read_segments`.
     """
     cure = f"a corpus table has {', '.join(OWN_COLUMNS)}."
     table = _read_csv(csv, OWN_COLUMNS, cure)
@@ -105,7 +120,93 @@ def read_own_corpus(csv):
             )
     folder = Path(csv).resolve().parent
     table["wav"] = [str(folder / wav) for wav in table["wav"]]
-    return table
+    return read_segments(table, csv)
+
+
+def read_segments(table, csv=None):
+    """Reads where utterances begin and end in their files, if a table says so.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        A corpus table.
+    csv : str, optional
+        Its file, for errors.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        With start and end in seconds, if it has one of them, or stop; where
+        they are empty, NaN, they are those of the file. Without an end, start
+        and duration tell it.
+
+    Raises
+    ------
+    RecipeError
+        If a time is no number of seconds, an utterance ends before it starts,
+        or columns seem to say the same in other words.
+    """
+    _refuse_other_words(table, csv or "the corpus table")
+    if "stop" in table:
+        table = table.rename(columns={"stop": "end"})
+    given = [name for name in ("start", "end") if name in table]
+    if not given:
+        return table
+    if given == ["start"] and "duration" in table:
+        given.append("duration")
+    table = table.reset_index(drop=True)
+
+    def name_row(row):
+        """Says which utterance is wrong."""
+        # + 2: the header, and lines count from 1
+        place = f"{csv}, line {row + 2}: " if csv else ""
+        return f"{place}utterance {table['id'][row]}"
+
+    times = pd.DataFrame(math.nan, table.index, ["start", "end", "duration"])
+    for name in given:
+        cells = table[name].mask(table[name] == "")
+        times[name] = pd.to_numeric(cells, errors="coerce").astype(float)
+        is_time = times[name].between(0, math.inf, inclusive="left")
+        wrong = table.index[cells.notna() & ~is_time]
+        if len(wrong):
+            raise RecipeError(
+                f"{name_row(wrong[0])} has {name}={cells[wrong[0]]}, which is "
+                "no number of seconds: correct it, or rename the column if it "
+                "is not to cut utterances out of audio files."
+            )
+    times["end"] = times["end"].fillna(times["start"] + times["duration"])
+    starts = times["start"].fillna(0.0)
+    wrong = table.index[times["end"] <= starts]
+    if len(wrong):
+        raise RecipeError(
+            f"{name_row(wrong[0])} ends at {times['end'][wrong[0]]:g} s, but "
+            f"starts at {starts[wrong[0]]:g} s: correct start and end."
+        )
+    return table.assign(start=times["start"], end=times["end"])
+
+
+def _refuse_other_words(table, name):
+    """Refuses columns that seem to say where in a file an utterance is."""
+    if "stop" in table and "end" in table:
+        raise RecipeError(f"{name} has the columns end and stop: remove one.")
+    known = {"start", "end", "stop"} & {*table.columns}
+    for column in table.columns:
+        cells = table[column].astype(str)
+        word = re.sub(r"[\W_]", "", str(column).casefold())
+        if word in ("channel", "channelid", "audiochannel") and cells.any():
+            raise RecipeError(
+                f"{name} has the column {column}, but all channels of a file "
+                "are averaged: write a file for each channel, or rename the "
+                "column if it means something else."
+            )
+        is_time = column not in known and OTHER_TIMES.fullmatch(word)
+        is_number = cells.str.fullmatch(r"[-\d:.,]*\d\s*[a-z]{0,4}")
+        if is_time and len(known) < 2 and is_number.any():
+            raise RecipeError(
+                f"{name} has the column {column}: if it says which part of "
+                "the audio file an utterance is, give start and end (or start "
+                "and duration) in seconds; if not, rename it."
+            )
 
 
 def open_data_folder(data_folder):
@@ -132,56 +233,116 @@ def open_data_folder(data_folder):
     return folder
 
 
-def check_audio(table, audio_index=None):
-    """Decodes audio files that are new or have changed.
+def list_segments(table):
+    """Lists where in its file each utterance is.
 
     Arguments
     ---------
     table : pandas.DataFrame
-        With the columns id and wav.
+        What :func:`read_segments` gave.
+
+    Returns
+    -------
+    segments : list of tuple
+        Start and end in seconds, None where they are those of the file.
+
+    Example
+    -------
+    >>> list_segments(pd.DataFrame({"id": ["a"], "end": [2.0]}))
+    [(None, 2.0)]
+    """
+    bounds = table.reindex(columns=["start", "end"])
+    return [
+        tuple(None if pd.isna(bound) else bound for bound in row)
+        for row in bounds.itertuples(index=False)
+    ]
+
+
+def check_audio(table, audio_index=None):
+    """Decodes audio files that are new or have changed, each once.
+
+    Arguments
+    ---------
+    table : pandas.DataFrame
+        With the columns id and wav, and start and end where they are parts.
     audio_index : str, optional
         A JSON file that keeps size, time of change, duration, digest and sound
-        of the files.
+        of the files and the parts.
 
     Returns
     -------
     table : pandas.DataFrame
-        The rows that can be read, with duration (in seconds), digest and sound
-        of their files, see :func:`speechbrain_wap.data.audio.inspect_audio`.
+        The rows that can be read, with duration (in seconds), digest and sound,
+        see :func:`speechbrain_wap.data.audio.inspect_audio`; where there are
+        parts of files, also file_sound, that of the file.
     reasons : dict
         Why the others cannot, by id.
     """
     known = _read_index(audio_index)
+    table = table.drop(columns="file_sound", errors="ignore")
+    segments = list_segments(table)
+    wanted = {}
+    for wav, segment in zip(table["wav"], segments):
+        wanted.setdefault(wav, {WHOLE: wav})
+        if segment != WHOLE:
+            # no path has a zero byte
+            wanted[wav][segment] = f"{wav}\0{segment}"
 
     def inspect(wav):
-        """Returns a file's entry for the index, or why it has none."""
+        """Returns entries for the index by segment, or why there is none."""
+        names = wanted[wav]
         try:
             stat = Path(wav).stat()
             state = [stat.st_size, stat.st_mtime_ns]
-            if known.get(wav, [])[:2] == state:
-                return known[wav]
-            return state + list(inspect_audio(wav))
+            there = {s: known.get(name, []) for s, name in names.items()}
+            if all(entry[:2] == state for entry in there.values()):
+                return there
+            found = inspect_segments(wav, list(names))
+            return {
+                segment: str(values)
+                if isinstance(values, RecipeError)
+                else state + list(values)
+                for segment, values in zip(names, found)
+            }
         except (RecipeError, OSError) as error:
             reason = getattr(error, "strerror", None)
-            return f"{wav}: {reason}." if reason else str(error)
+            reason = f"{wav}: {reason}." if reason else str(error)
+            return dict.fromkeys(names, reason)
 
     bar = {"desc": "Checking audio", "unit": "file", "dynamic_ncols": True}
     with ThreadPoolExecutor() as pool:
-        found = pool.map(inspect, table["wav"])
-        found = list(tqdm(found, total=len(table), **bar))
-    is_read = [isinstance(entry, list) for entry in found]
-    reasons = {k: f for k, f, ok in zip(table["id"], found, is_read) if not ok}
-    table = table.loc[is_read].reset_index(drop=True)
-    found = [entry for entry in found if isinstance(entry, list)]
-    fresh = dict(zip(table["wav"], found))
+        found = tqdm(pool.map(inspect, wanted), total=len(wanted), **bar)
+        found = dict(zip(wanted, found))
+    fresh = {
+        wanted[wav][segment]: entry
+        for wav, entries in found.items()
+        for segment, entry in entries.items()
+        if isinstance(entry, list)
+    }
     if audio_index is not None and not fresh.items() <= known.items():
         try:
             write_text(audio_index, json.dumps({**known, **fresh}))
         except RecipeError as error:  # it only saves time
             logger.warning(f"{error} The next run decodes all files again.")
+    rows = list(zip(table["id"], table["wav"], segments))
+    is_read = [isinstance(found[wav][part], list) for _, wav, part in rows]
+    reasons = {
+        key: found[wav][part]
+        for (key, wav, part), ok in zip(rows, is_read)
+        if not ok
+    }
+    table = table.loc[is_read].reset_index(drop=True)
+    rows = [row for row, ok in zip(rows, is_read) if ok]
     columns = ["duration", *AUDIO_COLUMNS]
-    values = pd.DataFrame([entry[2:] for entry in found], columns=columns)
-    return table.assign(**values), reasons
+    values = [found[wav][part][2:] for _, wav, part in rows]
+    table = table.assign(**pd.DataFrame(values, columns=columns))
+    if any(part != WHOLE for _, _, part in rows):
+        # that of a file of which nothing but the part can be used is not known
+        table["file_sound"] = [
+            None if part == WHOLE else fresh.get(wav, [None])[-1]
+            for _, wav, part in rows
+        ]
+    return table, reasons
 
 
 def _read_index(audio_index):
@@ -232,26 +393,47 @@ def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
     -------
     table : pandas.DataFrame
         What was written: COLUMNS first, then other columns, then digest and
-        sound of each audio file.
+        sound of each utterance.
 
     Raises
     ------
     RecipeError
-        If the table is empty, ids repeat, or too many files are unreadable.
+        If the table is empty, ids repeat, too many files are unreadable, or see
+        :func:`read_segments`.
     """
     if len(table) == 0:
         raise RecipeError(f"no utterance found for {corpus_csv}.")
     check_ids(table)
+    table = read_segments(table)
     ids = table["id"].tolist()
     table, reasons = check_audio(table, audio_index)
     record_skipped(
         Path(corpus_csv).with_name(SKIPPED_NAME), reasons, ids, max_skipped
     )
+    _warn_of_labels(table)
     extra = [c for c in table.columns if c not in COLUMNS + AUDIO_COLUMNS]
     table = table[COLUMNS + extra + AUDIO_COLUMNS]
     with write_atomically(corpus_csv) as temporary:
         table.to_csv(temporary, index=False)
     return table
+
+
+def _warn_of_labels(table):
+    """Warns where one audio is several utterances with different labels."""
+    labelled = table[table["emo"] != ""]
+    count = labelled.groupby("sound")["emo"].transform("nunique")
+    several = labelled[count > 1]
+    if len(several) == 0:
+        return
+    one = several.iloc[0]
+    is_other = several["sound"] == one["sound"]
+    other = several[is_other & (several["emo"] != one["emo"])].iloc[0]
+    logger.warning(
+        f"{len(several)} utterances have the same audio as another one under "
+        f"another label, first {one['id']} ({one['emo']}) and {other['id']} "
+        f"({other['emo']}) of {one['wav']}: if they are parts of it, give "
+        "start and end in seconds; if not, keep one of them."
+    )
 
 
 def record_skipped(skipped_csv, reasons, ids, max_skipped, append=False):

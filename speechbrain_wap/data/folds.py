@@ -16,6 +16,7 @@ from speechbrain_wap.data.audio import inspect_audio
 from speechbrain_wap.data.corpus_table import (
     AUDIO_COLUMNS,
     AUDIO_INDEX,
+    SEGMENT_COLUMNS,
     check_audio,
 )
 from speechbrain_wap.data.speakers import (
@@ -24,7 +25,12 @@ from speechbrain_wap.data.speakers import (
     list_utterances,
     natural_key,
 )
-from speechbrain_wap.errors import RecipeError, check_choice, check_whole
+from speechbrain_wap.errors import (
+    RecipeError,
+    check_choice,
+    check_number,
+    check_whole,
+)
 from speechbrain_wap.files import write_text
 
 logger = get_logger(__name__)
@@ -368,6 +374,7 @@ def write_manifest(table, path, optional=()):
     """
     columns = ["wav", "duration", "speaker", "session", "emo", *AUDIO_COLUMNS]
     columns += ["label"] if "label" in table.columns else []
+    optional = [*optional, *(c for c in SEGMENT_COLUMNS if c in table.columns)]
     entries = {
         row["id"]: {
             **{column: row[column] for column in columns},
@@ -435,9 +442,15 @@ def _check_entry(entry, fields, name):
     for field in fields:
         if not isinstance(entry[field], str):
             raise RecipeError(f"{name}: {field} must be text.")
+    part = [entry.get("start"), entry.get("end")]
+    for field, bound in zip(("start", "end"), part):
+        if bound is not None:
+            check_number(f"{name}: {field}", bound, least=0)
     if not {"digest", "duration"} <= entry.keys():
-        found = inspect_audio(entry["wav"])
+        found = inspect_audio(entry["wav"], *part)
         entry["duration"], entry["digest"], entry["sound"] = found
+        if part != [None, None]:
+            entry["file_sound"] = inspect_audio(entry["wav"])[2]
     # it names a file
     if not re.fullmatch("[0-9a-f]{32}", str(entry["digest"])):
         raise RecipeError(
@@ -450,8 +463,12 @@ def _refuse_other_audio(splits, audio_index):
     """Refuses manifests of audio files that have changed since."""
     entries = {k: e for split in splits.values() for k, e in split.items()}
     # features may be cached where the audio is not
-    there = [(k, e["wav"]) for k, e in entries.items() if isfile(e["wav"])]
-    table = pd.DataFrame(there, columns=["id", "wav"])
+    there = [
+        {"id": key, **{c: entry.get(c) for c in ("wav", "start", "end")}}
+        for key, entry in entries.items()
+        if isfile(entry["wav"])
+    ]
+    table = pd.DataFrame(there, columns=["id", "wav", "start", "end"])
     found, _ = check_audio(table, audio_index)
     for key, wav, digest in zip(found["id"], found["wav"], found["digest"]):
         if digest != entries[key]["digest"]:
@@ -465,14 +482,15 @@ def _warn_of_shared_audio(splits):
     """Warns where held-out audio also trains, under another speaker's name."""
     known = KnownUtterances(list_utterances(splits["train"]))
     held_out = list_utterances({**splits["valid"], **splits["test"]})
-    pairs = known.pair(held_out, "audio")
+    pairs = known.pair(held_out, "overlap")
     if pairs:
         one, other = pairs[0]
         logger.warning(
-            f"Leak: {len(pairs)} utterances of the held-out session are the "
-            f"same audio as training utterances, first {one.key} of speaker "
-            f"{one.speaker} and {other.key} of speaker {other.speaker}: scores "
-            "are too good; remove one of each from the corpus."
+            f"Leak: {len(pairs)} utterances of the held-out session are, or "
+            f"overlap, audio of training utterances, first {one.key} of "
+            f"speaker {one.speaker} and {other.key} of speaker "
+            f"{other.speaker}: scores are too good; remove one of each from "
+            "the corpus."
         )
 
 

@@ -15,6 +15,7 @@ from speechbrain_wap.data.corpus_table import (
     AUDIO_COLUMNS,
     AUDIO_INDEX,
     COLUMNS,
+    SEGMENT_COLUMNS,
     check_audio,
     check_ids,
     read_own_corpus,
@@ -204,7 +205,9 @@ def read_tables(corpora, cache_folder):
             table["speaker"] = [f"{item['name']}/{s}" for s in table["speaker"]]
         table, unreadable = check_audio(table, audio_index)
         reasons.update(unreadable)
-        table = table[[*COLUMNS, *AUDIO_COLUMNS]]
+        columns = [*COLUMNS, *AUDIO_COLUMNS]
+        columns += [c for c in SEGMENT_COLUMNS if c in table]
+        table = table[columns]
         origin = {"table": item["name"], "speaker_names": item["speakers"]}
         tables.append(table.assign(**origin))
     return pd.concat(tables, ignore_index=True), reasons
@@ -258,7 +261,9 @@ def join_corpora(further, train, held_out, corpora, left_out_csv):
         _report_table(item, added, left_out, left_out_csv)
     _warn_of_same_ids(added, held_out)
     columns = [*COLUMNS, *AUDIO_COLUMNS]
-    parts = [part for part in (train[columns], added) if len(part)]
+    columns += [c for c in SEGMENT_COLUMNS if c in train or c in added]
+    train = train.reindex(columns=columns)
+    parts = [part for part in (train, added) if len(part)]
     joined = pd.concat(parts or [added], ignore_index=True)
     return joined.reindex(columns=[*columns, *ORIGIN_COLUMNS])
 

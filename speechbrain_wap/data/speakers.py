@@ -8,6 +8,7 @@ recognises them; what follows is decided by its callers: for a fold, for further
 corpora and for an earlier adapter.
 """
 
+import math
 import re
 import unicodedata
 from functools import cache, partial
@@ -113,10 +114,14 @@ class Utterance(NamedTuple):
 
     id: str | None = None  # in its own table, as the speaker
     speaker: str | None = None
-    digest: str | None = None  # of the audio file, see inspect_audio
+    digest: str | None = None  # of the audio, see inspect_audio
     sound: str | None = None  # of the samples
     table: str = ""  # the further table; "" is the corpus under test
     has_own_names: bool = False  # whether a name is another person elsewhere
+    # where it is a part of a file: the sound of all of it, and seconds there
+    file_sound: str | None = None
+    start: float = 0.0
+    end: float = math.inf
 
     @property
     def key(self):
@@ -162,19 +167,32 @@ def list_utterances(entries):
             if has_own_names:
                 speaker = speaker.removeprefix(f"{table}/")
         audio = entry.get("digest"), entry.get("sound")
-        utterances.append(Utterance(key, speaker, *audio, table, has_own_names))
+        part = ()
+        if isinstance(entry.get("file_sound"), str) and entry["file_sound"]:
+            start = float(entry.get("start") or 0.0)
+            start = 0.0 if math.isnan(start) else start
+            part = entry["file_sound"], start, start + float(entry["duration"])
+        utterances.append(
+            Utterance(key, speaker, *audio, table, has_own_names, *part)
+        )
     return utterances
 
 
 # The leak rule ---------------------------------------------------------------
 
 
+# Parts of a file that share less, in seconds, meet at a border that is rounded
+OVERLAP = 0.05
+
+
 class Match(NamedTuple):
     """The known utterances that one matches, by what they have in common.
 
-    The same audio under any name; the id ``a1`` of ``Actor_03`` and of ``3``;
-    ``anna`` in two tables that share names. Not the same speaker: ``anna`` of
-    a table with names of its own; the id ``a1`` of ``Actor_03`` and ``ben``.
+    The same audio under any name, parts of one file that have more than half of
+    the shorter one in common among it; the id ``a1`` of ``Actor_03`` and of
+    ``3``; ``anna`` in two tables that share names. Not the same speaker:
+    ``anna`` of a table with names of its own; the id ``a1`` of ``Actor_03`` and
+    ``ben``; turns that overlap.
     """
 
     # of the same speaker
@@ -184,6 +202,20 @@ class Match(NamedTuple):
     # of another speaker
     namesake: Utterance | None  # the same name, where names are a table's own
     other_id: Utterance | None  # the same id, but another name
+    # of either
+    overlap: Utterance | None  # a part of the audio in common, or all
+
+
+def _list_seconds(utterance):
+    """Lists what a part of a file is looked for by; nothing for a whole one.
+
+    The file, and each of its seconds in which the utterance has a share.
+    """
+    if utterance.file_sound is None:
+        return []
+    seconds = range(int(utterance.start), math.ceil(utterance.end))
+    places = [(utterance.file_sound, second) for second in seconds]
+    return [utterance.file_sound, *places]
 
 
 class KnownUtterances:
@@ -205,6 +237,7 @@ class KnownUtterances:
 
     def __init__(self, utterances):
         self._by_audio, self._by_id, self._by_name = {}, {}, {}
+        self._by_second = {}  # of a file, those that are parts of it
         for utterance in utterances:
             self.add_audio(utterance)
             if utterance.id is not None:
@@ -218,6 +251,22 @@ class KnownUtterances:
         for audio in (utterance.digest, utterance.sound):
             if audio is not None:
                 self._by_audio[audio] = utterance
+        for place in _list_seconds(utterance):
+            self._by_second.setdefault(place, []).append(utterance)
+
+    def _find_part(self, utterance):
+        """Finds who has most of a part of a file, and who has some of it."""
+        others = {
+            other: min(other.end, utterance.end)
+            - max(other.start, utterance.start)
+            for place in _list_seconds(utterance)[1:]
+            for other in self._by_second.get(place, ())
+        }
+        other = max(others, key=others.get, default=None)
+        if other is None or others[other] < OVERLAP:
+            return None, None
+        shorter = min(one.end - one.start for one in (other, utterance))
+        return other if others[other] > shorter / 2 else None, other
 
     def find(self, utterance):
         """Finds the known utterances that an utterance matches.
@@ -233,6 +282,13 @@ class KnownUtterances:
         """
         audio = self._by_audio.get(utterance.sound)
         audio = audio or self._by_audio.get(utterance.digest)
+        if utterance.file_sound is None:
+            parts = self._by_second.get(utterance.sound, [None])
+            most = some = parts[0]
+        else:
+            most, some = self._find_part(utterance)
+            audio = audio or self._by_audio.get(utterance.file_sound)
+        audio = audio or most
         place, name = utterance.person
         called = self._by_name.get(name, {})
         ids = {
@@ -245,6 +301,7 @@ class KnownUtterances:
             name=called.get(place),
             namesake=next((called[p] for p in called if p != place), None),
             other_id=ids.get(False),
+            overlap=audio or some,
         )
 
     def pair(self, utterances, kind):
@@ -315,7 +372,8 @@ def explain_held_out(utterances, held_out):
     """Explains which utterances are a held-out speaker's.
 
     Whoever matches a held-out speaker (see :class:`Match`) is held out, and so
-    is whoever has the name, or an utterance's audio, of one so found.
+    is whoever has the name, or an utterance's audio, of one so found. Of other
+    speakers, an utterance that overlaps a held-out one is.
 
     Arguments
     ---------
@@ -327,7 +385,7 @@ def explain_held_out(utterances, held_out):
     Returns
     -------
     reasons : list of str
-        One for each utterance; empty where the speaker is not held out.
+        One for each utterance; empty where it is not held out.
 
     Example
     -------
@@ -339,6 +397,10 @@ def explain_held_out(utterances, held_out):
     ['b/1 is the audio of u1, which is held out', '']
     """
     known, reasons = KnownUtterances(held_out), {}
+    overlaps = {
+        one.key: f"{one.key} overlaps {other.key}, which is held out"
+        for one, other in known.pair(utterances, "overlap")
+    }
     for one, other in known.pair(utterances, "name"):
         reasons.setdefault(one.person, f"{other.speaker} is held out")
     for one, _ in known.pair(utterances, "id"):
@@ -357,7 +419,10 @@ def explain_held_out(utterances, held_out):
             else:
                 continue
             found_more = True
-    return [reasons.get(one.person, "") for one in utterances]
+    return [
+        reasons.get(one.person) or overlaps.get(one.key, "")
+        for one in utterances
+    ]
 
 
 # What an adapter has heard ---------------------------------------------------
@@ -375,11 +440,18 @@ def record_speech(utterances):
     -------
     heard : dict
         "speakers": their names in their own table; "utterances": digest of
-        each audio file, and speaker and id, which a copy at another sample rate
-        has as well; "sounds": digests of the samples.
+        each utterance, and speaker and id, which a copy at another sample rate
+        has as well; "sounds": digests of the samples; "parts", if there are
+        any: of files, the sound, start and end.
     """
     sounds = {one.sound for one in utterances}
+    parts = [
+        [one.file_sound, one.start, one.end]
+        for one in utterances
+        if one.file_sound
+    ]
     return {
+        **({"parts": sorted(parts)} if parts else {}),
         "sounds": sorted(sounds - {None}),  # hand-made manifests may lack it
         "speakers": sorted({one.speaker for one in utterances}),
         "utterances": sorted(
@@ -422,6 +494,8 @@ def read_speech(heard):
     parts = [part(speaker=speaker) for speaker in speakers]
     # an earlier version listed no sounds
     parts += [part(sound=sound) for sound in heard.get("sounds", ())]
+    for sound, start, end in heard.get("parts", ()):
+        parts.append(part(file_sound=sound, start=start, end=end))
     for text in heard["utterances"]:
         parts.append(part(digest=text))
         for slash in re.finditer("/", text):  # both may have one themselves

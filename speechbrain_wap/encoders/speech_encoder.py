@@ -231,6 +231,26 @@ def count_values_per_second(encoder):
         return None
 
 
+def get_frame_rate(encoder):
+    """Reads how many frames an encoder gives for a second of speech.
+
+    A module that has no ``frame_rate`` is run on silence, and the rate is a
+    little too low rather than too high; None where it refuses.
+
+    Example
+    -------
+    >>> get_frame_rate(SpeechEncoder("fbank"))
+    50.0
+    """
+    if hasattr(encoder, "frame_rate"):
+        return encoder.frame_rate
+    try:
+        few, many = (_encode_silence(encoder, n).shape[1] for n in (1, 11))
+    except (RuntimeError, ValueError, AttributeError, IndexError):
+        return None
+    return max(0, many - few - 1) / 10 or None
+
+
 def _is_plain(value):
     """Tells whether a value is text, a number, or made of such."""
     if isinstance(value, dict):

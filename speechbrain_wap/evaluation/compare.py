@@ -33,6 +33,7 @@ from speechbrain_wap.evaluation.comparison import (
 from speechbrain_wap.evaluation.cross_validation_report import cross_validate
 from speechbrain_wap.evaluation.linear_probe import linear_probe
 from speechbrain_wap.evaluation.report import read_histories, sum_up
+from speechbrain_wap.features.extraction import cut_long_utterances
 from speechbrain_wap.training.command_line import split_options
 from speechbrain_wap.training.cross_validation import (
     CrossValidation,
@@ -229,6 +230,9 @@ def _probe_folds(hparams, system, finished, pooled):
         splits = read_manifests(
             {s: Path(place, "classifier", f"{s}.json") for s in SPLITS}
         )
+        if hparams["long_utterances"] == "cut":
+            limits = [cache], hparams["max_frames"]
+            splits = cut_long_utterances(splits, *limits)
         # what has been pooled is not checked again
         splits = {
             name: {

@@ -11,7 +11,8 @@ Layout of a cache folder, one sub-folder per encoder and one file per audio::
 The key is a digest of the encoder's config, weights, layers, context and
 preprocessing, the sample rate, the storage precision, the version of the
 code and the minor versions of the libraries that compute features. The
-digest is that of the audio file's bytes (xx its first two digits). An entry
+digest is that of the audio file's bytes, and of what is taken of them where it
+is a part of the file (xx its first two digits). An entry
 holds one tensor "feats", shape [T, D] or, for several layers, [T, L, D], and
 in its metadata, under "entry", JSON with its name (key and digest), the
 duration of the audio in seconds and the CRC-32 of all that.
@@ -350,7 +351,8 @@ class FeatureCache:
         Arguments
         ---------
         entries : dict
-            "wav" (the audio file) and "duration" (in seconds) by digest.
+            "wav" (the audio file) and "duration" (in seconds) by digest, and
+            "start" and "end" where it is a part of it.
 
         Returns
         -------

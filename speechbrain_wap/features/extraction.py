@@ -27,11 +27,12 @@ from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from speechbrain_wap.data.audio import read_audio
+from speechbrain_wap.data.audio import digest_bytes, read_audio
 from speechbrain_wap.encoders.speech_encoder import (
     SpeechEncoder,
     count_encoder_layers,
     count_values_per_second,
+    get_frame_rate,
 )
 from speechbrain_wap.errors import RecipeError, first_line
 from speechbrain_wap.files import format_bytes, try_lock
@@ -47,8 +48,56 @@ FATAL_MESSAGES = ("DataLoader worker", "can't allocate memory")
 # How workers start: those that fork share the encoder's weights. Python's
 # default is another within joblib's processes, which torch cannot start.
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
+# Of speech that will be cut, as much more is encoded than is used
+MARGIN_SECONDS = 1.0
 # What became of an utterance
 DONE, BUSY, FAILED, FATAL = "done", "busy", "failed", "fatal"
+
+
+def cut_long_utterances(splits, caches, max_frames):
+    """Cuts the audio of which no more than the beginning will be used (D12).
+
+    So that a recording of an hour is not encoded for its first seconds. An
+    encoder that looks at the whole utterance gives other frames for its
+    beginning than for all of it.
+
+    Arguments
+    ---------
+    splits : dict
+        Manifest entries by utterance id of each split.
+    caches : list of FeatureCache
+        The features that will be read.
+    max_frames : int
+        So many frames of an utterance at most.
+
+    Returns
+    -------
+    splits : dict
+        Entries of utterances that give at most a second more are as they were;
+        the others have an end, and a digest of their own. All are as they were
+        where the frame rate of an encoder is not known.
+    """
+    rates = [get_frame_rate(cache.encoder) for cache in caches]
+    if None in rates:
+        return splits
+    seconds = max_frames / min(rates) + MARGIN_SECONDS
+
+    def cut(entry):
+        """Cuts one utterance."""
+        if entry["duration"] <= seconds:
+            return entry
+        name = f"{entry['digest']}, first {seconds} s"
+        return {
+            **entry,
+            "end": (entry.get("start") or 0.0) + seconds,
+            "duration": seconds,
+            "digest": digest_bytes(name.encode()),
+        }
+
+    return {
+        name: {key: cut(entry) for key, entry in split.items()}
+        for name, split in splits.items()
+    }
 
 
 def extract(cache, entries):
@@ -145,7 +194,7 @@ def _make_entries(cache, digests, entries):
     if isinstance(cache.encoder, SpeechEncoder):
         cache.encoder.load(cache.device)  # before the workers fork
     num_workers = count_workers(cache.num_workers, cache.device, len(digests))
-    utterances = _Utterances(cache, {d: entries[d]["wav"] for d in digests})
+    utterances = _Utterances(cache, {d: entries[d] for d in digests})
     # by which `features prune` sees that the cache is being filled
     lock = cache.folder / f".{socket.gethostname()}-{os.getpid()}.lock"
     progress = tqdm(
@@ -175,12 +224,12 @@ def _make_entries(cache, digests, entries):
 
 
 class _Utterances(Dataset):
-    """Utterances to encode, each its audio file by digest, for workers."""
+    """Utterances to encode, each its audio by digest, for workers."""
 
-    def __init__(self, cache, wavs):
+    def __init__(self, cache, entries):
         self.cache = cache
-        self.wavs = wavs
-        self.digests = list(wavs)
+        self.entries = entries
+        self.digests = list(entries)
 
     def __len__(self):
         return len(self.digests)
@@ -191,17 +240,23 @@ class _Utterances(Dataset):
         if torch.device(self.cache.device).type == "cpu":
             return digest, None, self.make_entry(digest)
         try:
-            signal = read_audio(self.wavs[digest], self.cache.sample_rate)
+            signal = self.read(digest)
             return digest, signal, (DONE, "")
         except RecipeError as error:
             return digest, None, (FAILED, str(error))
+
+    def read(self, digest):
+        """Reads the samples of an utterance."""
+        entry = self.entries[digest]
+        part = entry.get("start"), entry.get("end")
+        return read_audio(entry["wav"], self.cache.sample_rate, *part)
 
     def make_entry(self, digest, signal=None):
         """Encodes an utterance, unless another process does so or has done.
 
         Takes the signal where it has been read; returns status and reason.
         """
-        cache, wav = self.cache, self.wavs[digest]
+        cache, wav = self.cache, self.entries[digest]["wav"]
         try:
             with cache.lock(digest) as is_locked:
                 if not is_locked:
@@ -210,7 +265,7 @@ class _Utterances(Dataset):
                     return DONE, ""
                 try:
                     if signal is None:
-                        signal = read_audio(wav, cache.sample_rate)
+                        signal = self.read(digest)
                     feats = _encode_alone(cache.encoder, signal, cache.device)
                 except RecipeError as error:
                     named = "" if wav in str(error) else f"{wav}: "

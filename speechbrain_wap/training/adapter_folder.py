@@ -32,7 +32,7 @@ MODEL_KEYS += ("normalize_before", "input_norm")
 ENCODER_KEYS = ("encoder_source", "encoder_layer", "encoder_context")
 ENCODER_KEYS += ("feature_precision",)
 # Of the record, what says nothing of what was learned
-UNIDENTIFIED = {"corpora", "speaker_names", "sounds", "encoder"}
+UNIDENTIFIED = {"corpora", "speaker_names", "sounds", "parts", "encoder"}
 
 
 def _digest(content):

@@ -17,6 +17,7 @@ from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.data.folds import SPLITS, read_manifests
 from speechbrain_wap.errors import report_errors
+from speechbrain_wap.features.extraction import cut_long_utterances
 from speechbrain_wap.files import only_process, write_text
 from speechbrain_wap.training.machine import (
     give_back_freed_memory,
@@ -116,15 +117,20 @@ class Experiment:
         Returns
         -------
         splits : dict
-            Manifest entries by utterance id of each split.
+            Manifest entries by utterance id of each split; see
+            :func:`speechbrain_wap.features.extraction.cut_long_utterances`.
         """
         # those that have just been made are of the files that there are
         earlier = self.hparams["skip_prep"]
         cache_folder = self.hparams["cache_folder"] if earlier else None
         # read by one rank: nodes may have disks of their own
-        return run_on_main(
+        splits = run_on_main(
             read_manifests, args=[self.manifests, fields, cache_folder]
         )
+        if self.hparams["long_utterances"] == "cut":
+            limits = [*self.caches.values()], self.hparams["max_frames"]
+            splits = cut_long_utterances(splits, *limits)
+        return splits
 
     @property
     def caches(self):

@@ -168,6 +168,27 @@ def only_the_first_differs(run):
     return "the other predictions are as they are without it"
 
 
+def half(suffix, subtype="PCM_16"):
+    """Another format, of which the second half is missing."""
+
+    def spoil(run):
+        sound(subtype=subtype, suffix=suffix, seconds=1)(run)
+        path = run.input / f"spoilt0{suffix}"
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return spoil
+
+
+def unknown(suffix):
+    """A file that other programs play."""
+
+    def spoil(run):
+        run.spoil(0, suffix).write_bytes(b"\0\0\0\x20ftypisom" + 99 * b"mp4")
+        run.options.append("--max_skipped=0.1")
+
+    return spoil
+
+
 def silence(run):
     """Zeros in all files, of other lengths, so that they are not one file."""
     for row in range(len(run.table)):
@@ -203,6 +224,18 @@ AUDIO = {
     "wav of 0 bytes": skipped(write(WAV, ""), NO_AUDIO),
     "wav that ends within its header": skipped(cut(WAV, 20), NO_AUDIO),
     "wav of which half is missing": skipped(cut(WAV, 3000), "is cut: .* bytes"),
+    "RF64 of which half is missing": skipped(half(".rf64"), "is cut: .* bytes"),
+    "W64 of which half is missing": skipped(half(".w64"), "is cut: .* bytes"),
+    "AIFF of which half is missing": skipped(half(".aiff"), "is cut: .* bytes"),
+    "AU of which half is missing": skipped(half(".au"), "is cut: .* bytes"),
+    "MP3 of which half is missing": skipped(
+        half(".mp3", "MPEG_LAYER_III"), "is cut: .* samples"
+    ),
+    "FLAC of which half is missing": skipped(
+        half(".flac"), "is cut or damaged: restore it"
+    ),
+    "mp4": skipped(unknown(".mp4"), "convert it with 'ffmpeg -i .*0.mp4 .*wav"),
+    "m4a called wav": skipped(unknown(".wav"), "'ffmpeg -i .*0.wav .*0.flac'"),
     "text in place of audio": skipped(write(WAV, "no" * 99), NO_AUDIO),
     "folder in place of a wav": skipped(folder(WAV), "0.wav cannot be op"),
     "wav without samples": skipped(sound(lambda x: x[:0]), "holds no samples"),
@@ -392,6 +425,63 @@ TABLE = {
     "session of one utterance": used(rows("session > 's1' or id == 's1f_joy'")),
     "one training utterance per class": used(rows("speaker in ['s1f', 's2f']")),
     "one utterance, adapter": used(rows("id in ['s1f_joy', 's2f_joy']")),
+}
+
+# Utterances that are parts of files ------------------------------------------
+
+
+def in_one_file(start="start", end="end", unit=1, change=None):
+    """All utterances in one file, and columns that say where each is."""
+
+    def spoil(run):
+        samples = [soundfile.read(wav)[0] for wav in run.table["wav"]]
+        ends = np.cumsum([len(values) for values in samples]) / 16000
+        run.table[start] = [0, *ends[:-1] * unit]
+        run.table[end] = ends * unit
+        path = run.input / "all.flac"
+        soundfile.write(path, np.concatenate(samples), 16000)
+        run.table["wav"] = str(path)
+        if change:
+            change(run)
+            run.options.append("--max_skipped=0.1")
+
+    return spoil
+
+
+def as_files_of_their_own(run):
+    """Checks that the predictions are those of a file for each utterance."""
+    tables = [one.predictions()[0] for one in (run, run.finished("classifier"))]
+    pd.testing.assert_frame_equal(*tables)
+    return "the predictions are those of a file for each utterance"
+
+
+PARTS = {
+    "start and end within one file": used(
+        in_one_file(), check=as_files_of_their_own
+    ),
+    "start and stop within one file, adapter": used(in_one_file(end="stop")),
+    "begin and end within one file": refused(
+        in_one_file("begin"), "own.csv has the column begin.*give start and end"
+    ),
+    "onset and offset in ms within one file": refused(
+        in_one_file("onset", "offset", 1000), "own.csv has the column onset"
+    ),
+    "utterance that ends before it starts": refused(
+        in_one_file(change=cell("end", 0.1, 3)), "line 5: .* ends at 0.1 s, but"
+    ),
+    "start that is no number": refused(
+        in_one_file("begin", change=column("start", "0:01")),
+        "line 2: utterance s1f_joy has start=0:01",
+    ),
+    "utterance beyond its file": skipped(
+        in_one_file(change=cell("end", 9.0)),
+        "all.flac lasts 2.400 s, but .* from 0 s to 9 s",
+    ),
+    "channel of a file": refused(column("channel", "1"), "column channel, but"),
+    "one audio under two labels": used(
+        lambda run: cell("wav", run.table["wav"][8], 9)(run),
+        "2 utterances have the same audio .* another label, first s3f_joy",
+    ),
 }
 
 # Further corpora of stage 1 --------------------------------------------------
@@ -812,7 +902,16 @@ FILES = {
     ),
 }
 
-CASES = {**AUDIO, **TABLE, **CORPORA, **IEMOCAP, **PLACES, **KEYS, **FILES}
+CASES = {
+    **AUDIO,
+    **TABLE,
+    **PARTS,
+    **CORPORA,
+    **IEMOCAP,
+    **PLACES,
+    **KEYS,
+    **FILES,
+}
 
 SHORT = {
     *("missing wav", "wav of which half is missing", "silent wav"),
@@ -822,6 +921,7 @@ SHORT = {
     *("id that leads out of the folder", "label in no class"),
     *("speaker in two sessions", "speaker in two sessions, adapter"),
     *("speaker in two sessions, cross_validate", "no labels, adapter"),
+    "start and end within one file",
     "further table with a held-out speaker, adapter",
     "... known by the audio, adapter",
     *("turn without its wav", "malformed line in an evaluation file"),

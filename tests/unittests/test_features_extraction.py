@@ -23,7 +23,10 @@ from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.features import extraction
 from speechbrain_wap.features.cache import read_duration
-from speechbrain_wap.features.extraction import count_workers
+from speechbrain_wap.features.extraction import (
+    count_workers,
+    cut_long_utterances,
+)
 from speechbrain_wap.files import format_bytes
 
 
@@ -504,3 +507,62 @@ def test_what_the_disk_cannot_hold_is_refused_before_it_is_encoded(
     assert not cache.folder.exists()
     free.free = 1.01 * size
     assert cache.extract(entries) == {}
+
+
+# What will be cut ------------------------------------------------------------
+
+
+def make_split(*paths, **times):
+    """Describes audio files as a manifest does."""
+    split = {}
+    for path in paths:
+        duration, digest, sound = inspect_audio(path, **times)
+        entry = {"wav": str(path), "duration": duration, "digest": digest}
+        split[path.stem] = {**entry, "sound": sound, **times}
+    return split
+
+
+@pytest.mark.parametrize(
+    "times", [{}, {"start": 0.5}, {"start": 0.5, "end": 6}]
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_no_more_than_a_second_of_what_is_cut_off_is_encoded(
+    make_cache, make_wav, tmp_path, times, own
+):
+    encoder = Blocks() if own else SpeechEncoder("fbank")
+    cache = make_cache(log_calls(encoder, tmp_path / "log"), "float32")
+    wav = make_wav(tmp_path / "long.wav", 7.0)
+    short = make_wav(tmp_path / "short.wav", 2.0, seed=1)
+    splits = {"train": make_split(wav, **times), "test": make_split(short)}
+    cut = cut_long_utterances(splits, [cache], 60)
+    assert cut["test"] == splits["test"]
+    whole, part = (each["train"]["long"] for each in (splits, cut))
+    assert part["duration"] == pytest.approx(2.2, abs=0.05)
+    assert part["end"] - part.get("start", 0) == part["duration"]
+    assert part["sound"] == whole["sound"] and part["digest"] != whole["digest"]
+    # for the same length, the same entry, which is not that of the whole
+    assert cut_long_utterances(splits, [cache], 60) == cut
+    other = cut_long_utterances(splits, [cache], 61)["train"]["long"]
+    assert len({e["digest"] for e in (whole, part, other)}) == 3
+    assert cut_long_utterances(cut, [cache], 60) == cut
+
+    (tmp_path / "log").unlink(missing_ok=True)  # of silence
+    assert cache.extract({part["digest"]: part}) == {}
+    ((_, num_samples),) = read_log(tmp_path / "log")
+    assert num_samples == round(part["duration"] * 16000)
+    cache.extract({whole["digest"]: whole})
+    feats, expected = (cache.read(e["digest"]) for e in (part, whole))
+    assert 60 < len(feats) < len(expected)
+    assert torch.equal(feats[:60], expected[:60])  # this encoder looks nowhere
+
+
+def test_the_slowest_encoder_says_what_is_cut_and_an_unknown_one_forbids_it(
+    make_cache, make_wav, tmp_path
+):
+    fast, slow, unknown = (make_cache(Blocks()) for _ in range(3))
+    fast.encoder.frame_rate, slow.encoder.frame_rate = 100.0, 25.0
+    unknown.encoder = Odd(16000, lambda wavs: ())
+    splits = {"train": make_split(make_wav(tmp_path / "a.wav", 5.0))}
+    entry = cut_long_utterances(splits, [fast, slow], 50)["train"]["a"]
+    assert entry["duration"] == 3.0
+    assert cut_long_utterances(splits, [fast, unknown], 50) == splits

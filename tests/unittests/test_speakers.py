@@ -109,6 +109,55 @@ def test_a_speaker_is_known_again_by_what_utterances_have_in_common(one, signs):
     assert all(getattr(found, sign) is HEARD for sign in signs)
 
 
+PART = Utterance("u1", "anna", "d1", "a1", "", False, "f", 10.0, 14.0)
+
+
+@pytest.mark.parametrize(
+    "start, end, signs",
+    [
+        (10.0, 14.0, {"audio", "overlap"}),
+        (10.5, 11.0, {"audio", "overlap"}),
+        (0.0, 60.0, {"audio", "overlap"}),
+        (12.5, 15.0, {"audio", "overlap"}),
+        (13.7, 17.0, {"overlap"}),
+        (8.0, 10.3, {"overlap"}),
+        (14.0, 18.0, set()),
+        (13.99, 18.0, set()),
+        (4.0, 9.0, set()),
+    ],
+)
+def test_parts_of_a_file_are_the_same_audio_where_they_overlap(
+    start, end, signs
+):
+    """Most of the shorter one: the same utterance; less: turns that overlap."""
+    other = Utterance("u2", "ben", "d2", "a2", "b", True, "f", start, end)
+    for one, known in [(PART, other), (other, PART)]:
+        found = KnownUtterances([known]).find(one)
+        matches = {s for s in (*SIGNS, "overlap") if getattr(found, s)}
+        assert matches == signs
+    elsewhere = other._replace(file_sound="g")
+    assert not any(KnownUtterances([PART]).find(elsewhere))
+
+
+def test_a_part_and_its_whole_file_are_the_same_audio():
+    whole = Utterance("u2", "ben", "d2", "f")
+    assert KnownUtterances([PART]).find(whole).audio is PART
+    assert KnownUtterances([whole]).find(PART).audio is whole
+    # a part that has been cut out of it
+    assert KnownUtterances([PART]).find(whole._replace(sound="a1")).audio
+
+
+def test_who_talks_over_a_held_out_utterance_is_not_its_speaker():
+    times = [(12.0, 14.0), (13.5, 15.0), (20.0, 22.0)]
+    further = [
+        Utterance(str(k), s, f"e{k}", f"s{k}", "b", True, "f", *time)
+        for k, (s, time) in enumerate(zip("xyy", times))
+    ]
+    reasons = explain_held_out(further, [PART])
+    assert [*map(bool, reasons)] == [True, True, False]
+    assert reasons[1] == "b/1 overlaps u1, which is held out"
+
+
 def test_an_utterance_of_a_further_table_has_the_names_of_its_own_table():
     entry = {"speaker": "anna", "digest": "d", "sound": "a", "table": "b"}
     shared = {"b/u1": {**entry, "speaker_names": "shared"}}
@@ -152,6 +201,12 @@ def test_a_record_knows_again_what_was_heard(names):
     one = Utterance("a/1", "x/y", "d1", "a1")
     known = KnownUtterances(read_speech({**record_speech([one]), **table}))
     assert known.find(one).audio and known.find(one).id
+    assert "parts" not in record_speech([one])
+    heard = {**record_speech([PART]), **table}
+    known_parts = KnownUtterances(read_speech(heard))
+    part = PART._replace(digest="d2", sound="a2", start=11.0, id="2")
+    assert known_parts.find(part).audio
+    assert not known_parts.find(part._replace(start=14.0, end=15.0)).audio
     other = one._replace(id="2", digest="d2", sound="a2")
     assert bool(known.find(other).name) == (names == "shared")
     assert bool(known.find(other).namesake) == (names != "shared")
