@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from speechbrain_wap.data.audio import inspect_audio
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import write_atomically, write_text
+from speechbrain_wap.files import expand_path, write_atomically, write_text
 
 logger = get_logger(__name__)
 
@@ -80,7 +80,8 @@ def read_own_corpus(csv):
     ---------
     csv : str
         A CSV file with the columns id, wav, speaker, session, emo; emo may be
-        empty; relative wav paths are relative to the file.
+        empty; relative wav paths are relative to the file, ~ and $NAME
+        stand for what they do in a shell.
 
     Returns
     -------
@@ -92,6 +93,7 @@ def read_own_corpus(csv):
     RecipeError
         If the file or a column is missing, or a cell is empty.
     """
+    csv = expand_path(csv, "corpus_csv=")
     cure = f"a corpus table has {', '.join(OWN_COLUMNS)}."
     table = _read_csv(csv, OWN_COLUMNS, cure)
     if len(table) == 0:
@@ -104,7 +106,10 @@ def read_own_corpus(csv):
                 f"{csv}, line {empty[0] + 2}: the column {column} is empty."
             )
     folder = Path(csv).resolve().parent
-    table["wav"] = [str(folder / wav) for wav in table["wav"]]
+    table["wav"] = [
+        str(folder / expand_path(wav, f"{csv}, line {line}: ", folder))
+        for line, wav in enumerate(table["wav"], start=2)
+    ]
     return table
 
 
@@ -125,7 +130,7 @@ def open_data_folder(data_folder):
     RecipeError
         If there is no such folder.
     """
-    folder = Path(data_folder)
+    folder = Path(expand_path(data_folder, "data_folder="))
     if not folder.is_dir():
         reason = "is not a folder" if folder.exists() else "does not exist"
         raise RecipeError(f"data_folder={data_folder} {reason}.")

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speechbrain_wap.encoders.registry import make_front_end
 from speechbrain_wap.errors import RecipeError, check_choice
+from speechbrain_wap.files import expand_path
 from speechbrain_wap.packing import valid_frames
 
 # To be raised with every change of what is read or computed: features that
@@ -61,8 +62,8 @@ class SpeechEncoder(nn.Module):
                 "encoder_source is null: give a hub id, a folder or fbank."
             )
         check_choice("encoder_context", context, ("full", "clip"))
-        self.source = source
-        self.front_end = make_front_end(str(source), context)
+        self.source = source = expand_path(source, "encoder_source=")
+        self.front_end = make_front_end(source, context)
         num_layers = self.front_end.num_layers
         if layer == "last":
             self.layers = [num_layers]

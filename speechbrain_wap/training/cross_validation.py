@@ -34,7 +34,12 @@ from speechbrain_wap.data.folds import (
 from speechbrain_wap.data.further_corpora import read_tables
 from speechbrain_wap.data.preparation import prepare_table
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import digest_file, only_process, read_json
+from speechbrain_wap.files import (
+    digest_file,
+    expand_path,
+    only_process,
+    read_json,
+)
 from speechbrain_wap.training.adapter_folder import (
     MODEL_KEYS,
     RECORD,
@@ -231,6 +236,9 @@ class CrossValidation:
             typed = {k.removeprefix(f"{stage}."): text for k, text in options}
             keys[stage] = HparamsFile(file, typed).keys()
         own, routed = route_options(options, keys)
+        for key in own:
+            if key.endswith("_folder"):
+                own[key] = expand_path(own[key], f"--{key}=")
         self._set_adapter(own, options, keys)
         jobs = parse_list(own.get("jobs", "1"), "jobs")
         if len(jobs) != 1 or jobs[0] < 1:

@@ -10,6 +10,7 @@ runs those in SHORT, `make faults` all.
 import functools
 import gc
 import json
+import os
 import re
 import shutil
 
@@ -546,7 +547,24 @@ def odd_data_folder(run):
     run.corpus = run.make_iemocap().rename(run.input / "IEMOCAP räkning # 語")
 
 
+def from_home(run):
+    """Writes all paths from the home folder on, wherever it is."""
+    home = os.path.expanduser("~")
+    run.table["wav"] = [f"~/{os.path.relpath(w, home)}" for w in run.table.wav]
+    paths = {"corpus_csv": run.csv, "output_folder": run.out}
+    for key, path in {**paths, "cache_folder": run.cache}.items():
+        run.options.append(f"--{key}=~/{os.path.relpath(path, home)}")
+
+
 PLACES = {
+    "all paths from ~ on": used(from_home),
+    "all paths from ~ on, adapter": used(from_home),
+    "all paths from ~ on, cross_validate": refused(
+        both(from_home, options("folds=9")), "fold 9 does not exist"
+    ),
+    "table with a variable that is not set": refused(
+        cell("wav", "$NOWHERE/a.wav", 2), "own.csv, line 4: .*NOWHERE is not"
+    ),
     "disk full at once": refused(full_disk(3000), "cannot be written|disk"),
     "disk full while features are cached": refused(
         both(full_disk(100_000), sound(seconds=180, number=30), CUT_LONG),
@@ -610,6 +628,12 @@ OPTIONS = r"""
 --output_folder=own.csv/out | own.csv
 --output_folder=/proc/nowhere/out | /proc/nowhere
 --cache_folder=own.csv | own.csv
+--output_folder=$NOWHERE/x | variable .NOWHERE is not set
+--cache_folder=~nobody-here/x | no user nobody-here
+--corpora=${NOWHERE}/b.csv, adapter | variable .NOWHERE is not set
+--encoder_source=$NOWHERE/hubert | variable .NOWHERE is not set
+--adapters_folder=$NOWHERE, cross_validate | variable .NOWHERE is not set
+--output_folder=$NOWHERE/x, compare | variable .NOWHERE is not set
 --cache_folder=/proc/no | /proc has 0 bytes left|/proc/no/.* cannot be written
 --classes={a: [joy], b: [fear]} | class b .labels fear.: the corpus has
 --encoder_source=no/such | no/such
@@ -825,7 +849,7 @@ SHORT = {
     "further table with a held-out speaker, adapter",
     "... known by the audio, adapter",
     *("turn without its wav", "malformed line in an evaluation file"),
-    "--corpus_csv= --data_folder=nowhere",
+    *("--corpus_csv= --data_folder=nowhere", "all paths from ~ on"),
     *("disk full while a checkpoint is saved", "--output_folder=own.csv/out"),
     *("spaces and other scripts in all paths", "loss that becomes NaN"),
     *("--lr=fast, classifier", "--learning_rate=1, classifier", "key twice"),
