@@ -204,13 +204,21 @@ class HparamsFile:
         except (ValueError, TypeError, KeyError) as error:
             raise RecipeError(f"{self.path}: {_one_line(error)}")
 
-    def expand_paths(self):
-        """Puts whole paths in the place of ~ and $NAME, key by key.
+    def expand_a_path(self, resolved):
+        """Puts a whole path in the place of the first with ~ or $NAME.
 
-        Those that refer to others come after them.
+        Those that refer to others come after them: they may follow.
+
+        Arguments
+        ---------
+        resolved : dict
+            The file without references.
+
+        Returns
+        -------
+        is_expanded : bool
+            False where there is none.
         """
-        _expand_wired(self.tree)
-        resolved = None
         places = [
             (tree, key, part)
             for part, tree in [(None, self.tree), *self.included.items()]
@@ -220,15 +228,14 @@ class HparamsFile:
         ]
         places.sort(key=lambda place: _tag(place[0][place[1]]) == "!ref")
         for tree, key, part in places:
-            if resolved is None:
-                resolved = YAML().load(self.resolve())
             value = (resolved if part is None else resolved[part])[key]
             if not isinstance(value, str) or _tag(value):
                 continue
             path = expand_path(value, f"{key}=")
             if path != value:
                 (tree if part is None else self.tree[part])[key] = path
-                resolved = None
+                return True
+        return False
 
     def name_keys(self):
         """Lists, by class and argument, the keys that set the argument."""
@@ -409,7 +416,7 @@ class Reading:
         folder, table = tree.get("data_folder"), tree.get("corpus_csv")
         if _tag(folder) == "!PLACEHOLDER" or folder is None or table:
             tree["data_folder"] = ""
-        self.file.expand_paths()
+        _expand_wired(tree)
         settings = self._resolve()
         self.data = str(
             settings.get("corpus_csv") or settings["data_folder"] or ""
@@ -428,8 +435,11 @@ class Reading:
 
     def _resolve(self):
         """Resolves the file; returns its settings."""
-        self.text = self.file.resolve()
-        settings = _list_settings(self.file, YAML().load(self.text))
+        resolved = None
+        while resolved is None or self.file.expand_a_path(resolved):
+            self.text = self.file.resolve()
+            resolved = YAML().load(self.text)
+        settings = _list_settings(self.file, resolved)
         self.output_folder = settings.get("output_folder")
         if not self.output_folder:
             raise RecipeError(
