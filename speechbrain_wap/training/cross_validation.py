@@ -439,22 +439,26 @@ def prepare(plan):
         "corpus_csv" not in command.overrides or "classes" in command.overrides,
     )
     style = hparams["dialogue_style"]
+    protocol = hparams["protocol"]
+    FoldPlan(1, protocol).warn_of_splits(table)
     sessions = list_sessions(table)
     # A session without labels is no fold: it serves adapter training only.
     labelled = set(label_utterances(table, classes, style)["session"])
+    if protocol == "predefined":
+        sessions = labelled = ["test"]
     folds = plan.folds or [
         fold
         for fold, session in enumerate(sessions, start=1)
         if session in labelled
     ]
     splits = {
-        fold: FoldPlan(fold, hparams["protocol"]).split_labelled(
-            table, classes, style
-        )
+        fold: FoldPlan(fold, protocol).split_labelled(table, classes, style)
         for fold in folds
     }
     settings = {**experiment.settings, "encoder_key": experiment.encoder_key}
-    content = table[["id", "digest", "speaker", "session", "emo"]].to_csv()
+    compared = ["id", "digest", "speaker", "session", "emo"]
+    compared += ["split"] * (protocol == "predefined")
+    content = table[compared].to_csv()
     if plan.corpora:
         further, _ = read_tables(plan.corpora, hparams["cache_folder"])
         content += further[["id", "digest", "speaker"]].to_csv()

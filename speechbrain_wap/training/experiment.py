@@ -123,7 +123,9 @@ class Experiment:
         cache_folder = self.hparams["cache_folder"] if earlier else None
         # read by one rank: nodes may have disks of their own
         return run_on_main(
-            read_manifests, args=[self.manifests, fields, cache_folder]
+            read_manifests,
+            args=[self.manifests, fields, cache_folder],
+            kwargs={"protocol": self.hparams["fold_plan"].protocol},
         )
 
     @property

@@ -303,6 +303,20 @@ def no_evil(run):
     return "no file is called after it"
 
 
+def official_splits(*first, protocol="predefined"):
+    """A column split: test, valid and, of a speaker of the test, train."""
+    told = [
+        *first,
+        *["test", "test", "test", "train", "dev", "dev"][len(first) :],
+    ]
+
+    def spoil(run):
+        run.table["split"] = told + ["train"] * (len(run.table) - len(told))
+        run.options.append(f"--protocol={protocol}")
+
+    return spoil
+
+
 CSV, UNREADABLE = "own.csv", "own.csv cannot be read"
 EVIL = "../../evil"
 SAME_SPEAKER = cell("speaker", "s1f", 4)
@@ -385,6 +399,49 @@ TABLE = {
     ),
     "no joy in held-out session": used(rows("session > 's1' or emo != 'joy'")),
     "single class": refused(rows("emo == 'joy'"), TOO_FEW),
+    "official splits that share a speaker": used(
+        official_splits(), "Not speaker-indep.*1 is in train and test .s1m"
+    ),
+    "official splits that share a speaker, adapter": used(
+        official_splits(), "Not speaker-indep.*1 is in train and test .s1m"
+    ),
+    "official splits, adapter_data=all, adapter": used(
+        both(official_splits(), options("adapter_data=all")), "held-out"
+    ),
+    "official splits, the best epoch of a tenth of the labels": used(
+        both(
+            official_splits(),
+            options("model_selection=best", "label_fraction=0.1"),
+            options("augmentation=all"),
+        )
+    ),
+    "official splits that are passed over": used(
+        official_splits(protocol="paper"), "give --protocol=predefined"
+    ),
+    "official split that may be either": refused(
+        official_splits("eval"), "s1f_joy: split=eval is none of"
+    ),
+    "official splits without valid": refused(
+        both(official_splits(), cell("split", "train", slice(4, 5))),
+        "split has no valid",
+    ),
+    "official splits with the same audio": refused(
+        both(
+            lambda run: cell("wav", run.table["wav"][0], 7)(run),
+            official_splits(),
+        ),
+        "of the test split are the same audio .*s1f_joy and s2m_rage",
+    ),
+    "official splits, fold 2, cross_validate": refused(
+        both(official_splits(), options("folds=2")), "fold 2 .* has one fold"
+    ),
+    "no official splits": refused(
+        options("protocol=predefined"), "needs a column split.* it has id, wav"
+    ),
+    "sessions called like splits": used(
+        both(rename("session", "dev", "test", "train")),
+        "called dev, test, train",
+    ),
     "no labels": refused(column("emo", ""), TOO_FEW, "emo"),
     "no labels, adapter": used(column("emo", ""), "No probe of .* no labels"),
     "no labels in the held-out session": refused(
@@ -844,6 +901,8 @@ SHORT = {
     *("1e30 in a float wav", "3 minutes, cut"),
     *("table in UTF-16", "too few cells", "id with a line break"),
     *("id that leads out of the folder", "label in no class"),
+    "official splits that share a speaker, adapter",
+    *("official split that may be either", "sessions called like splits"),
     *("speaker in two sessions", "speaker in two sessions, adapter"),
     *("speaker in two sessions, cross_validate", "no labels, adapter"),
     "further table with a held-out speaker, adapter",
