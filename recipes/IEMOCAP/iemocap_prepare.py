@@ -30,6 +30,8 @@ TURN_LINE = re.compile(
     r"_(?P<gender>[FM])\w+)\s+(?P<emo>\w+)"
 )
 STYLES = {"impro": "improvised", "script": "scripted"}
+# The annotators did not agree; what they heard has no name: no label, speech
+NO_LABELS = ("xxx", "oth")
 
 # Utterances of the full release by label and session 1 to 5.
 KNOWN_COUNTS = {
@@ -51,8 +53,8 @@ def prepare_iemocap(
     data_folder : str
         The folder with Session1 to Session5, or a part of them.
     corpus_csv : str
-        The table to write: one row per turn, labelled or not, with the
-        column style ("improvised" or "scripted").
+        The table to write: one row per turn, labelled or not (xxx and oth
+        are no labels), with the column style ("improvised" or "scripted").
     max_skipped : float
         Share of the audio files that may be unreadable, 0 to 1.
     audio_index : str, optional
@@ -143,7 +145,7 @@ def _read_session(folder):
                     "wav": str(wav.resolve()),
                     "speaker": f"Ses{match['session']}{match['gender']}",
                     "session": str(int(match["session"])),
-                    "emo": match["emo"],
+                    "emo": "" if match["emo"] in NO_LABELS else match["emo"],
                     "style": STYLES[match["style"]],
                 }
             )

@@ -44,6 +44,11 @@ SPLIT_NAMES = {
 # Columns of predictions.csv beside those of the classes
 PREDICTION_COLUMNS = ("id", "session", "speaker", "label", "prediction")
 PURPOSES = {"train": "train", "valid": "validate", "test": "be tested on"}
+# What is often written where there is no label, letters alone
+NO_LABELS = (
+    "xxx na nan none null nil unknown unk undefined unlabelled unlabeled "
+    "nolabel noagreement other others oth"
+).split()
 STYLES = ("improvised", "scripted")
 
 # Classes ---------------------------------------------------------------------
@@ -99,6 +104,8 @@ def choose_classes(table, classes, explicit=True):
             f"({', '.join(own)}). Map them with --classes if that is not meant."
         )
         chosen, absent = own, []
+    if chosen is own:
+        _warn_of_no_labels(own)
     if absent:
         raise RecipeError(
             f"classes: no utterance of the class {absent[0]} (labels "
@@ -127,6 +134,22 @@ def choose_classes(table, classes, explicit=True):
             "classes."
         )
     return chosen
+
+
+def _warn_of_no_labels(labels):
+    """Warns of classes that may be words for no label at all."""
+    doubtful = [
+        label
+        for label in labels
+        if re.sub("[^a-z]", "", label.casefold()) in NO_LABELS
+        or label.strip("?-_. ") == ""
+    ]
+    if doubtful:
+        logger.warning(
+            f"Of the classes, {', '.join(doubtful)} may stand for no label: if "
+            "so, leave these cells of the column emo empty, or map the other "
+            "labels with --classes; the speech then trains the adapter only."
+        )
 
 
 def label_utterances(table, classes, dialogue_style="all"):

@@ -357,6 +357,9 @@ TABLE = {
         cell("id", ["1", "01", "1.0", "NA", "null", "nan"], slice(0, 5))
     ),
     "classes like gaps": used(rename("emo", "NA", "null")),
+    "class that may be no label": used(
+        cell("emo", "No agreement", 4), "No agreement may stand for no label"
+    ),
     "classes like numbers": used(rename("emo", "1", "01")),
     "sessions like paths": used(rename("session", "../s 1", "/s2", "s,3")),
     "class label": refused(rename("emo", "label", "rage"), "class label"),
@@ -552,7 +555,29 @@ def without_session_2(part):
 
 TURNS = "Ses02F_impro01.txt"
 
+
+def no_label(written):
+    """A turn of IEMOCAP whose label is none, and all labels as classes."""
+
+    def spoil(run):
+        swap(TURNS, "hap", written)(run)
+        run.options.append("--classes=all")
+        is_spoilt = (run.table["session"] == "2") & (run.table["emo"] == "joy")
+        run.table.loc[is_spoilt, "emo"] = ""
+
+    return spoil
+
+
+def only_real_classes(run):
+    """Checks that nothing is a class but what is a label."""
+    classes = read_json(run.out, "scores.json")["classes"]
+    assert classes == ["ang", "hap"]
+    return f"the classes are {', '.join(classes)}"
+
+
 IEMOCAP = {
+    "turns without agreement": used(no_label("xxx"), check=only_real_classes),
+    "turns of another emotion": used(no_label("oth"), check=only_real_classes),
     "no folder of a session": used(without_session_2(""), "differ"),
     "no folder dialog": used(without_session_2("dialog"), "2 is left out"),
     "no folder sentences": skipped(
@@ -907,7 +932,11 @@ SHORT = {
     *("speaker in two sessions, cross_validate", "no labels, adapter"),
     "further table with a held-out speaker, adapter",
     "... known by the audio, adapter",
-    *("turn without its wav", "malformed line in an evaluation file"),
+    *(
+        "turn without its wav",
+        "turns without agreement",
+        "malformed line in an evaluation file",
+    ),
     *("--corpus_csv= --data_folder=nowhere", "all paths from ~ on"),
     *("disk full while a checkpoint is saved", "--output_folder=own.csv/out"),
     *("spaces and other scripts in all paths", "loss that becomes NaN"),

@@ -46,6 +46,19 @@ def test_all_makes_each_label_a_class_in_natural_order(classes):
     assert list(chosen.items()) == [(x, [x]) for x in ("9", "10", "a", "b")]
 
 
+@pytest.mark.parametrize(
+    "label", ["xxx", "Unknown", "n/a", "No agreement", "NA", "null", "?", "oth"]
+)
+def test_a_class_that_may_be_no_label_is_one_and_is_warned_of(label, caplog):
+    table = make_table(["joy", "rage", label])
+    assert label in choose_classes(table, "all")
+    assert f"Of the classes, {label} may stand for no label" in caplog.text
+    caplog.clear()
+    choose_classes(table, {"joy": ["joy"], "other": [label]})  # as was asked
+    choose_classes(make_table(["joy", "national", "another"]), "all")
+    assert caplog.text == ""
+
+
 def test_a_mapping_gives_the_classes_in_its_order():
     table = make_table(["neu", "ang", "exc", "sad", "fru", "", "1"])
     # a label alone, and a class that an override left out
