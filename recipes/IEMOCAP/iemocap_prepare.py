@@ -16,6 +16,7 @@ import pandas as pd
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.corpus_table import (
+    find_audio,
     open_data_folder,
     write_corpus_table,
 )
@@ -114,7 +115,7 @@ def _read_session(folder):
         )
     rows = []
     for path in files:
-        turns = []
+        turns, ids = [], set()
         lines = path.read_text("utf-8-sig", errors="replace").splitlines()
         for number, line in enumerate(lines, start=1):
             if line.startswith("["):
@@ -125,20 +126,23 @@ def _read_session(folder):
                         "[start - end] turn emotion: restore the file from "
                         "the release."
                     )
-                elif turns[-1]["id"] in {turn["id"] for turn in turns[:-1]}:
+                if turns[-1]["id"] in ids:
                     raise RecipeError(
                         f"{path}, line {number}: the id {turns[-1]['id']} is "
                         "there already, but ids must be unique: restore the "
                         "file from the release."
                     )
+                ids.add(turns[-1]["id"])
         if not turns:
             raise RecipeError(
                 f"{path} holds no turn: it is empty or malformed; restore it "
                 "from the release."
             )
+        dialog = folder / "sentences" / "wav" / path.stem
+        wavs = find_audio(dialog)
         for match in turns:
             turn = match["id"]
-            wav = folder / "sentences" / "wav" / path.stem / f"{turn}.wav"
+            wav = wavs.get(turn, dialog / f"{turn}.wav")
             rows.append(
                 {
                     "id": turn,

@@ -5,6 +5,7 @@ speaker, session, emo``, then what a corpus adds.
 """
 
 import json
+import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,6 +28,10 @@ AUDIO_COLUMNS = ["digest", "sound"]
 SKIPPED_NAME = "skipped.csv"
 SKIPPED_COLUMNS = ["id", "reason"]
 OWN_COLUMNS = ["id", "wav", "speaker", "session", "emo"]
+# Of what soundfile reads and corpora come in, in small letters or capitals
+AUDIO_SUFFIXES = (
+    ".wav .flac .ogg .opus .mp3 .aif .aiff .aifc .au .caf .w64 .rf64 .sph"
+).split()
 # In the cache folder: what is known of audio files, see check_audio
 AUDIO_INDEX = "audio_index.json"
 
@@ -135,6 +140,49 @@ def open_data_folder(data_folder):
         reason = "is not a folder" if folder.exists() else "does not exist"
         raise RecipeError(f"data_folder={data_folder} {reason}.")
     return folder
+
+
+def find_audio(folder):
+    """Lists the audio files of a folder, in any format that can be read.
+
+    This is how every recipe looks for its audio. What begins with a dot, as the
+    ``._`` files that a Mac leaves, is none.
+
+    Arguments
+    ---------
+    folder : str
+        The folder; one that does not exist holds nothing.
+
+    Returns
+    -------
+    paths : dict
+        Path of each file by its name without suffix, sorted.
+
+    Raises
+    ------
+    RecipeError
+        If an utterance is there in two formats.
+
+    Example
+    -------
+    >>> folder = Path(getfixture("tmpdir"))
+    >>> for name in ("b.WAV", "a.flac", "._a.wav", "a.txt"):
+    ...     (folder / name).touch()
+    >>> [path.name for path in find_audio(folder).values()]
+    ['a.flac', 'b.WAV']
+    """
+    paths = {}
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    for path in (Path(folder, name) for name in names if name[0] != "."):
+        if path.suffix.lower() not in AUDIO_SUFFIXES:
+            continue
+        other = paths.setdefault(path.stem, path)
+        if other != path:
+            raise RecipeError(
+                f"{path} is the same utterance as {other.name} beside it, in "
+                "another format: remove one of them."
+            )
+    return paths
 
 
 def check_audio(table, audio_index=None):

@@ -575,7 +575,29 @@ def only_real_classes(run):
     return f"the classes are {', '.join(classes)}"
 
 
+def other_format(pattern, suffix, keep=False):
+    """Audio of the corpus in another format, or in both."""
+
+    def spoil(run):
+        for path in run.make_iemocap().glob(f"*/sentences/wav/*/{pattern}"):
+            samples, rate = soundfile.read(path)
+            kind = suffix[1:].upper()
+            soundfile.write(
+                path.with_suffix(suffix), samples, rate, format=kind
+            )
+            if not keep:
+                path.unlink()
+
+    return spoil
+
+
 IEMOCAP = {
+    "all audio in FLAC": used(other_format("*", ".flac")),
+    "all audio called .WAV": used(other_format("*", ".WAV")),
+    "a turn in two formats": refused(
+        other_format("*F000.wav", ".flac", keep=True),
+        "Ses01F_impro01_F000.wav is the same utterance as .*F000.flac",
+    ),
     "turns without agreement": used(no_label("xxx"), check=only_real_classes),
     "turns of another emotion": used(no_label("oth"), check=only_real_classes),
     "no folder of a session": used(without_session_2(""), "differ"),

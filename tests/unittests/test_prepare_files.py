@@ -4,6 +4,7 @@ import shutil
 
 import pandas as pd
 import pytest
+import soundfile
 
 from speechbrain_wap.data.corpus_table import read_corpus_table
 from speechbrain_wap.data.folds import list_sessions
@@ -272,6 +273,51 @@ def test_the_real_ravdess_has_the_known_counts(shared, prepare, caplog):
     assert table["digest"].is_unique
     columns = ["gender", "intensity", "statement", "repetition"]
     assert (table[columns].nunique() == 2).all()
+
+
+# Formats ---------------------------------------------------------------------
+
+
+def convert(root, name, suffix):
+    """Gives audio files that match a pattern another suffix."""
+    for path in root.rglob(name):
+        if path.name[0] == ".":
+            continue
+        samples, rate = soundfile.read(path)
+        path.unlink()
+        kind = suffix.lower()[1:].replace("aif", "aiff")
+        soundfile.write(path.with_suffix(suffix), samples, rate, format=kind)
+
+
+@pytest.fixture
+def make_any(make_iemocap, make_emodb, make_ravdess):
+    makers = {
+        "IEMOCAP": lambda: make_iemocap(1),
+        "EmoDB": make_emodb,
+        "RAVDESS": lambda: make_ravdess(1, 2),
+    }
+    return lambda corpus: makers[corpus]()
+
+
+@pytest.mark.parametrize("suffix", [".WAV", ".flac", ".FLAC", ".ogg", ".aif"])
+@pytest.mark.parametrize("corpus", ["IEMOCAP", "EmoDB", "RAVDESS"])
+def test_every_corpus_may_come_in_any_format(make_any, prepare, corpus, suffix):
+    root = make_any(corpus)
+    usual = prepare(corpus, root)
+    convert(root, "*[0-9a-z].wav", suffix)
+    table = prepare(corpus, root)
+    assert table["id"].tolist() == usual["id"].tolist()
+    assert table["wav"].str.endswith(suffix).all()
+    assert (table["emo"] == usual["emo"]).all()
+
+
+@pytest.mark.parametrize("corpus", ["IEMOCAP", "EmoDB", "RAVDESS"])
+def test_an_utterance_in_two_formats_is_named(make_any, prepare, corpus):
+    root = make_any(corpus)
+    path = prepare(corpus, root)["wav"][3]
+    shutil.copy(path, path[:-4] + ".WAV")
+    with pytest.raises(RecipeError, match="wav is the same utterance as .*WAV"):
+        prepare(corpus, root)
 
 
 # What is no such corpus ------------------------------------------------------
