@@ -62,8 +62,13 @@ def make_front_end(source, context="full"):
     folder = resolve_source(source)
     config = read_config(folder, "config.json")
     family = config.get("model_type")
+    known = ", ".join(sorted(FRONT_ENDS))
+    if family is None:
+        raise RecipeError(
+            f"{folder}/config.json names no model_type: write the family into "
+            f"it, which is one of {known}."
+        )
     if family not in FRONT_ENDS:
-        known = ", ".join(sorted(FRONT_ENDS))
         raise RecipeError(
             f"encoder_source={source} is of the family {family!r}, but only "
             f"{known} and fbank are supported: wire another module with "

@@ -111,18 +111,78 @@ def drop(name):
     return lambda folder: (folder / name).unlink()
 
 
+def write(name, text, *lost):
+    """Another file, in the place of some."""
+
+    def change(folder):
+        for path in lost:
+            (folder / path).unlink()
+        (folder / name).write_text(text)
+
+    return change
+
+
+def split_weights(folder):
+    """Two files with an index, of which the second is missing."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    places = {key: names[n % 2] for n, key in enumerate(weights)}
+    kept = {k: w for k, w in weights.items() if places[k] == names[0]}
+    save_file(kept, folder / names[0], metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def rename_weights(*prefixes):
+    """Weights as a model within others has them."""
+
+    def change(folder):
+        path = folder / "model.safetensors"
+        weights = load_file(path)
+        renamed = {p + k: w + 0 for p in prefixes for k, w in weights.items()}
+        save_file(renamed, path, metadata={"format": "pt"})
+
+    return change
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+WEIGHTS, PREPROCESSOR = "model.safetensors", "preprocessor_config.json"
+ONE_MODEL = "config.json asks for, first encoder.layers.1.*both from one model"
+
+
 @pytest.mark.parametrize("kind", ["hubert", "whisper"])
 @pytest.mark.parametrize(
     "change, reason",
     [
-        (drop("model.safetensors"), ""),
-        (cut("model.safetensors", 1000), ""),
-        (drop_weights_of_a_layer, ""),
-        (alter_config(intermediate_size=64, encoder_ffn_dim=64), ""),
-        (drop("config.json"), "config.json"),
-        (cut("config.json", 50), ""),
+        (drop(WEIGHTS), "holds no weights: a .safetensors or .bin file"),
+        (cut(WEIGHTS, 1000), "is not whole .*: download it again"),
+        (cut(WEIGHTS), "is not whole .*: download it again"),
+        (write(WEIGHTS, POINTER), "pointer of Git LFS.*git lfs pull in"),
+        (write("config.json", POINTER), "damaged.*git lfs pull in"),
+        (write("tf_model.h5", "", WEIGHTS), "tf_model.h5, convert it"),
+        (write("checkpoint.pt", "", WEIGHTS), "checkpoint.pt, convert it"),
+        (write(f"{WEIGHTS}.incomplete", "", WEIGHTS), "half a download: fin"),
+        (write("adapter_model.safetensors", "", WEIGHTS), "merge the LoRA"),
+        (write("pytorch_model.bin", "<html>", WEIGHTS), "not whole.*again"),
+        (split_weights, "lacks 1 of the 2 files that .*first model-00002-of"),
+        (drop_weights_of_a_layer, ONE_MODEL),
+        (rename_weights("student.", "teacher."), "student. and teacher., as"),
+        (rename_weights("strange_"), "asks for, first .* has strange_.*, say"),
+        (
+            alter_config(intermediate_size=64, encoder_ffn_dim=64),
+            "take config.json and weights of one model",
+        ),
+        (drop("config.json"), "no config.json: take config.json from the mod"),
+        (cut("config.json", 50), "config.json is damaged"),
+        (write("config.json", "{}"), "names no model_type.*hubert.*whisper"),
         (alter_config(model_type="sew"), "'sew'.*hubert.*wavlm.*fbank"),
-        (drop("preprocessor_config.json"), ""),
+        (alter_config(model_type="data2vec-text"), "'data2vec-text'.*!new"),
+        (write(PREPROCESSOR, "{half"), "preprocessor_config.json is damaged"),
+        (
+            write(PREPROCESSOR, '{"sampling_rate": "16k"}'),
+            "sampling_rate is '16k'.*write the base model's into prepro",
+        ),
     ],
 )
 def test_a_checkpoint_that_cannot_be_used_is_refused_by_its_folder(
@@ -134,6 +194,58 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_by_its_folder(
         encoder = SpeechEncoder(str(folder))
         get_identity(encoder)  # for the cache's key
         encode(encoder, signal(0.3))
+
+
+def test_only_tokenizer_files_or_the_hubs_folder_are_no_checkpoint(tmp_path):
+    (tmp_path / "tokenizer.json").touch()
+    with pytest.raises(RecipeError, match="no config.json: give the folder of"):
+        SpeechEncoder(str(tmp_path))
+    (tmp_path / "snapshots").mkdir()
+    with pytest.raises(RecipeError, match="one of the folders in its snapsh"):
+        SpeechEncoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_without_a_preprocessor_the_base_models_is_named_or_is_not_needed(
+    sources, tmp_path, signal, kind, caplog
+):
+    """Whether the waveform is normalised is not always told by config.json."""
+    kind, bases = (kind, "data2vec|hubert-base-ls960|wav2vec2-b|wavlm-base")
+    folder = shutil.copytree(sources[kind], tmp_path / kind)
+    (folder / PREPROCESSOR).unlink()
+    if kind in ("whisper", "w2v-bert"):
+        expected = encode(SpeechEncoder(sources[kind]), signal(0.5))
+        encoder = SpeechEncoder(str(folder))
+        assert f"{folder} lacks {PREPROCESSOR}: what its family" in caplog.text
+        assert torch.equal(encode(encoder, signal(0.5)), expected)
+        return
+    with pytest.raises(RecipeError, match=f"copy that file from .*({bases})"):
+        SpeechEncoder(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["hubert-stable", "wavlm-stable"])
+def test_layer_norm_needs_normalised_waveforms(
+    sources, tmp_path, signal, kind, caplog
+):
+    folder = shutil.copytree(sources[kind], tmp_path / kind)
+    (folder / PREPROCESSOR).unlink()
+    expected = encode(SpeechEncoder(sources[kind]), signal(0.5))
+    assert torch.equal(
+        encode(SpeechEncoder(str(folder)), signal(0.5)), expected
+    )
+    assert f"{folder} lacks {PREPROCESSOR}: what its family" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.encoder.", "a.hubert."])
+@pytest.mark.parametrize("kind", ["hubert", "wavlm", "w2v-bert", "whisper"])
+def test_weights_of_a_model_within_another_are_found(
+    sources, tmp_path, signal, kind, prefix
+):
+    folder = shutil.copytree(sources[kind], tmp_path / kind)
+    rename_weights(prefix)(folder)
+    encoder = SpeechEncoder(str(folder))
+    expected = encode(SpeechEncoder(sources[kind]), signal(0.5))
+    assert torch.equal(encode(encoder, signal(0.5)), expected)
 
 
 def test_a_checkpoint_with_an_adapter_on_top_is_refused(sources, tmp_path):
