@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from speechbrain_wap.encoders.own_module import check_module, try_module
 from speechbrain_wap.encoders.registry import make_front_end
 from speechbrain_wap.errors import RecipeError, check_choice
 from speechbrain_wap.files import expand_path
@@ -146,18 +147,6 @@ class SpeechEncoder(nn.Module):
         return pad_sequence(feats, batch_first=True)
 
 
-def _encode_silence(encoder, seconds=1):
-    """Runs a module to see what it gives, and leaves it as it was."""
-    signal = torch.zeros(1, seconds * getattr(encoder, "sample_rate", 16000))
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        with torch.no_grad():
-            return encoder(signal, torch.ones(1))
-    finally:
-        encoder.train(was_training)
-
-
 def get_encoder_dim(encoder):
     """Reads the dimension D of the frames off an encoder, for the YAML.
 
@@ -165,11 +154,17 @@ def get_encoder_dim(encoder):
     ---------
     encoder : torch.nn.Module
         Any module that maps (wavs, lens) to [B, T, D]. Without an attribute
-        ``output_size`` it is run on one second of silence.
+        ``output_size`` it is run on a second of sound.
 
     Returns
     -------
     encoder_dim : int
+
+    Raises
+    ------
+    RecipeError
+        If what it gives are no frames, see
+        :mod:`speechbrain_wap.encoders.own_module`.
 
     Example
     -------
@@ -178,7 +173,7 @@ def get_encoder_dim(encoder):
     """
     if hasattr(encoder, "output_size"):
         return encoder.output_size
-    return _encode_silence(encoder).shape[-1]
+    return check_module(encoder)
 
 
 def count_encoder_layers(encoder):
@@ -195,7 +190,7 @@ def count_encoder_layers(encoder):
 def count_values_per_second(encoder):
     """Counts how many numbers stand for a second of speech, all layers.
 
-    A module that is no :class:`SpeechEncoder` is run on two seconds of silence;
+    A module that is no :class:`SpeechEncoder` is run on two seconds of sound;
     None where it refuses them.
 
     Example
@@ -207,7 +202,7 @@ def count_values_per_second(encoder):
         num_layers = len(encoder.layers)
         return encoder.frame_rate * num_layers * encoder.output_size
     try:
-        return _encode_silence(encoder, seconds=2).numel() / 2
+        return try_module(encoder, seconds=2).numel() / 2
     except (RuntimeError, ValueError):
         return None
 

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import soundfile
 from recipe_runs import read_json
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_run import SCRIPTS, TinyRun, make_samples, make_table
 
 from speechbrain_wap.errors import RecipeError
@@ -627,6 +627,79 @@ IEMOCAP = {
     ),
 }
 
+# Encoders --------------------------------------------------------------------
+
+
+def checkpoint(change):
+    """A copy of the small HuBERT that is spoilt."""
+
+    def spoil(run):
+        folder = run.input / "encoder"
+        shutil.copytree(run.make_hubert(), folder)
+        change(folder)
+        run.options.append(f"--encoder_source={folder}")
+
+    return spoil
+
+
+def within_another(folder):
+    """Weights as a model within another has them."""
+    path = folder / "model.safetensors"
+    weights = {f"module.model.{k}": w for k, w in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def half(folder):
+    """Weights of which the end is missing."""
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def wired(text):
+    """Another encoder in the YAML."""
+    usual = r"\nencoder: !new.*\n(    .*\n)+"
+    return edit(YAML, lambda old: re.sub(usual, f"\nencoder: {text}\n", old))
+
+
+YAML, POINTER = "mine.yaml", "version https://git-lfs.github.com/spec/v1"
+LOBES = "!new:speechbrain.lobes"
+
+ENCODERS = {
+    "checkpoint without preprocessor_config.json": refused(
+        checkpoint(lambda f: (f / "preprocessor_config.json").unlink()),
+        "copy that file .* such as facebook/hubert-base-ls960",
+    ),
+    "checkpoint of a model within another": used(checkpoint(within_another)),
+    "checkpoint of which half is missing": refused(
+        checkpoint(half), "model.safetensors is not whole .*download it again"
+    ),
+    "checkpoint that is a pointer of Git LFS": refused(
+        checkpoint(lambda f: (f / "model.safetensors").write_text(POINTER)),
+        "pointer of Git LFS.*git lfs pull",
+    ),
+    "checkpoint for TensorFlow": refused(
+        checkpoint(
+            lambda f: (f / "model.safetensors").rename(f / "tf_model.h5")
+        ),
+        "holds no weights: of tf_model.h5, convert it",
+    ),
+    "checkpoint without model_type": refused(
+        checkpoint(lambda f: (f / "config.json").write_text("{}")),
+        "config.json names no model_type: write",
+    ),
+    "SpeechBrain's Fbank as encoder": used(wired(f"{LOBES}.features.Fbank")),
+    "SpeechBrain's Fbank as encoder, adapter": used(
+        wired(f"{LOBES}.features.Fbank")
+    ),
+    "encoder that gives no frames": refused(
+        wired("!new:torch.nn.Flatten"), "encoder .Flatten. gives .1, 16000."
+    ),
+    "ECAPA-TDNN as encoder": refused(
+        wired(f"{LOBES}.models.ECAPA_TDNN.ECAPA_TDNN\n    input_size: 80"),
+        "encoder .ECAPA_TDNN. fails on 1 s of sound",
+    ),
+}
+
 # Places ----------------------------------------------------------------------
 
 
@@ -863,7 +936,7 @@ def other_wav(run):
     entry(wav=run.table["wav"][0])(run)
 
 
-YAML, RECORD, SETTINGS = "mine.yaml", "adapter.json", "settings.json"
+RECORD, SETTINGS = "adapter.json", "settings.json"
 TRAIN, TEST = "train.json", "test.json"
 ENTRY = "test.json: utterance s1f_joy"
 
@@ -940,7 +1013,8 @@ FILES = {
     ),
 }
 
-CASES = {**AUDIO, **TABLE, **CORPORA, **IEMOCAP, **PLACES, **KEYS, **FILES}
+CASES = {**AUDIO, **TABLE, **CORPORA, **IEMOCAP, **ENCODERS, **PLACES}
+CASES |= {**KEYS, **FILES}
 
 SHORT = {
     *("missing wav", "wav of which half is missing", "silent wav"),
@@ -965,7 +1039,7 @@ SHORT = {
     *("--lr=fast, classifier", "--learning_rate=1, classifier", "key twice"),
     *("--fold=4, adapter", "--adapter_epochs=two, compare"),
     *("--folds=1,9, cross_validate", "--batch_size=1000"),
-    "--encoder_source=no/such",
+    *("--encoder_source=no/such", "encoder that gives no frames"),
     *("YAML with a class that does not exist", "manifest that is no JSON"),
     *("entry with a speaker of another split", "adapter of another fold"),
     *("the last of two checkpoints was cut", "adapter.json that is no JSON"),
