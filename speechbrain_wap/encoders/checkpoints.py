@@ -30,7 +30,7 @@ OTHER_FORMATS = {
 LFS_POINTER = b"version https://git-lfs"
 
 
-def resolve_source(source):
+def resolve_source(source, revision=None):
     """Finds the folder of a checkpoint, from the hub if need be.
 
     Arguments
@@ -38,11 +38,15 @@ def resolve_source(source):
     source : str
         A folder, or a Hugging Face hub id such as
         "facebook/hubert-large-ll60k".
+    revision : str, optional
+        Commit, tag or branch of a hub id; "main" if not given.
 
     Returns
     -------
     folder : str
         A local folder with config.json and weights.
+    commit : str or None
+        Of a hub id, what its weights are from now on.
 
     Raises
     ------
@@ -61,30 +65,66 @@ def resolve_source(source):
             raise RecipeError(
                 f"encoder_source={source} holds no config.json: {cure}."
             )
-        return str(source)
+        if revision is not None:
+            raise RecipeError(
+                f"encoder_revision={revision} is for hub ids, but encoder_"
+                f"source={source} is a folder: leave it out."
+            )
+        return str(source), None
     from huggingface_hub import HfApi, snapshot_download
 
+    cached = _list_cached(source)
+    chosen = {} if revision is None else {"revision": revision}
     # What is there once is used from then on: it needs no network, and a
     # second run has the same weights.
     with suppress(Exception):
-        folder = snapshot_download(source, local_files_only=True)
+        # a commit may be shortened, as git does it
+        found = [c for c in cached if c.startswith(str(revision))]
+        if len(found) == 1 and len(revision) >= 7:
+            chosen["revision"], folder = found[0], cached[found[0]]
+        else:
+            folder = snapshot_download(source, local_files_only=True, **chosen)
         _check_complete(folder)
-        return folder
+        return folder, _find_commit(folder)
     patterns = CHECKPOINT_FILES
     try:
-        files = HfApi().list_repo_files(source)
+        files = HfApi().list_repo_files(source, **chosen)
         if any(name.endswith(".safetensors") for name in files):
             patterns = CHECKPOINT_FILES[:2]
-        folder = snapshot_download(source, allow_patterns=patterns)
+        folder = snapshot_download(source, allow_patterns=patterns, **chosen)
         _check_complete(folder)
-        return folder
+        return folder, _find_commit(folder)
     except Exception as error:
         reason = first_line(error).rstrip(".")
+        at, cure = "", ": check the name and"
+        if revision is not None:
+            at = f" at encoder_revision={revision}"
+            has = f" (the cache has {', '.join(cached)})" if cached else ""
+            cure = f": check both{has} and"
+        if type(error).__name__ == "GatedRepoError":
+            cure = (
+                ": accept its terms on its page, log in (hf auth login), check"
+            )
         raise RecipeError(
             f"encoder_source={source} is no folder, and neither the hub nor "
-            f"its local cache gives it ({reason}): check the name and the "
-            "network, or download it and give the folder."
+            f"its local cache gives it{at} ({reason}){cure} "
+            "the network, or download it and give the folder."
         )
+
+
+def _list_cached(source):
+    """Lists what the hub's local cache has of a hub id, folders by commit."""
+    from huggingface_hub import constants
+
+    name = "--".join(["models", *source.split("/")])
+    folders = Path(constants.HF_HUB_CACHE, name).glob("snapshots/*")
+    return {path.name: str(path) for path in sorted(folders)}
+
+
+def _find_commit(folder):
+    """Reads the commit off the name of a folder of the hub's cache."""
+    folder = Path(folder)
+    return folder.name if folder.parent.name == "snapshots" else None
 
 
 def read_config(folder, name):

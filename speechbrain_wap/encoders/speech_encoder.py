@@ -43,6 +43,9 @@ class SpeechEncoder(nn.Module):
     context : str
         What Whisper sees: "full" 30 s, as it was trained, or "clip", the
         utterance alone; the other families see the utterance alone anyway.
+    revision : str, optional
+        Commit, tag or branch of a hub id; "main" if not given. The attribute of
+        this name has the commit that was found.
 
     Raises
     ------
@@ -56,7 +59,7 @@ class SpeechEncoder(nn.Module):
     torch.Size([2, 51, 80])
     """
 
-    def __init__(self, source, layer="last", context="full"):
+    def __init__(self, source, layer="last", context="full", revision=None):
         super().__init__()
         if source is None:
             raise RecipeError(
@@ -64,7 +67,15 @@ class SpeechEncoder(nn.Module):
             )
         check_choice("encoder_context", context, ("full", "clip"))
         self.source = source = expand_path(source, "encoder_source=")
-        self.front_end = make_front_end(source, context)
+        if revision is not None and not isinstance(revision, str):
+            raise RecipeError(
+                f"encoder_revision={revision} must be text: put it in quotes."
+            )
+        # the commit is recorded, but the weights are what counts: the identity
+        # has their digest
+        self.front_end, self.revision = make_front_end(
+            source, context, revision
+        )
         num_layers = self.front_end.num_layers
         if layer == "last":
             self.layers = [num_layers]

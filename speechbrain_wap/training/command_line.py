@@ -157,7 +157,9 @@ def _parse_value(key, text):
     Folders, files and lists of files without brackets stay text: a folder may
     be called 2024.
     """
-    is_text = key == "system" or key.endswith(PLACE_SUFFIXES)
+    is_text = key in ("system", "encoder_revision") or key.endswith(
+        PLACE_SUFFIXES
+    )
     is_list = key == "corpora" and not text.lstrip().startswith(("[", "{"))
     if is_text or is_list:
         return None if text in ("", "null", "None") else text

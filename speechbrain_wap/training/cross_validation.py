@@ -340,6 +340,21 @@ class CrossValidation:
         changed._read()
         return changed
 
+    def pin_encoders(self, revisions):
+        """Has all folds take an encoder of the hub at the same commit.
+
+        Arguments
+        ---------
+        revisions : dict
+            Commit by stage, None where there is none.
+        """
+        for stage, revision in revisions.items():
+            if revision is not None:
+                self.commands[stage] = self.commands[stage].change(
+                    encoder_revision=revision
+                )
+                self.settings[stage]["encoder_revision"] = revision
+
     @property
     def corpora(self):
         """Further tables of stage 1; none where it is not run."""
@@ -412,11 +427,12 @@ def find_run(root, seed, fold):
 def prepare(plan):
     """Writes the corpus table and settles the folds before any training.
 
-    Returns the folds that are run and all sessions; fold k holds out the k-th.
+    Returns the folds that are run and all sessions, of which fold k holds out
+    the k-th, and at which revision the encoder of each stage was found.
     """
     if plan.adapter_training:
         _refuse_different_models(plan)
-    scripts = load_scripts()
+    scripts, revisions = load_scripts(), {}
     for stage in plan.stages:  # what cannot be built is said at once
         command = plan.commands[stage]
         experiment = Experiment(
@@ -424,6 +440,7 @@ def prepare(plan):
             scripts[stage].NEEDED,
         )
         experiment.remove_empty_save_folder()
+        revisions[stage] = experiment.settings.get("encoder_revision")
     hparams = experiment.hparams  # the classifier's, which is the last one
     if plan.has_adapter and not hasattr(hparams["model"], "backbone"):
         raise RecipeError(
@@ -475,7 +492,7 @@ def prepare(plan):
     )
     guarded["data"] = hashlib.sha256(content.encode()).hexdigest()[:16]
     record_settings(plan.output_folder, {**guarded, "number_of_epochs": 0})
-    return folds, sessions
+    return folds, sessions, revisions
 
 
 def _refuse_different_models(plan):
@@ -692,7 +709,8 @@ def run_all(plan, report):
     folder = plan.output_folder
     written = [os.path.join(folder, "corpus.csv")]
     with only_process(folder), restored_if_refused(folder, written):
-        folds, sessions = run_on_main(prepare, args=[plan])
+        folds, sessions, revisions = run_on_main(prepare, args=[plan])
+        plan.pin_encoders(revisions)
         runs = [(seed, fold) for seed in plan.seeds for fold in folds]
         tasks = [(plan, fold, seed) for seed, fold in runs]
         results, started = [None] * len(runs), time.time()

@@ -81,10 +81,14 @@ class Experiment:
                 name_data(reading.data, reading.corpora),
             )
             reading.set_output_folder(folder)
-        self.text = reading.text
         # before anything in the folder is written over
         refuse_changes(Path(reading.output_folder, "save"), self.settings)
         self.hparams = reading.build()
+        encoder = dict(self.hparams).get("encoder")
+        if getattr(encoder, "revision", None) is not None:
+            # what a branch, or no revision, stands for today
+            reading.set_encoder_revision(encoder.revision)
+        self.text = reading.text
         self.folder = Path(self.hparams["output_folder"])
         self.save_folder = self.hparams["save_folder"]
         # the corpus under test

@@ -453,6 +453,12 @@ class Reading:
         self.file.tree["output_folder"] = str(output_folder)
         self._resolve()
 
+    def set_encoder_revision(self, revision):
+        """Sets the commit at which the encoder was found on the hub."""
+        self.settings["encoder_revision"] = revision
+        self.file.tree["encoder_revision"] = revision
+        self._resolve()
+
     def check_stage(self, needed):
         """Refuses a YAML file that is not for this script.
 

@@ -814,6 +814,8 @@ OPTIONS = r"""
 --cache_folder=/proc/no | /proc has 0 bytes left|/proc/no/.* cannot be written
 --classes={a: [joy], b: [fear]} | class b .labels fear.: the corpus has
 --encoder_source=no/such | no/such
+--encoder_source=no/such --encoder_revision=v1 | no/such .*revision=v1
+--encoder_revision=v1 | encoder_revision=v1 is for hub ids, but .* fbank
 --system=no | models/no.yaml as .*No such
 --skip_prep=True | train.json.*--skip_prep
 --lr=1e30 | (nan|NaN|finite).*lower lr

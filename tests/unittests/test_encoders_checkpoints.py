@@ -7,16 +7,25 @@ they were stored: the same operations in the same shapes.
 import json
 import re
 import shutil
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 import transformers
 from encoder_cases import FAMILIES, edit_json, encode
+from readings import SMALL, find_yaml
 from safetensors.torch import load_file, save_file
 
 from speechbrain_wap.encoders import SpeechEncoder, get_identity
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.evaluation.cross_validation_report import (
+    summarise_settings,
+)
+from speechbrain_wap.training.command_line import read_command
+from speechbrain_wap.training.cross_validation import CrossValidation
+from speechbrain_wap.training.experiment import Experiment
+from speechbrain_wap.training.settings import Reading
 
 
 @pytest.fixture
@@ -168,7 +177,7 @@ ONE_MODEL = "config.json asks for, first encoder.layers.1.*both from one model"
         (split_weights, "lacks 1 of the 2 files that .*first model-00002-of"),
         (drop_weights_of_a_layer, ONE_MODEL),
         (rename_weights("student.", "teacher."), "student. and teacher., as"),
-        (rename_weights("strange_"), "asks for, first .* has strange_.*, say"),
+        (rename_weights("strange_"), "asks for, first .* such as strange_"),
         (
             alter_config(intermediate_size=64, encoder_ffn_dim=64),
             "take config.json and weights of one model",
@@ -306,6 +315,80 @@ def test_a_checkpoint_in_the_hubs_cache_is_found_and_asks_for_no_network(
     identity = get_identity(SpeechEncoder(sources["hubert"]))
     assert get_identity(encoder) == identity
     encode(encoder, signal(0.5))
+
+
+OLDER = 4 * "9876fedcba"
+
+
+@pytest.fixture
+def two_commits(snapshot, make_checkpoint):
+    """Of someone/hubert: main, and an older one, which is tagged."""
+    older = make_checkpoint(snapshot.with_name(OLDER), "hubert", seed=7)
+    refs = snapshot.parents[1] / "refs"
+    (refs / "v1.0").write_text(OLDER)
+    return {"main": str(snapshot), "v1.0": older}
+
+
+@pytest.mark.parametrize(
+    "revision, commit, name",
+    [
+        (None, "0123abc", "main"),
+        ("main", "0123abc", "main"),
+        ("0123abc", "0123abc", "main"),
+        ("v1.0", OLDER, "v1.0"),
+        (OLDER, OLDER, "v1.0"),
+        (OLDER[:7], OLDER, "v1.0"),
+    ],
+)
+def test_a_revision_chooses_the_weights_and_the_commit_is_known(
+    two_commits, revision, commit, name
+):
+    encoder = SpeechEncoder("someone/hubert", revision=revision)
+    assert encoder.revision == commit
+    folder = SpeechEncoder(two_commits[name])
+    assert get_identity(encoder) == get_identity(folder)  # the weights
+    assert folder.revision is None
+
+
+def test_a_revision_that_is_not_to_be_had_is_named(two_commits):
+    says = "encoder_revision=v2 .*check both .the cache has 0123abc, 9876fedc"
+    with pytest.raises(RecipeError, match=says):
+        SpeechEncoder("someone/hubert", revision="v2")
+    with pytest.raises(RecipeError, match="revision=123 must be text: put"):
+        SpeechEncoder("someone/hubert", revision=123)
+    for source in ("fbank", two_commits["main"]):
+        with pytest.raises(RecipeError, match="revision=v1.0 is for hub ids"):
+            SpeechEncoder(source, revision="v1.0")
+
+
+@pytest.mark.parametrize("stage", ["adapter", "classifier"])
+def test_the_commit_is_pinned_and_recorded(two_commits, workplace, stage):
+    needed = {"adapter": ("masks",), "classifier": ("classes",)}[stage]
+    options = [*SMALL[:1], *SMALL[2:], "--encoder_source=someone/hubert"]
+    typed = [find_yaml(stage), *options, "--output_folder=out"]
+    for revision, commit in ((None, "0123abc"), ("v1.0", OLDER)):
+        more = [] if revision is None else [f"--encoder_revision={revision}"]
+        experiment = Experiment(read_command([*typed, *more]), needed)
+        assert experiment.settings["encoder_revision"] == commit
+        line = f"\nencoder_revision: '?{commit}'? "
+        assert re.search(line, experiment.text)
+    # a folder has none
+    typed[-2] = f"--encoder_source={two_commits['main']}"
+    experiment = Experiment(read_command(typed), needed)
+    assert experiment.settings["encoder_revision"] is None
+
+
+def test_all_folds_have_the_encoder_that_the_first_one_had(two_commits):
+    files = [find_yaml(stage) for stage in ("adapter", "classifier")]
+    options = [*SMALL[:1], *SMALL[2:], "--encoder_source=someone/hubert"]
+    plan = CrossValidation([*files, *options, "--output_folder=out"])
+    plan.pin_encoders({"adapter": "0123abc", "classifier": "0123abc"})
+    main = Path(two_commits["main"]).parents[1] / "refs" / "main"
+    main.write_text(OLDER)  # it moves
+    for command in plan.commands.values():
+        assert Reading(command).build()["encoder"].revision == "0123abc"
+    summary = summarise_settings(plan, [1])
+    assert summary["classifier.encoder_revision"] == "0123abc"
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])

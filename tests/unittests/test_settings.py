@@ -364,7 +364,7 @@ ENCODER = "!new:speechbrain_wap.encoders.SpeechEncoder"
 def test_what_cannot_be_built_is_named(workplace, option, encoder, sentence):
     (workplace / "own.py").write_text(
         "class Broken:\n"
-        "    def __init__(self, source, layer, context):\n"
+        "    def __init__(self, **arguments):\n"
         '        raise KeyError("no such\\ngrip")\n'
     )
     yaml = copy_yaml(workplace, "adapter", (ENCODER, encoder))
