@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,60 @@ logger = get_logger(__name__)
 
 # What a disk without locks answers
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+# $NAME or ${NAME}, as a shell has them
+VARIABLE = re.compile(r"\$(?:(?P<bare>[A-Za-z_]\w*)|\{(?P<braced>[^{}]+)\})")
+
+
+def expand_path(path, name="", folder="."):
+    """Puts the folders that ~, ~user, $NAME and ${NAME} stand for into a path.
+
+    Every path that a user gives comes through here: the value of a key, an
+    option or a table's cell. A relative one stays relative.
+
+    Arguments
+    ---------
+    path : str
+        As the user wrote it.
+    name : str
+        What errors call it: the key with an equals sign, or the cell.
+    folder : str
+        What it is relative to.
+
+    Returns
+    -------
+    path : str
+        As written where there is a file or folder of just that name, and ~ or $
+        stands for nothing.
+
+    Raises
+    ------
+    RecipeError
+        If a variable is not set, or there is no such user.
+
+    Example
+    -------
+    >>> os.environ["CORPORA"] = "/data"
+    >>> expand_path("${CORPORA}/a b.csv"), expand_path("facebook/hubert")
+    ('/data/a b.csv', 'facebook/hubert')
+    """
+    written = path = str(path)
+    known = os.environ
+    names = [m["bare"] or m["braced"] for m in VARIABLE.finditer(path)]
+    missing = [f"the variable ${n} is not set" for n in names if n not in known]
+    path = VARIABLE.sub(
+        lambda m: known.get(m["bare"] or m["braced"], m[0]), path
+    )
+    if path.startswith("~"):
+        path = os.path.expanduser(path)
+        if path.startswith("~"):
+            missing.append(f"there is no user {path[1:].split('/')[0]}")
+    if missing and os.path.exists(os.path.join(folder, written)):
+        return written
+    if missing:
+        raise RecipeError(
+            f"{name}{written}: {missing[0]}: write the path itself."
+        )
+    return path
 
 
 @contextmanager

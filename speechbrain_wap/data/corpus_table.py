@@ -7,6 +7,7 @@ speaker, session, emo``, then what a corpus adds. Where it has ``start`` and
 
 import json
 import math
+import os
 import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from speechbrain_wap.data.audio import WHOLE, inspect_segments
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import write_atomically, write_text
+from speechbrain_wap.files import expand_path, write_atomically, write_text
 
 logger = get_logger(__name__)
 
@@ -40,6 +41,10 @@ OTHER_TIMES = re.compile(
 SKIPPED_NAME = "skipped.csv"
 SKIPPED_COLUMNS = ["id", "reason"]
 OWN_COLUMNS = ["id", "wav", "speaker", "session", "emo"]
+# Of what soundfile reads and corpora come in, in small letters or capitals
+AUDIO_SUFFIXES = (
+    ".wav .flac .ogg .opus .mp3 .aif .aiff .aifc .au .caf .w64 .rf64 .sph"
+).split()
 # In the cache folder: what is known of audio files, see check_audio
 AUDIO_INDEX = "audio_index.json"
 
@@ -93,7 +98,8 @@ def read_own_corpus(csv):
     ---------
     csv : str
         A CSV file with the columns id, wav, speaker, session, emo; emo may be
-        empty; relative wav paths are relative to the file.
+        empty; relative wav paths are relative to the file, ~ and $NAME
+        stand for what they do in a shell.
 
     Returns
     -------
@@ -107,6 +113,7 @@ def read_own_corpus(csv):
         If the file or a column is missing, a cell is empty, or see
         :func:`read_segments`.
     """
+    csv = expand_path(csv, "corpus_csv=")
     cure = f"a corpus table has {', '.join(OWN_COLUMNS)}."
     table = _read_csv(csv, OWN_COLUMNS, cure)
     if len(table) == 0:
@@ -119,7 +126,10 @@ def read_own_corpus(csv):
                 f"{csv}, line {empty[0] + 2}: the column {column} is empty."
             )
     folder = Path(csv).resolve().parent
-    table["wav"] = [str(folder / wav) for wav in table["wav"]]
+    table["wav"] = [
+        str(folder / expand_path(wav, f"{csv}, line {line}: ", folder))
+        for line, wav in enumerate(table["wav"], start=2)
+    ]
     return read_segments(table, csv)
 
 
@@ -226,11 +236,54 @@ def open_data_folder(data_folder):
     RecipeError
         If there is no such folder.
     """
-    folder = Path(data_folder)
+    folder = Path(expand_path(data_folder, "data_folder="))
     if not folder.is_dir():
         reason = "is not a folder" if folder.exists() else "does not exist"
         raise RecipeError(f"data_folder={data_folder} {reason}.")
     return folder
+
+
+def find_audio(folder):
+    """Lists the audio files of a folder, in any format that can be read.
+
+    This is how every recipe looks for its audio. What begins with a dot, as the
+    ``._`` files that a Mac leaves, is none.
+
+    Arguments
+    ---------
+    folder : str
+        The folder; one that does not exist holds nothing.
+
+    Returns
+    -------
+    paths : dict
+        Path of each file by its name without suffix, sorted.
+
+    Raises
+    ------
+    RecipeError
+        If an utterance is there in two formats.
+
+    Example
+    -------
+    >>> folder = Path(getfixture("tmpdir"))
+    >>> for name in ("b.WAV", "a.flac", "._a.wav", "a.txt"):
+    ...     (folder / name).touch()
+    >>> [path.name for path in find_audio(folder).values()]
+    ['a.flac', 'b.WAV']
+    """
+    paths = {}
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    for path in (Path(folder, name) for name in names if name[0] != "."):
+        if path.suffix.lower() not in AUDIO_SUFFIXES:
+            continue
+        other = paths.setdefault(path.stem, path)
+        if other != path:
+            raise RecipeError(
+                f"{path} is the same utterance as {other.name} beside it, in "
+                "another format: remove one of them."
+            )
+    return paths
 
 
 def list_segments(table):

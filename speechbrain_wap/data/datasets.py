@@ -6,6 +6,8 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_pipeline import DynamicItem
 
 from speechbrain_wap.data.corpus_table import record_skipped
+from speechbrain_wap.encoders.own_module import check_module
+from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
 
 
@@ -27,9 +29,18 @@ def extract_features(cache, splits, skipped_csv, max_skipped):
     -------
     splits : dict
         Without what could not be encoded.
+
+    Raises
+    ------
+    RecipeError
+        If too many fail, or an encoder of the user's gives no frames.
     """
     entries = {k: e for split in splits.values() for k, e in split.items()}
     by_digest = {entry["digest"]: entry for entry in entries.values()}
+    is_own = not isinstance(cache.encoder, SpeechEncoder)
+    if is_own and cache.missing(by_digest):
+        # a fault of the module is no fault of the utterances
+        check_module(cache.encoder.to(cache.device), cache.device)
     failures = cache.extract(by_digest)
     reasons = {
         key: failures[entry["digest"]]

@@ -1,11 +1,13 @@
 """Folds: the classes (D2), the held-out session (D9) and the manifests.
 
-No speaker is ever in two splits (D8).
+No speaker is ever in two splits (D8), unless a corpus's official splits, which
+the protocol "predefined" takes, have it so.
 """
 
 import hashlib
 import json
 import re
+from itertools import combinations
 from os.path import isfile
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from speechbrain_wap.data.corpus_table import (
 from speechbrain_wap.data.speakers import (
     KnownUtterances,
     check_speakers,
+    find_shared_speakers,
     list_utterances,
     natural_key,
 )
@@ -36,8 +39,22 @@ from speechbrain_wap.files import write_text
 logger = get_logger(__name__)
 
 SPLITS = ("train", "valid", "test")
+PROTOCOLS = ("paper", "held_out", "predefined")
+# What the column split may call them; "eval" is either of two
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("valid", "validation", "val"), "valid"),
+    **dict.fromkeys(("dev", "devel", "development"), "valid"),
+    **dict.fromkeys(("test", "testing", "tst"), "test"),
+}
 # Columns of predictions.csv beside those of the classes
 PREDICTION_COLUMNS = ("id", "session", "speaker", "label", "prediction")
+PURPOSES = {"train": "train", "valid": "validate", "test": "be tested on"}
+# What is often written where there is no label, letters alone
+NO_LABELS = (
+    "xxx na nan none null nil unknown unk undefined unlabelled unlabeled "
+    "nolabel noagreement other others oth"
+).split()
 STYLES = ("improvised", "scripted")
 
 # Classes ---------------------------------------------------------------------
@@ -93,6 +110,8 @@ def choose_classes(table, classes, explicit=True):
             f"({', '.join(own)}). Map them with --classes if that is not meant."
         )
         chosen, absent = own, []
+    if chosen is own:
+        _warn_of_no_labels(own)
     if absent:
         raise RecipeError(
             f"classes: no utterance of the class {absent[0]} (labels "
@@ -121,6 +140,22 @@ def choose_classes(table, classes, explicit=True):
             "classes."
         )
     return chosen
+
+
+def _warn_of_no_labels(labels):
+    """Warns of classes that may be words for no label at all."""
+    doubtful = [
+        label
+        for label in labels
+        if re.sub("[^a-z]", "", label.casefold()) in NO_LABELS
+        or label.strip("?-_. ") == ""
+    ]
+    if doubtful:
+        logger.warning(
+            f"Of the classes, {', '.join(doubtful)} may stand for no label: if "
+            "so, leave these cells of the column emo empty, or map the other "
+            "labels with --classes; the speech then trains the adapter only."
+        )
 
 
 def label_utterances(table, classes, dialogue_style="all"):
@@ -261,7 +296,8 @@ class FoldPlan:
     protocol : str
         "paper": the held-out session is both validation and test set;
         "held_out": the session after it (cyclically) validates, and the
-        held-out session only tests.
+        held-out session only tests; "predefined": the table's column split
+        says which utterances train, validate and test, in one fold.
 
     Raises
     ------
@@ -278,7 +314,7 @@ class FoldPlan:
 
     def __init__(self, fold, protocol="paper"):
         check_whole("fold", fold, least=1)
-        check_choice("protocol", protocol, ("paper", "held_out"))
+        check_choice("protocol", protocol, PROTOCOLS)
         self.fold = fold
         self.protocol = protocol
 
@@ -298,8 +334,11 @@ class FoldPlan:
         Raises
         ------
         RecipeError
-            If the fold does not exist, or sessions are too few.
+            If the fold does not exist, sessions are too few, or the column
+            split does not say what protocol "predefined" needs.
         """
+        if self.protocol == "predefined":
+            return self._split_as_told(table)
         sessions = list_sessions(table)
         if self.fold > len(sessions):
             listing = ", ".join(f"{k} ({s})" for k, s in enumerate(sessions, 1))
@@ -321,6 +360,91 @@ class FoldPlan:
             "valid": table[table["session"] == valid],
             "test": table[table["session"] == test],
         }
+
+    def _split_as_told(self, table):
+        """Splits a corpus table by its column split; an empty cell is none."""
+        if self.fold > 1:
+            raise RecipeError(
+                f"fold {self.fold} does not exist: protocol=predefined has one "
+                "fold, fold 1."
+            )
+        if "split" not in table:
+            raise RecipeError(
+                "protocol=predefined needs a column split in the corpus table, "
+                "which says train, valid or test of each utterance: it has "
+                f"{', '.join(map(str, table.columns))}."
+            )
+        told = table["split"].str.strip().str.casefold()
+        names = told.map(SPLIT_NAMES)
+        unknown = table[names.isna() & (told != "")]
+        if len(unknown):
+            key, written = unknown[["id", "split"]].iloc[0]
+            raise RecipeError(
+                f"utterance {key}: split={written} is none of train, valid (or "
+                "dev) and test: write one of them, or leave the cell empty, "
+                "and the utterance takes no part."
+            )
+        for name in SPLITS:
+            if not (names == name).any():
+                raise RecipeError(
+                    f"protocol=predefined: the column split has no {name}: "
+                    f"write {name} in the rows that are to {PURPOSES[name]}."
+                )
+        if names.isna().any():
+            logger.info(
+                f"{names.isna().sum()} utterances have no split and take no "
+                "part."
+            )
+        return {name: table[names == name] for name in SPLITS}
+
+    def warn_of_splits(self, table):
+        """Warns of official splits that share speakers, or are passed over.
+
+        Arguments
+        ---------
+        table : pandas.DataFrame
+            A corpus table.
+        """
+        if self.protocol == "predefined":
+            shared = describe_shared_speakers(self.split(table))
+            if shared:
+                logger.warning(
+                    f"Not speaker-independent: {shared}. Scores are those of "
+                    "known voices; the report says so."
+                )
+            return
+        if set(_find_splits(table.get("split", []))) & set(SPLITS):
+            logger.warning(
+                "The corpus table has a column split, which protocol="
+                f"{self.protocol} does not use: sessions are held out in turn. "
+                "For the splits of that column, give --protocol=predefined."
+            )
+            return
+        named = _find_splits(table["session"]).values()
+        if named:
+            logger.warning(
+                f"Sessions are called {', '.join(sorted(named))}, but protocol="
+                f"{self.protocol} takes them for sessions like any other, each "
+                "held out in turn. If they are the corpus's official splits, "
+                "name that column split (copy it, and keep a column session) "
+                "and give --protocol=predefined."
+            )
+
+    def name_held_out(self, sessions):
+        """Names what a fold is tested on, for results and reports.
+
+        Arguments
+        ---------
+        sessions : iterable of str
+            The sessions of the test utterances.
+
+        Returns
+        -------
+        name : str
+        """
+        if self.protocol == "predefined":
+            return "test"
+        return "+".join(sorted(set(sessions)))
 
     def split_labelled(self, table, classes, dialogue_style):
         """Splits the utterances of the classes, and checks the splits.
@@ -347,7 +471,7 @@ class FoldPlan:
         """
         labelled = label_utterances(table, classes, dialogue_style)
         whole = self.split(table)
-        check_speakers(whole)
+        check_splits(whole, self.protocol)
         splits = {
             name: labelled[labelled["id"].isin(split["id"])]
             for name, split in whole.items()
@@ -355,6 +479,82 @@ class FoldPlan:
         labels = {name: list(split["label"]) for name, split in splits.items()}
         check_labels(labels, classes, f"fold {self.fold}")
         return splits
+
+
+def _find_splits(names):
+    """Finds what is called as a split is: an example by what it stands for."""
+    found = {}
+    for name in set(names):
+        for word in re.findall(r"[^\W\d_]+", str(name).casefold()):
+            if word in (*SPLIT_NAMES, "eval", "evaluation"):
+                found[SPLIT_NAMES.get(word, word)] = str(name)
+    return found
+
+
+def check_splits(splits, protocol="paper"):
+    """Makes sure that no speaker, or no recording, is in two splits.
+
+    Official splits (protocol "predefined") may share speakers: that is said,
+    see :func:`describe_shared_speakers`. What is in both must not be the very
+    same audio.
+
+    Arguments
+    ---------
+    splits : dict
+        Manifest entries by utterance id, or table, of each split.
+    protocol : str
+        See :class:`FoldPlan`.
+
+    Raises
+    ------
+    RecipeError
+        If they share what they must not; names it.
+    """
+    if protocol != "predefined":
+        check_speakers(splits)
+        return
+    for first, second in combinations(splits, 2):
+        known = KnownUtterances(list_utterances(splits[first]))
+        pairs = known.pair(list_utterances(splits[second]), "audio")
+        if pairs:
+            one, other = pairs[0]
+            raise RecipeError(
+                f"{len(pairs)} utterances of the {second} split are the same "
+                f"audio as utterances of the {first} split, first {one.key} "
+                f"and {other.key}: leave the split of one of each empty."
+            )
+
+
+def describe_shared_speakers(splits):
+    """Says in words which speakers official splits share.
+
+    Arguments
+    ---------
+    splits : dict
+        Manifest entries by utterance id, or table, of each split.
+
+    Returns
+    -------
+    text : str
+        A sentence; "" where they share none.
+
+    Example
+    -------
+    >>> one, two = {"u1": {"speaker": "a"}}, {"u2": {"speaker": "a"}}
+    >>> describe_shared_speakers({"train": one, "valid": {}, "test": two})
+    'the official splits share speakers: 1 is in train and test (a)'
+    """
+    parts = []
+    for (first, second), names in find_shared_speakers(splits).items():
+        listing = ", ".join(one for one, _ in names[:5])
+        more = ", ..." if len(names) > 5 else ""
+        are = "is" if len(names) == 1 else "are"
+        parts.append(
+            f"{len(names)} {are} in {first} and {second} ({listing}{more})"
+        )
+    if not parts:
+        return ""
+    return f"the official splits share speakers: {', '.join(parts)}"
 
 
 # Manifests -------------------------------------------------------------------
@@ -385,7 +585,12 @@ def write_manifest(table, path, optional=()):
     write_text(path, json.dumps(entries, indent=1, ensure_ascii=False))
 
 
-def read_manifests(manifests, fields=("wav", "speaker"), cache_folder=None):
+def read_manifests(
+    manifests,
+    fields=("wav", "speaker"),
+    cache_folder=None,
+    protocol="paper",
+):
     """Reads the manifests of a fold and checks that no speaker leaks.
 
     Arguments
@@ -397,6 +602,8 @@ def read_manifests(manifests, fields=("wav", "speaker"), cache_folder=None):
     cache_folder : str, optional
         Holds the index of known audio files; where it is given, they must be
         those that the manifests were made of.
+    protocol : str
+        See :class:`FoldPlan`: "predefined" allows speakers in two splits.
 
     Returns
     -------
@@ -425,7 +632,7 @@ def read_manifests(manifests, fields=("wav", "speaker"), cache_folder=None):
             _check_entry(entry, fields, f"manifest {path}: utterance {key}")
     if not splits["train"]:
         raise RecipeError(f"manifest {manifests['train']} is empty.")
-    check_speakers(splits)
+    check_splits(splits, protocol)
     _warn_of_shared_audio(splits)
     if cache_folder is not None:
         _refuse_other_audio(splits, Path(cache_folder, AUDIO_INDEX))

@@ -28,6 +28,7 @@ from speechbrain_wap.data.speakers import (
     list_utterances,
 )
 from speechbrain_wap.errors import RecipeError, check_number
+from speechbrain_wap.files import expand_path
 
 logger = get_logger(__name__)
 
@@ -130,6 +131,7 @@ def _parse_item(item):
             "corpora has an item without a table: give a path, as in "
             "a.csv,b.csv or {table: b.csv, weight: 2}."
         )
+    item["table"] = expand_path(item["table"], "corpora: ")
     try:
         check_number("weight", item["weight"], least=0.001, most=1000.0)
     except RecipeError as error:

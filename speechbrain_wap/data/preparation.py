@@ -95,6 +95,7 @@ def prepare_adapter_data(
         table = further[:0]
         splits = dict.fromkeys(SPLITS, table)
     else:
+        plan.warn_of_splits(table)
         splits = plan.split(table)
     nothing = table[:0]
     is_train = table["id"].isin(splits["train"]["id"])
@@ -172,6 +173,7 @@ def prepare_classifier_data(
         File to write for "train", "valid" and "test".
     """
     table = prepare_table(**corpus)
+    plan.warn_of_splits(table)
     chosen = choose_classes(table, classes, explicit_classes)
     splits = plan.split_labelled(table, chosen, dialogue_style)
     for name in SPLITS:

@@ -323,11 +323,48 @@ class KnownUtterances:
         return [(one, known) for one, known in pairs if known]
 
 
-def check_speakers(splits):
-    """Makes sure that no speaker is in two splits.
+def find_shared_speakers(splits):
+    """Finds the speakers who are in two splits, under two spellings as well.
 
     Validation and test set may be one and the same (protocol "paper"); they
     are then not compared with each other.
+
+    Arguments
+    ---------
+    splits : dict
+        Manifest entries by utterance id, or table, of each split.
+
+    Returns
+    -------
+    shared : dict
+        By pair of splits, the names that the speakers have in them, sorted; of
+        pairs that share none, nothing.
+
+    Example
+    -------
+    >>> a, b = {"u1": {"speaker": "a_1"}}, {"u2": {"speaker": "A1"}}
+    >>> find_shared_speakers({"train": a, "test": b})
+    {('train', 'test'): [('a_1', 'A1')]}
+    """
+    listed = {name: list_utterances(split) for name, split in splits.items()}
+    shared = {}
+    for first, second in combinations(listed, 2):
+        ids = [{one.key for one in listed[name]} for name in (first, second)]
+        if ids[0] == ids[1] and "train" not in (first, second):
+            continue
+        names = {}
+        for other, one in KnownUtterances(listed[first]).pair(
+            listed[second], "name"
+        ):
+            names.setdefault(one.person[1], (one.speaker, other.speaker))
+        if names:
+            order = sorted(names, key=natural_key)
+            shared[first, second] = [names[name] for name in order]
+    return shared
+
+
+def check_speakers(splits):
+    """Makes sure that no speaker is in two splits.
 
     Arguments
     ---------
@@ -345,16 +382,8 @@ def check_speakers(splits):
     >>> a, b = {"u1": {"speaker": "a"}}, {"u2": {"speaker": "b"}}
     >>> check_speakers({"train": a, "valid": b, "test": b})
     """
-    listed = {name: list_utterances(split) for name, split in splits.items()}
-    for first, second in combinations(listed, 2):
-        ids = [{one.key for one in listed[name]} for name in (first, second)]
-        if ids[0] == ids[1] and "train" not in (first, second):
-            continue
-        pairs = KnownUtterances(listed[first]).pair(listed[second], "name")
-        if not pairs:
-            continue
-        pair = min(pairs, key=lambda pair: natural_key(pair[0].person[1]))
-        other, one = (utterance.speaker for utterance in pair)
+    for (first, second), names in find_shared_speakers(splits).items():
+        one, other = names[0]
         if one == other:
             raise RecipeError(
                 f"speaker {one} is in both the {first} and the {second} "

@@ -38,7 +38,7 @@ FRONT_ENDS = {
 }
 
 
-def make_front_end(source, context="full"):
+def make_front_end(source, context="full", revision=None):
     """Chooses the front end by the checkpoint's own config.
 
     Arguments
@@ -47,10 +47,14 @@ def make_front_end(source, context="full"):
         Hub id, folder, or "fbank".
     context : str
         "full" or "clip"; matters for Whisper only.
+    revision : str, optional
+        Commit, tag or branch of a hub id.
 
     Returns
     -------
     front_end : torch.nn.Module
+    commit : str or None
+        Of a hub id, the one that it was found at.
 
     Raises
     ------
@@ -58,15 +62,25 @@ def make_front_end(source, context="full"):
         If the checkpoint is not to be had, or of a family that is not served.
     """
     if source == "fbank":
-        return FbankFrontEnd()
-    folder = resolve_source(source)
+        if revision is not None:
+            raise RecipeError(
+                f"encoder_revision={revision} is for hub ids, but "
+                "encoder_source is fbank: leave it out."
+            )
+        return FbankFrontEnd(), None
+    folder, commit = resolve_source(source, revision)
     config = read_config(folder, "config.json")
     family = config.get("model_type")
+    known = ", ".join(sorted(FRONT_ENDS))
+    if family is None:
+        raise RecipeError(
+            f"{folder}/config.json names no model_type: write the family into "
+            f"it, which is one of {known}."
+        )
     if family not in FRONT_ENDS:
-        known = ", ".join(sorted(FRONT_ENDS))
         raise RecipeError(
             f"encoder_source={source} is of the family {family!r}, but only "
             f"{known} and fbank are supported: wire another module with "
             "encoder: !new: in the YAML."
         )
-    return FRONT_ENDS[family](folder, config, context)
+    return FRONT_ENDS[family](folder, config, context), commit

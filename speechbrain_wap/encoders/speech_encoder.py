@@ -15,8 +15,10 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from speechbrain_wap.encoders.own_module import check_module, try_module
 from speechbrain_wap.encoders.registry import make_front_end
 from speechbrain_wap.errors import RecipeError, check_choice
+from speechbrain_wap.files import expand_path
 from speechbrain_wap.packing import valid_frames
 
 # To be raised with every change of what is read or computed: features that
@@ -41,6 +43,9 @@ class SpeechEncoder(nn.Module):
     context : str
         What Whisper sees: "full" 30 s, as it was trained, or "clip", the
         utterance alone; the other families see the utterance alone anyway.
+    revision : str, optional
+        Commit, tag or branch of a hub id; "main" if not given. The attribute of
+        this name has the commit that was found.
 
     Raises
     ------
@@ -54,15 +59,23 @@ class SpeechEncoder(nn.Module):
     torch.Size([2, 51, 80])
     """
 
-    def __init__(self, source, layer="last", context="full"):
+    def __init__(self, source, layer="last", context="full", revision=None):
         super().__init__()
         if source is None:
             raise RecipeError(
                 "encoder_source is null: give a hub id, a folder or fbank."
             )
         check_choice("encoder_context", context, ("full", "clip"))
-        self.source = source
-        self.front_end = make_front_end(str(source), context)
+        self.source = source = expand_path(source, "encoder_source=")
+        if revision is not None and not isinstance(revision, str):
+            raise RecipeError(
+                f"encoder_revision={revision} must be text: put it in quotes."
+            )
+        # the commit is recorded, but the weights are what counts: the identity
+        # has their digest
+        self.front_end, self.revision = make_front_end(
+            source, context, revision
+        )
         num_layers = self.front_end.num_layers
         if layer == "last":
             self.layers = [num_layers]
@@ -165,18 +178,6 @@ def _without_tf32():
             place.allow_tf32 = is_allowed
 
 
-def _encode_silence(encoder, seconds=1):
-    """Runs a module to see what it gives, and leaves it as it was."""
-    signal = torch.zeros(1, seconds * getattr(encoder, "sample_rate", 16000))
-    was_training = encoder.training
-    encoder.eval()
-    try:
-        with torch.no_grad():
-            return encoder(signal, torch.ones(1))
-    finally:
-        encoder.train(was_training)
-
-
 def get_encoder_dim(encoder):
     """Reads the dimension D of the frames off an encoder, for the YAML.
 
@@ -184,11 +185,17 @@ def get_encoder_dim(encoder):
     ---------
     encoder : torch.nn.Module
         Any module that maps (wavs, lens) to [B, T, D]. Without an attribute
-        ``output_size`` it is run on one second of silence.
+        ``output_size`` it is run on a second of sound.
 
     Returns
     -------
     encoder_dim : int
+
+    Raises
+    ------
+    RecipeError
+        If what it gives are no frames, see
+        :mod:`speechbrain_wap.encoders.own_module`.
 
     Example
     -------
@@ -197,7 +204,7 @@ def get_encoder_dim(encoder):
     """
     if hasattr(encoder, "output_size"):
         return encoder.output_size
-    return _encode_silence(encoder).shape[-1]
+    return check_module(encoder)
 
 
 def count_encoder_layers(encoder):
@@ -214,7 +221,7 @@ def count_encoder_layers(encoder):
 def count_values_per_second(encoder):
     """Counts how many numbers stand for a second of speech, all layers.
 
-    A module that is no :class:`SpeechEncoder` is run on two seconds of silence;
+    A module that is no :class:`SpeechEncoder` is run on two seconds of sound;
     None where it refuses them.
 
     Example
@@ -226,7 +233,7 @@ def count_values_per_second(encoder):
         num_layers = len(encoder.layers)
         return encoder.frame_rate * num_layers * encoder.output_size
     try:
-        return _encode_silence(encoder, seconds=2).numel() / 2
+        return try_module(encoder, seconds=2).numel() / 2
     except (RuntimeError, ValueError):
         return None
 
@@ -234,7 +241,7 @@ def count_values_per_second(encoder):
 def get_frame_rate(encoder):
     """Reads how many frames an encoder gives for a second of speech.
 
-    A module that has no ``frame_rate`` is run on silence, and the rate is a
+    A module that has no ``frame_rate`` is run on some, and the rate is a
     little too low rather than too high; None where it refuses.
 
     Example
@@ -245,8 +252,8 @@ def get_frame_rate(encoder):
     if hasattr(encoder, "frame_rate"):
         return encoder.frame_rate
     try:
-        few, many = (_encode_silence(encoder, n).shape[1] for n in (1, 11))
-    except (RuntimeError, ValueError, AttributeError, IndexError):
+        few, many = (try_module(encoder, n).shape[1] for n in (1, 11))
+    except (RecipeError, RuntimeError, ValueError, IndexError):
         return None
     return max(0, many - few - 1) / 10 or None
 

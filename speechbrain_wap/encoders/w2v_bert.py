@@ -1,5 +1,6 @@
 """w2v-BERT 2.0: a conformer on pairs of log-mel frames."""
 
+import transformers
 from speechbrain.integrations.huggingface.w2v_bert import W2VBert
 
 from speechbrain_wap.encoders.hugging_face import (
@@ -10,6 +11,13 @@ from speechbrain_wap.encoders.hugging_face import (
 
 class WholeW2VBert(WholeCheckpoint, W2VBert):
     """SpeechBrain's wrapper of a checkpoint that lacks nothing."""
+
+    def make_feature_extractor(self, config):
+        """Makes what computes mel energies, as many as fit the model."""
+        num_mels = config.feature_projection_input_dim // 2
+        return transformers.SeamlessM4TFeatureExtractor(
+            feature_size=num_mels, num_mel_bins=num_mels
+        )
 
 
 class W2VBertFrontEnd(HuggingFaceFrontEnd):

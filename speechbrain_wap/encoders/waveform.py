@@ -3,6 +3,7 @@
 import math
 
 import torch
+import transformers
 from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
 
 from speechbrain_wap.encoders.hugging_face import (
@@ -13,6 +14,10 @@ from speechbrain_wap.encoders.hugging_face import (
 
 class WholeWav2Vec2(WholeCheckpoint, Wav2Vec2):
     """SpeechBrain's wrapper of a checkpoint that lacks nothing."""
+
+    def make_feature_extractor(self, config):
+        """Makes what normalises the waveform."""
+        return transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
 
 
 class WaveformFrontEnd(HuggingFaceFrontEnd):
@@ -29,6 +34,10 @@ class WaveformFrontEnd(HuggingFaceFrontEnd):
             reversed(self.settings.conv_kernel), reversed(strides)
         ):
             self.min_samples = (self.min_samples - 1) * stride + kernel
+
+    def tells_preprocessing(self):
+        """With layer norm, waveforms are normalised; else they may be."""
+        return getattr(self.settings, "feat_extract_norm", "") == "layer"
 
     def run_model(self, signal):
         """Runs the model on one utterance [samples], to [T, D]."""

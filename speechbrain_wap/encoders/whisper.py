@@ -3,6 +3,7 @@
 import math
 
 import torch
+import transformers
 from speechbrain.integrations.huggingface.whisper import Whisper
 from torch.nn import functional as F
 
@@ -14,6 +15,13 @@ from speechbrain_wap.encoders.hugging_face import (
 
 class WholeWhisper(WholeCheckpoint, Whisper):
     """SpeechBrain's wrapper of a checkpoint whose encoder lacks nothing."""
+
+    def make_feature_extractor(self, config):
+        """Makes what computes mel energies, 100 frames a second."""
+        return transformers.WhisperFeatureExtractor(
+            feature_size=config.num_mel_bins,
+            chunk_length=config.max_source_positions // 50,
+        )
 
 
 class WhisperFrontEnd(HuggingFaceFrontEnd):

@@ -30,7 +30,10 @@ from speechbrain_wap.evaluation.comparison import (
     WITHOUT,
     write_comparison,
 )
-from speechbrain_wap.evaluation.cross_validation_report import cross_validate
+from speechbrain_wap.evaluation.cross_validation_report import (
+    cross_validate,
+    list_shared_speakers,
+)
 from speechbrain_wap.evaluation.linear_probe import linear_probe
 from speechbrain_wap.evaluation.report import read_histories, sum_up
 from speechbrain_wap.features.extraction import cut_long_utterances
@@ -98,7 +101,10 @@ def main(arguments):
             results = {**results, **_measure_length(system, results)}
         compared.append({**entry, **results})
     table, path = write_comparison(
-        plan.output_folder, compared, lengths is not None
+        plan.output_folder,
+        compared,
+        lengths is not None,
+        list_shared_speakers(systems[0].plan),
     )
     print(f"\n{table}\n\nWritten to {path}")
 
@@ -228,7 +234,8 @@ def _probe_folds(hparams, system, finished, pooled):
             continue  # the probe draws no random numbers
         place = find_run(system.plan.output_folder, run["seed"], run["fold"])
         splits = read_manifests(
-            {s: Path(place, "classifier", f"{s}.json") for s in SPLITS}
+            {s: Path(place, "classifier", f"{s}.json") for s in SPLITS},
+            protocol=hparams["fold_plan"].protocol,
         )
         if hparams["long_utterances"] == "cut":
             limits = [cache], hparams["max_frames"]

@@ -149,7 +149,7 @@ def _draw_curve(systems, key, label, path, chance=None):
     save_figure(figure, path)
 
 
-def write_comparison(output_folder, systems, lengths=False):
+def write_comparison(output_folder, systems, lengths=False, notes=()):
     """Writes comparison.json, comparison.md and, for a curve, comparison.png.
 
     Where lengths are compared, the files are comparison_epochs.*, so that the
@@ -166,6 +166,8 @@ def write_comparison(output_folder, systems, lengths=False):
         in the adapter's length, not in both.
     lengths : bool
         Whether the adapter's lengths are compared.
+    notes : list of str
+        What a reader of the scores must know.
 
     Returns
     -------
@@ -199,6 +201,7 @@ def write_comparison(output_folder, systems, lengths=False):
         "seeds. Linear probe: logistic regression on mean and standard "
         "deviation of the frozen encoder's frames, for which a seed does no "
         "more than choose labels.",
+        *notes,
         scores,
     ]
     if list(baselines) != [1.0]:

@@ -5,6 +5,8 @@ import os
 
 from speechbrain.utils.distributed import if_main_process
 
+from speechbrain_wap.data.corpus_table import read_corpus_table
+from speechbrain_wap.data.folds import FoldPlan, describe_shared_speakers
 from speechbrain_wap.evaluation.report import score_table, sum_up, write_report
 from speechbrain_wap.training.adapter_folder import (
     describe_adapter,
@@ -16,6 +18,13 @@ from speechbrain_wap.training.settings import read_defaults
 
 # What a reader of the scores need not know, or is told otherwise
 HIDDEN_KEYS = {"fold", "seed", "skip_prep"}
+PROTOCOL_NOTES = {
+    "paper": "The held-out session is validation and test set in one, as in "
+    "the paper.",
+    "held_out": "Validated on one session, tested on another (held_out).",
+    "predefined": "Official splits (predefined): validated on valid, tested on "
+    "test, one fold.",
+}
 
 
 def cross_validate(plan):
@@ -98,13 +107,9 @@ def _list_notes(plan):
         )
     notes = [
         f"Encoder {encoder}, frozen; {how}",
-        (
-            "The held-out session is validation and test set in one, as in "
-            "the paper."
-            if settings["protocol"] == "paper"
-            else "Validated on one session, tested on another (held_out)."
-        ),
+        PROTOCOL_NOTES[settings["protocol"]],
     ]
+    notes += list_shared_speakers(plan)
     if settings["label_fraction"] != 1.0:
         notes.append(
             f"Fine-tuned on {100 * settings['label_fraction']:g} % of the "
@@ -119,7 +124,8 @@ def _list_notes(plan):
             "the scores are from (model_selection: best)."
         )
     else:
-        notes.append("The epoch was chosen on the validation session.")
+        part = "split" if settings["protocol"] == "predefined" else "session"
+        notes.append(f"The epoch was chosen on the validation {part}.")
     if plan.corpora:
         own = {"own": ", speakers' names its own", "shared": ""}
         listing = ", ".join(
@@ -144,6 +150,27 @@ def _list_notes(plan):
                 "(adapter_data: all)."
             )
     return notes
+
+
+def list_shared_speakers(plan):
+    """Says which speakers official splits have on several sides.
+
+    Arguments
+    ---------
+    plan : speechbrain_wap.training.cross_validation.CrossValidation
+        What was run.
+
+    Returns
+    -------
+    notes : list of str
+        Empty where speakers are in one split each.
+    """
+    protocol = plan.settings["classifier"]["protocol"]
+    if protocol != "predefined":
+        return []
+    table = read_corpus_table(os.path.join(plan.output_folder, "corpus.csv"))
+    shared = describe_shared_speakers(FoldPlan(1, protocol).split(table))
+    return [f"**Not speaker-independent**: {shared}."] * bool(shared)
 
 
 def summarise_settings(plan, folds):

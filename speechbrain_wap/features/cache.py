@@ -45,7 +45,12 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_wap.encoders.speech_encoder import get_identity
 from speechbrain_wap.errors import RecipeError, check_choice, check_whole
 from speechbrain_wap.features.extraction import extract
-from speechbrain_wap.files import try_lock, write_atomically, write_text
+from speechbrain_wap.files import (
+    expand_path,
+    try_lock,
+    write_atomically,
+    write_text,
+)
 from speechbrain_wap.wap_transformer import measure_frames
 
 logger = get_logger(__name__)
@@ -162,7 +167,7 @@ class FeatureCache:
     ):
         check_choice("feature_precision", precision, PRECISIONS)
         check_whole("feature_workers", num_workers, or_none="one per core")
-        self.cache_folder = cache_folder
+        self.cache_folder = expand_path(cache_folder, "cache_folder=")
         self.encoder = encoder
         self.dtype = PRECISIONS[precision]
         self.device = device

@@ -32,7 +32,7 @@ from pathlib import Path
 
 from speechbrain_wap.errors import RecipeError, check_number
 from speechbrain_wap.features.cache import is_unaltered, read_duration
-from speechbrain_wap.files import format_bytes, try_lock
+from speechbrain_wap.files import expand_path, format_bytes, try_lock
 
 # A temporary file that nobody has written to for so long is left over.
 LEFT_OVER_SECONDS = 3600
@@ -240,6 +240,7 @@ def main(arguments):
     prune.add_argument("--unused_days", type=float)
     prune.add_argument("--dry_run", action="store_true")
     options = vars(parser.parse_args(arguments))
+    options["cache_folder"] = expand_path(options["cache_folder"])
     if options.pop("command") == "inspect":
         text = inspect_caches(**options)
         print(text)

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from speechbrain_wap.data.audio import digest_bytes, read_audio
+from speechbrain_wap.encoders.own_module import run_module
 from speechbrain_wap.encoders.speech_encoder import (
     SpeechEncoder,
     count_encoder_layers,
@@ -314,7 +315,7 @@ def _encode_alone(encoder, signal, device):
     wavs = signal[None].to(device)
     try:
         with torch.no_grad():
-            feats = encoder(wavs, torch.ones(1, device=device))
+            feats = run_module(encoder, wavs)
     except (RecipeError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError) as error:

@@ -10,6 +10,7 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.corpus_table import read_corpus_table
+from speechbrain_wap.data.folds import FoldPlan
 from speechbrain_wap.data.speakers import (
     KnownUtterances,
     list_utterances,
@@ -177,7 +178,8 @@ def check_adapter(adapter_folder, settings, splits, corpus_table=None):
     in whatever spelling: in a further table whose names are shared; else, where
     the adapter was trained on this very corpus, which shows in any utterance in
     common. Another corpus's equal names are taken for other people, which a
-    warning says.
+    warning says. Of speakers whom official splits have on both sides, no held-
+    out utterance must have been heard.
 
     Arguments
     ---------
@@ -203,6 +205,12 @@ def check_adapter(adapter_folder, settings, splits, corpus_table=None):
     """
     record = read_adapter_record(adapter_folder)
     _check_model(adapter_folder, record, settings)
+    trained_on = set()  # whom official splits may have on both sides
+    if settings.get("protocol") == "predefined":
+        if corpus_table is not None and Path(corpus_table).is_file():
+            whole, corpus_table = read_corpus_table(corpus_table), None
+            splits = FoldPlan(1, "predefined").split(whole)
+        trained_on = {one.person for one in list_utterances(splits["train"])}
     held_out = _list_held_out(splits, corpus_table)
     mine = [one for split in splits.values() for one in list_utterances(split)]
     namesakes = []
@@ -212,8 +220,11 @@ def check_adapter(adapter_folder, settings, splits, corpus_table=None):
         is_this_corpus = any(match.audio or match.id for match in matches)
         for split, one in held_out:
             match = heard.find(one)
-            is_heard = match.audio or match.id or match.name
-            if is_heard or (is_this_corpus and match.namesake):
+            is_heard = match.audio or match.id
+            if one.person not in trained_on:
+                namesake = is_this_corpus and match.namesake
+                is_heard = is_heard or match.name or namesake
+            if is_heard:
                 if record["adapter_data"] != "all":
                     refusal = _explain_leak(table, match, one)
                     raise RecipeError(

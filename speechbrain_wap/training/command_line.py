@@ -14,6 +14,7 @@ from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.errors import RecipeError, first_line
+from speechbrain_wap.files import expand_path
 from speechbrain_wap.training.settings import PLACE_SUFFIXES, HparamsFile
 
 # Run options of SpeechBrain that could only mislead here, and why
@@ -73,7 +74,7 @@ def split_options(arguments):
         elif options and options[-1][1] is None and options[-1][0] not in FLAGS:
             options[-1] = (options[-1][0], argument)
         else:
-            positional.append(argument)
+            positional.append(expand_path(argument))
     return positional, options
 
 
@@ -156,8 +157,9 @@ def _parse_value(key, text):
     Folders, files and lists of files without brackets stay text: a folder may
     be called 2024.
     """
-    is_text = key in ("encoder_source", "system", "train_log")
-    is_text |= key.endswith(PLACE_SUFFIXES)
+    is_text = key in ("system", "encoder_revision") or key.endswith(
+        PLACE_SUFFIXES
+    )
     is_list = key == "corpora" and not text.lstrip().startswith(("[", "{"))
     if is_text or is_list:
         return None if text in ("", "null", "None") else text

@@ -34,7 +34,12 @@ from speechbrain_wap.data.folds import (
 from speechbrain_wap.data.further_corpora import read_tables
 from speechbrain_wap.data.preparation import prepare_table
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import digest_file, only_process, read_json
+from speechbrain_wap.files import (
+    digest_file,
+    expand_path,
+    only_process,
+    read_json,
+)
 from speechbrain_wap.training.adapter_folder import (
     MODEL_KEYS,
     RECORD,
@@ -231,6 +236,9 @@ class CrossValidation:
             typed = {k.removeprefix(f"{stage}."): text for k, text in options}
             keys[stage] = HparamsFile(file, typed).keys()
         own, routed = route_options(options, keys)
+        for key in own:
+            if key.endswith("_folder"):
+                own[key] = expand_path(own[key], f"--{key}=")
         self._set_adapter(own, options, keys)
         jobs = parse_list(own.get("jobs", "1"), "jobs")
         if len(jobs) != 1 or jobs[0] < 1:
@@ -332,6 +340,21 @@ class CrossValidation:
         changed._read()
         return changed
 
+    def pin_encoders(self, revisions):
+        """Has all folds take an encoder of the hub at the same commit.
+
+        Arguments
+        ---------
+        revisions : dict
+            Commit by stage, None where there is none.
+        """
+        for stage, revision in revisions.items():
+            if revision is not None:
+                self.commands[stage] = self.commands[stage].change(
+                    encoder_revision=revision
+                )
+                self.settings[stage]["encoder_revision"] = revision
+
     @property
     def corpora(self):
         """Further tables of stage 1; none where it is not run."""
@@ -404,11 +427,12 @@ def find_run(root, seed, fold):
 def prepare(plan):
     """Writes the corpus table and settles the folds before any training.
 
-    Returns the folds that are run and all sessions; fold k holds out the k-th.
+    Returns the folds that are run and all sessions, of which fold k holds out
+    the k-th, and at which revision the encoder of each stage was found.
     """
     if plan.adapter_training:
         _refuse_different_models(plan)
-    scripts = load_scripts()
+    scripts, revisions = load_scripts(), {}
     for stage in plan.stages:  # what cannot be built is said at once
         command = plan.commands[stage]
         experiment = Experiment(
@@ -416,6 +440,7 @@ def prepare(plan):
             scripts[stage].NEEDED,
         )
         experiment.remove_empty_save_folder()
+        revisions[stage] = experiment.settings.get("encoder_revision")
     hparams = experiment.hparams  # the classifier's, which is the last one
     if plan.has_adapter and not hasattr(hparams["model"], "backbone"):
         raise RecipeError(
@@ -431,22 +456,26 @@ def prepare(plan):
         "corpus_csv" not in command.overrides or "classes" in command.overrides,
     )
     style = hparams["dialogue_style"]
+    protocol = hparams["protocol"]
+    FoldPlan(1, protocol).warn_of_splits(table)
     sessions = list_sessions(table)
     # A session without labels is no fold: it serves adapter training only.
     labelled = set(label_utterances(table, classes, style)["session"])
+    if protocol == "predefined":
+        sessions = labelled = ["test"]
     folds = plan.folds or [
         fold
         for fold, session in enumerate(sessions, start=1)
         if session in labelled
     ]
     splits = {
-        fold: FoldPlan(fold, hparams["protocol"]).split_labelled(
-            table, classes, style
-        )
+        fold: FoldPlan(fold, protocol).split_labelled(table, classes, style)
         for fold in folds
     }
     settings = {**experiment.settings, "encoder_key": experiment.encoder_key}
-    content = table[["id", "digest", "speaker", "session", "emo"]].to_csv()
+    compared = ["id", "digest", "speaker", "session", "emo"]
+    compared += ["split"] * (protocol == "predefined")
+    content = table[compared].to_csv()
     if plan.corpora:
         further, _ = read_tables(plan.corpora, hparams["cache_folder"])
         content += further[["id", "digest", "speaker"]].to_csv()
@@ -463,7 +492,7 @@ def prepare(plan):
     )
     guarded["data"] = hashlib.sha256(content.encode()).hexdigest()[:16]
     record_settings(plan.output_folder, {**guarded, "number_of_epochs": 0})
-    return folds, sessions
+    return folds, sessions, revisions
 
 
 def _refuse_different_models(plan):
@@ -680,7 +709,8 @@ def run_all(plan, report):
     folder = plan.output_folder
     written = [os.path.join(folder, "corpus.csv")]
     with only_process(folder), restored_if_refused(folder, written):
-        folds, sessions = run_on_main(prepare, args=[plan])
+        folds, sessions, revisions = run_on_main(prepare, args=[plan])
+        plan.pin_encoders(revisions)
         runs = [(seed, fold) for seed in plan.seeds for fold in folds]
         tasks = [(plan, fold, seed) for seed, fold in runs]
         results, started = [None] * len(runs), time.time()

@@ -82,10 +82,14 @@ class Experiment:
                 name_data(reading.data, reading.corpora),
             )
             reading.set_output_folder(folder)
-        self.text = reading.text
         # before anything in the folder is written over
         refuse_changes(Path(reading.output_folder, "save"), self.settings)
         self.hparams = reading.build()
+        encoder = dict(self.hparams).get("encoder")
+        if getattr(encoder, "revision", None) is not None:
+            # what a branch, or no revision, stands for today
+            reading.set_encoder_revision(encoder.revision)
+        self.text = reading.text
         self.folder = Path(self.hparams["output_folder"])
         self.save_folder = self.hparams["save_folder"]
         # the corpus under test
@@ -125,7 +129,9 @@ class Experiment:
         cache_folder = self.hparams["cache_folder"] if earlier else None
         # read by one rank: nodes may have disks of their own
         splits = run_on_main(
-            read_manifests, args=[self.manifests, fields, cache_folder]
+            read_manifests,
+            args=[self.manifests, fields, cache_folder],
+            kwargs={"protocol": self.hparams["fold_plan"].protocol},
         )
         if self.hparams["long_utterances"] == "cut":
             limits = [*self.caches.values()], self.hparams["max_frames"]

@@ -38,6 +38,7 @@ PATH_KEYS = {
 }
 # How data are loaded, what is logged, how far a run has come
 UNGUARDED_KEYS = {
+    "encoder_revision",  # the encoder's key has a digest of the weights
     "skip_prep",
     "max_skipped",
     "num_workers",
@@ -98,7 +99,10 @@ def select_named(settings):
     return {
         key: value
         for key, value in settings.items()
-        if is_guarded(key) or key in NAMED_ONLY or key == "adapter_folder"
+        if is_guarded(key)
+        or key in NAMED_ONLY
+        or key == "adapter_folder"
+        or (key == "encoder_revision" and value is not None)
     }
 
 

@@ -27,6 +27,7 @@ from speechbrain_wap.errors import (
     check_whole,
     report_path_errors,
 )
+from speechbrain_wap.files import expand_path
 
 # Run options of SpeechBrain that decide what a run computes
 NUMERIC_OPTIONS = (
@@ -35,8 +36,11 @@ NUMERIC_OPTIONS = (
     "grad_accumulation_factor",
     "max_grad_norm",
 )
-# Keys whose values are folders or files, hence text
+# Keys whose values are folders or files, or may be, hence text
 PLACE_SUFFIXES = ("_folder", "_csv", "_annotation")
+PLACE_SUFFIXES += ("train_log", "encoder_source")
+# Arguments of SpeechBrain's loggers and checkpointers that are
+WIRED_PLACES = ("save_file", "checkpoints_dir")
 # Keys that the training loop and the scripts read as they are, some of them
 # late (--lr=x: "lr=x must be ..."); what is built of the others checks them.
 LOOP_KEYS = {
@@ -130,7 +134,7 @@ class HparamsFile:
                 "not have: give another path."
             )
         if chosen.endswith(".yaml"):
-            return chosen
+            return expand_path(chosen, f"--{key}=")
         return os.path.join(os.path.dirname(usual), f"{chosen}.yaml")
 
     def _find(self, name):
@@ -200,6 +204,39 @@ class HparamsFile:
         except (ValueError, TypeError, KeyError) as error:
             raise RecipeError(f"{self.path}: {_one_line(error)}")
 
+    def expand_a_path(self, resolved):
+        """Puts a whole path in the place of the first with ~ or $NAME.
+
+        Those that refer to others come after them: they may follow.
+
+        Arguments
+        ---------
+        resolved : dict
+            The file without references.
+
+        Returns
+        -------
+        is_expanded : bool
+            False where there is none.
+        """
+        places = [
+            (tree, key, part)
+            for part, tree in [(None, self.tree), *self.included.items()]
+            for key in tree
+            if key.endswith(PLACE_SUFFIXES)
+            and (part is None or key not in self.tree)
+        ]
+        places.sort(key=lambda place: _tag(place[0][place[1]]) == "!ref")
+        for tree, key, part in places:
+            value = (resolved if part is None else resolved[part])[key]
+            if not isinstance(value, str) or _tag(value):
+                continue
+            path = expand_path(value, f"{key}=")
+            if path != value:
+                (tree if part is None else self.tree[part])[key] = path
+                return True
+        return False
+
     def name_keys(self):
         """Lists, by class and argument, the keys that set the argument."""
         keys = {}
@@ -242,6 +279,15 @@ def _one_line(error):
     """Writes what an error says as a sentence of one line."""
     parts = [str(part) for part in error.args] or [str(error)]
     return " ".join(" ".join(parts).split()).rstrip(".") + "."
+
+
+def _expand_wired(node, depth=0):
+    """Puts whole paths into the arguments of what is wired."""
+    for key, value in _list_items(node):
+        is_place = depth and str(key).endswith((*PLACE_SUFFIXES, *WIRED_PLACES))
+        if is_place and isinstance(value, str):
+            node[key] = expand_path(value, f"{key}: ")
+        _expand_wired(value, depth + 1)
 
 
 def _tag(node):
@@ -368,10 +414,13 @@ class Reading:
         tree = self.file.tree
         self.corpora = parse_corpora(_plain(tree.get("corpora")))
         folder, table = tree.get("data_folder"), tree.get("corpus_csv")
-        if isinstance(folder, TaggedScalar) or folder is None or table:
-            tree["data_folder"] = folder = ""
-        self.data = str(table or folder)
+        if _tag(folder) == "!PLACEHOLDER" or folder is None or table:
+            tree["data_folder"] = ""
+        _expand_wired(tree)
         settings = self._resolve()
+        self.data = str(
+            settings.get("corpus_csv") or settings["data_folder"] or ""
+        )
         for key, (check, bounds) in LOOP_KEYS.items():
             if key in settings:
                 check(key, settings[key], **bounds)
@@ -386,8 +435,11 @@ class Reading:
 
     def _resolve(self):
         """Resolves the file; returns its settings."""
-        self.text = self.file.resolve()
-        settings = _list_settings(self.file, YAML().load(self.text))
+        resolved = None
+        while resolved is None or self.file.expand_a_path(resolved):
+            self.text = self.file.resolve()
+            resolved = YAML().load(self.text)
+        settings = _list_settings(self.file, resolved)
         self.output_folder = settings.get("output_folder")
         if not self.output_folder:
             raise RecipeError(
@@ -399,6 +451,12 @@ class Reading:
     def set_output_folder(self, output_folder):
         """Sets the folder where the run is to write."""
         self.file.tree["output_folder"] = str(output_folder)
+        self._resolve()
+
+    def set_encoder_revision(self, revision):
+        """Sets the commit at which the encoder was found on the hub."""
+        self.settings["encoder_revision"] = revision
+        self.file.tree["encoder_revision"] = revision
         self._resolve()
 
     def check_stage(self, needed):

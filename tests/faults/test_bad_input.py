@@ -10,6 +10,7 @@ runs those in SHORT, `make faults` all.
 import functools
 import gc
 import json
+import os
 import re
 import shutil
 
@@ -18,7 +19,7 @@ import pandas as pd
 import pytest
 import soundfile
 from recipe_runs import read_json
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_run import SCRIPTS, TinyRun, make_samples, make_table
 
 from speechbrain_wap.errors import RecipeError
@@ -335,6 +336,20 @@ def no_evil(run):
     return "no file is called after it"
 
 
+def official_splits(*first, protocol="predefined"):
+    """A column split: test, valid and, of a speaker of the test, train."""
+    told = [
+        *first,
+        *["test", "test", "test", "train", "dev", "dev"][len(first) :],
+    ]
+
+    def spoil(run):
+        run.table["split"] = told + ["train"] * (len(run.table) - len(told))
+        run.options.append(f"--protocol={protocol}")
+
+    return spoil
+
+
 CSV, UNREADABLE = "own.csv", "own.csv cannot be read"
 EVIL = "../../evil"
 SAME_SPEAKER = cell("speaker", "s1f", 4)
@@ -375,6 +390,9 @@ TABLE = {
         cell("id", ["1", "01", "1.0", "NA", "null", "nan"], slice(0, 5))
     ),
     "classes like gaps": used(rename("emo", "NA", "null")),
+    "class that may be no label": used(
+        cell("emo", "No agreement", 4), "No agreement may stand for no label"
+    ),
     "classes like numbers": used(rename("emo", "1", "01")),
     "sessions like paths": used(rename("session", "../s 1", "/s2", "s,3")),
     "class label": refused(rename("emo", "label", "rage"), "class label"),
@@ -417,6 +435,49 @@ TABLE = {
     ),
     "no joy in held-out session": used(rows("session > 's1' or emo != 'joy'")),
     "single class": refused(rows("emo == 'joy'"), TOO_FEW),
+    "official splits that share a speaker": used(
+        official_splits(), "Not speaker-indep.*1 is in train and test .s1m"
+    ),
+    "official splits that share a speaker, adapter": used(
+        official_splits(), "Not speaker-indep.*1 is in train and test .s1m"
+    ),
+    "official splits, adapter_data=all, adapter": used(
+        both(official_splits(), options("adapter_data=all")), "held-out"
+    ),
+    "official splits, the best epoch of a tenth of the labels": used(
+        both(
+            official_splits(),
+            options("model_selection=best", "label_fraction=0.1"),
+            options("augmentation=all"),
+        )
+    ),
+    "official splits that are passed over": used(
+        official_splits(protocol="paper"), "give --protocol=predefined"
+    ),
+    "official split that may be either": refused(
+        official_splits("eval"), "s1f_joy: split=eval is none of"
+    ),
+    "official splits without valid": refused(
+        both(official_splits(), cell("split", "train", slice(4, 5))),
+        "split has no valid",
+    ),
+    "official splits with the same audio": refused(
+        both(
+            lambda run: cell("wav", run.table["wav"][0], 7)(run),
+            official_splits(),
+        ),
+        "of the test split are the same audio .*s1f_joy and s2m_rage",
+    ),
+    "official splits, fold 2, cross_validate": refused(
+        both(official_splits(), options("folds=2")), "fold 2 .* has one fold"
+    ),
+    "no official splits": refused(
+        options("protocol=predefined"), "needs a column split.* it has id, wav"
+    ),
+    "sessions called like splits": used(
+        both(rename("session", "dev", "test", "train")),
+        "called dev, test, train",
+    ),
     "no labels": refused(column("emo", ""), TOO_FEW, "emo"),
     "no labels, adapter": used(column("emo", ""), "No probe of .* no labels"),
     "no labels in the held-out session": refused(
@@ -584,7 +645,51 @@ def without_session_2(part):
 
 TURNS = "Ses02F_impro01.txt"
 
+
+def no_label(written):
+    """A turn of IEMOCAP whose label is none, and all labels as classes."""
+
+    def spoil(run):
+        swap(TURNS, "hap", written)(run)
+        run.options.append("--classes=all")
+        is_spoilt = (run.table["session"] == "2") & (run.table["emo"] == "joy")
+        run.table.loc[is_spoilt, "emo"] = ""
+
+    return spoil
+
+
+def only_real_classes(run):
+    """Checks that nothing is a class but what is a label."""
+    classes = read_json(run.out, "scores.json")["classes"]
+    assert classes == ["ang", "hap"]
+    return f"the classes are {', '.join(classes)}"
+
+
+def other_format(pattern, suffix, keep=False):
+    """Audio of the corpus in another format, or in both."""
+
+    def spoil(run):
+        for path in run.make_iemocap().glob(f"*/sentences/wav/*/{pattern}"):
+            samples, rate = soundfile.read(path)
+            kind = suffix[1:].upper()
+            soundfile.write(
+                path.with_suffix(suffix), samples, rate, format=kind
+            )
+            if not keep:
+                path.unlink()
+
+    return spoil
+
+
 IEMOCAP = {
+    "all audio in FLAC": used(other_format("*", ".flac")),
+    "all audio called .WAV": used(other_format("*", ".WAV")),
+    "a turn in two formats": refused(
+        other_format("*F000.wav", ".flac", keep=True),
+        "Ses01F_impro01_F000.wav is the same utterance as .*F000.flac",
+    ),
+    "turns without agreement": used(no_label("xxx"), check=only_real_classes),
+    "turns of another emotion": used(no_label("oth"), check=only_real_classes),
     "no folder of a session": used(without_session_2(""), "differ"),
     "no folder dialog": used(without_session_2("dialog"), "2 is left out"),
     "no folder sentences": skipped(
@@ -612,6 +717,79 @@ IEMOCAP = {
     ),
 }
 
+# Encoders --------------------------------------------------------------------
+
+
+def checkpoint(change):
+    """A copy of the small HuBERT that is spoilt."""
+
+    def spoil(run):
+        folder = run.input / "encoder"
+        shutil.copytree(run.make_hubert(), folder)
+        change(folder)
+        run.options.append(f"--encoder_source={folder}")
+
+    return spoil
+
+
+def within_another(folder):
+    """Weights as a model within another has them."""
+    path = folder / "model.safetensors"
+    weights = {f"module.model.{k}": w for k, w in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def half(folder):
+    """Weights of which the end is missing."""
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def wired(text):
+    """Another encoder in the YAML."""
+    usual = r"\nencoder: !new.*\n(    .*\n)+"
+    return edit(YAML, lambda old: re.sub(usual, f"\nencoder: {text}\n", old))
+
+
+YAML, POINTER = "mine.yaml", "version https://git-lfs.github.com/spec/v1"
+LOBES = "!new:speechbrain.lobes"
+
+ENCODERS = {
+    "checkpoint without preprocessor_config.json": refused(
+        checkpoint(lambda f: (f / "preprocessor_config.json").unlink()),
+        "copy that file .* such as facebook/hubert-base-ls960",
+    ),
+    "checkpoint of a model within another": used(checkpoint(within_another)),
+    "checkpoint of which half is missing": refused(
+        checkpoint(half), "model.safetensors is not whole .*download it again"
+    ),
+    "checkpoint that is a pointer of Git LFS": refused(
+        checkpoint(lambda f: (f / "model.safetensors").write_text(POINTER)),
+        "pointer of Git LFS.*git lfs pull",
+    ),
+    "checkpoint for TensorFlow": refused(
+        checkpoint(
+            lambda f: (f / "model.safetensors").rename(f / "tf_model.h5")
+        ),
+        "holds no weights: of tf_model.h5, convert it",
+    ),
+    "checkpoint without model_type": refused(
+        checkpoint(lambda f: (f / "config.json").write_text("{}")),
+        "config.json names no model_type: write",
+    ),
+    "SpeechBrain's Fbank as encoder": used(wired(f"{LOBES}.features.Fbank")),
+    "SpeechBrain's Fbank as encoder, adapter": used(
+        wired(f"{LOBES}.features.Fbank")
+    ),
+    "encoder that gives no frames": refused(
+        wired("!new:torch.nn.Flatten"), "encoder .Flatten. gives .1, 16000."
+    ),
+    "ECAPA-TDNN as encoder": refused(
+        wired(f"{LOBES}.models.ECAPA_TDNN.ECAPA_TDNN\n    input_size: 80"),
+        "encoder .ECAPA_TDNN. fails on 1 s of sound",
+    ),
+}
+
 # Places ----------------------------------------------------------------------
 
 
@@ -636,7 +814,24 @@ def odd_data_folder(run):
     run.corpus = run.make_iemocap().rename(run.input / "IEMOCAP räkning # 語")
 
 
+def from_home(run):
+    """Writes all paths from the home folder on, wherever it is."""
+    home = os.path.expanduser("~")
+    run.table["wav"] = [f"~/{os.path.relpath(w, home)}" for w in run.table.wav]
+    paths = {"corpus_csv": run.csv, "output_folder": run.out}
+    for key, path in {**paths, "cache_folder": run.cache}.items():
+        run.options.append(f"--{key}=~/{os.path.relpath(path, home)}")
+
+
 PLACES = {
+    "all paths from ~ on": used(from_home),
+    "all paths from ~ on, adapter": used(from_home),
+    "all paths from ~ on, cross_validate": refused(
+        both(from_home, options("folds=9")), "fold 9 does not exist"
+    ),
+    "table with a variable that is not set": refused(
+        cell("wav", "$NOWHERE/a.wav", 2), "own.csv, line 4: .*NOWHERE is not"
+    ),
     "disk full at once": refused(full_disk(3000), "cannot be written|disk"),
     "disk full while features are cached": refused(
         both(full_disk(100_000), sound(seconds=180, number=30), CUT_LONG),
@@ -700,9 +895,17 @@ OPTIONS = r"""
 --output_folder=own.csv/out | own.csv
 --output_folder=/proc/nowhere/out | /proc/nowhere
 --cache_folder=own.csv | own.csv
+--output_folder=$NOWHERE/x | variable .NOWHERE is not set
+--cache_folder=~nobody-here/x | no user nobody-here
+--corpora=${NOWHERE}/b.csv, adapter | variable .NOWHERE is not set
+--encoder_source=$NOWHERE/hubert | variable .NOWHERE is not set
+--adapters_folder=$NOWHERE, cross_validate | variable .NOWHERE is not set
+--output_folder=$NOWHERE/x, compare | variable .NOWHERE is not set
 --cache_folder=/proc/no | /proc has 0 bytes left|/proc/no/.* cannot be written
 --classes={a: [joy], b: [fear]} | class b .labels fear.: the corpus has
 --encoder_source=no/such | no/such
+--encoder_source=no/such --encoder_revision=v1 | no/such .*revision=v1
+--encoder_revision=v1 | encoder_revision=v1 is for hub ids, but .* fbank
 --system=no | models/no.yaml as .*No such
 --skip_prep=True | train.json.*--skip_prep
 --lr=1e30 | (nan|NaN|finite).*lower lr
@@ -825,7 +1028,7 @@ def other_wav(run):
     entry(wav=run.table["wav"][0])(run)
 
 
-YAML, RECORD, SETTINGS = "mine.yaml", "adapter.json", "settings.json"
+RECORD, SETTINGS = "adapter.json", "settings.json"
 TRAIN, TEST = "train.json", "test.json"
 ENTRY = "test.json: utterance s1f_joy"
 
@@ -902,16 +1105,8 @@ FILES = {
     ),
 }
 
-CASES = {
-    **AUDIO,
-    **TABLE,
-    **PARTS,
-    **CORPORA,
-    **IEMOCAP,
-    **PLACES,
-    **KEYS,
-    **FILES,
-}
+CASES = {**AUDIO, **TABLE, **PARTS, **CORPORA, **IEMOCAP, **ENCODERS}
+CASES |= {**PLACES, **KEYS, **FILES}
 
 SHORT = {
     *("missing wav", "wav of which half is missing", "silent wav"),
@@ -919,19 +1114,25 @@ SHORT = {
     *("1e30 in a float wav", "3 minutes, cut"),
     *("table in UTF-16", "too few cells", "id with a line break"),
     *("id that leads out of the folder", "label in no class"),
+    "official splits that share a speaker, adapter",
+    *("official split that may be either", "sessions called like splits"),
     *("speaker in two sessions", "speaker in two sessions, adapter"),
     *("speaker in two sessions, cross_validate", "no labels, adapter"),
     "start and end within one file",
     "further table with a held-out speaker, adapter",
     "... known by the audio, adapter",
-    *("turn without its wav", "malformed line in an evaluation file"),
-    "--corpus_csv= --data_folder=nowhere",
+    *(
+        "turn without its wav",
+        "turns without agreement",
+        "malformed line in an evaluation file",
+    ),
+    *("--corpus_csv= --data_folder=nowhere", "all paths from ~ on"),
     *("disk full while a checkpoint is saved", "--output_folder=own.csv/out"),
     *("spaces and other scripts in all paths", "loss that becomes NaN"),
     *("--lr=fast, classifier", "--learning_rate=1, classifier", "key twice"),
     *("--fold=4, adapter", "--adapter_epochs=two, compare"),
     *("--folds=1,9, cross_validate", "--batch_size=1000"),
-    "--encoder_source=no/such",
+    *("--encoder_source=no/such", "encoder that gives no frames"),
     *("YAML with a class that does not exist", "manifest that is no JSON"),
     *("entry with a speaker of another split", "adapter of another fold"),
     *("the last of two checkpoints was cut", "adapter.json that is no JSON"),

@@ -19,6 +19,7 @@ SCRIPTS = {
     "cross_validate": ("cross_validate.py", ["adapter", "classifier"]),
     "compare": ("compare", ["adapter", "classifier"]),
 }
+SPLITS = ("test", "train")
 LABELS = {"joy": "hap", "rage": "ang"}  # and what IEMOCAP calls them
 
 
@@ -227,6 +228,9 @@ class TinyRun:
                 assert all(np.isfinite(list((split or {}).values())))
         used = self.table[~self.table["id"].isin(self.skipped().keys())]
         is_tested = used["session"] == self.held_out
+        is_trained = ~is_tested
+        if "--protocol=predefined" in self.options:
+            is_tested, is_trained = (used["split"] == s for s in SPLITS)
         if self.stage == "adapter":
             (checkpoint,) = (self.out / "save").glob("CKPT*")
             for part in ("student", "teacher", "local_attributes"):
@@ -239,12 +243,12 @@ class TinyRun:
             if "--corpus_csv=" in self.options:
                 (record,) = record["corpora"]  # the corpus is a further table
             elif "--protocol=held_out" in self.options:
-                is_tested |= used["session"] == "s2"
-            assert set(names[~is_tested]) <= set(record["utterances"])
+                is_trained &= used["session"] != "s2"
+            assert set(names[is_trained]) <= set(record["utterances"])
             return
         manifest = read_json(self.out, "train.json")
         labelled = used["emo"] != ""
-        assert set(used["id"][labelled & ~is_tested]) <= manifest.keys()
+        assert set(used["id"][labelled & is_trained]) <= manifest.keys()
         table, classes = self.predictions()
         assert list(table["id"]) == list(used["id"][labelled & is_tested])
         assert np.isfinite(table[classes].to_numpy()).all()

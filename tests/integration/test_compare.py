@@ -57,6 +57,28 @@ def test_systems_are_compared_in_one_table(finished):
     assert difference["runs"] == 2
 
 
+def test_official_splits_are_one_fold_and_shared_speakers_are_told(
+    arguments, finished, tmp_path
+):
+    table = pd.read_csv(finished / "with_adapter" / "corpus.csv", dtype=str)
+    names = {"1": "test", "2": "Dev"}
+    table["split"] = table["session"].map(names).fillna("train")
+    table.loc[table.index[-1], "speaker"] = table["speaker"][0]
+    table.to_csv(tmp_path / "own.csv", index=False)
+    options = [x for x in arguments if x.startswith("--")]
+    kept = [x for x in options if not x.startswith(("--folds", "--data_fold"))]
+    call(
+        *("compare", "adapter", "classifier", *kept, "--protocol=predefined"),
+        *(f"--corpus_csv={tmp_path / 'own.csv'}", "--seeds=1"),
+        f"--output_folder={tmp_path / 'out'}",
+    )
+    (run,) = read_json(tmp_path, "out", "with_adapter", "results.json")["runs"]
+    assert (run["fold"], run["session"]) == (1, "test")
+    for report in ("comparison.md", "with_adapter/report.md"):
+        text = (tmp_path / "out" / report).read_text("utf-8")
+        assert "share speakers: 1 is in train and test (Ses01F)" in text
+
+
 def test_lengths_of_adapter_training_share_the_baseline(
     finished, arguments, tmp_path
 ):

@@ -181,5 +181,5 @@ def test_the_other_readings_of_the_paper_go_through_both_stages(tiny, tmp_path):
     assert row["ema_decay"] == 0.999
     assert row["valid"] is None  # all sessions are trained on
     scores = read_json(run_folder, "classifier/scores.json")
-    assert {"hap", "exc", "xxx"} < set(scores["classes"])
+    assert {"hap", "exc", "fru"} < set(scores["classes"])
     assert scores["session"] == "1"

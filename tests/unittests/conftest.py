@@ -239,7 +239,7 @@ def prepare_adapter(corpus, manifests, left_out_csv):
             parse_corpora(corpora),
             left_out_csv,
         )
-        return read_manifests(manifests)
+        return read_manifests(manifests, protocol=protocol)
 
     return prepare
 
@@ -258,6 +258,6 @@ def prepare_classifier(corpus, manifests):
             "improvised",
             manifests,
         )
-        return read_manifests(manifests)
+        return read_manifests(manifests, protocol=protocol)
 
     return prepare

@@ -54,7 +54,8 @@ def check(prepare_classifier, corpus):
     def run(adapter, fold=1, protocol="paper", whole=True, **changed):
         splits = prepare_classifier(fold, protocol)
         table = corpus["corpus_table"] if whole else None
-        return check_adapter(adapter, {**SETTINGS, **changed}, splits, table)
+        settings = {**SETTINGS, "protocol": protocol, **changed}
+        return check_adapter(adapter, settings, splits, table)
 
     return run
 
@@ -79,6 +80,30 @@ def test_only_the_adapter_of_the_same_fold_is_taken(
     if protocol == "held_out":
         with pytest.raises(RecipeError, match="is in the valid split"):
             check(make_adapter(fold, "paper"), fold, protocol)
+
+
+def test_official_splits_may_share_speakers_with_the_adapter(
+    make_adapter, check, own_csv
+):
+    table = pd.read_csv(own_csv, keep_default_na=False)
+    # each speaker is in several, but for s5f and s5m
+    splits = [["train", "dev", "test"][i % 3] for i in range(40)]
+    splits[32:] = ["test"] * 8
+    table.assign(split=splits).to_csv(own_csv, index=False)
+    adapter = make_adapter(1, "predefined")
+    assert check(adapter, 1, "predefined")
+    # another adapter has heard a held-out utterance, or speaker
+    with pytest.raises(RecipeError, match="s1. .*same audio"):
+        check(make_adapter(5), 1, "predefined")
+    table.assign(split=["train"] * 33 + splits[33:]).to_csv(
+        own_csv, index=False
+    )
+    heard = make_adapter(2, "paper")
+    table["split"] = ["train"] * 8 + ["dev"] * 4 + ["test"] * 4 + [""] * 24
+    table.to_csv(own_csv, index=False)
+    with pytest.raises(RecipeError, match="speaker s2f is in the valid split"):
+        check(make_adapter(1), 1, "predefined")
+    assert check(heard, 1, "predefined")
 
 
 def test_a_speaker_is_recognised_in_utterances_the_adapter_did_not_see(

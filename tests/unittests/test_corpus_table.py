@@ -41,6 +41,24 @@ def test_a_byte_order_mark_and_blanks_do_not_matter(write_csv, tmp_path):
     assert read_own_corpus(absolute)["wav"][0] == f"{tmp_path}/x/b.wav"
 
 
+def test_cells_and_the_table_itself_may_begin_at_home(
+    write_csv, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    cells = ["~/a.wav", "$HOME/a.wav", "${HOME}/a.wav", "a.wav", "$5.wav"]
+    lines = [f"{n},{cell},x,1,joy\n" for n, cell in enumerate(cells)]
+    write_csv(HEADER + "".join(lines))
+    table = read_own_corpus("~/own.csv")
+    names = [str(tmp_path / name) for name in 4 * ["a.wav"] + ["$5.wav"]]
+    assert table["wav"].tolist() == names
+    csv = write_csv(f"{HEADER}a,a.wav,x,1,\nb,$NOWHERE.wav,x,1,\n")
+    with pytest.raises(RecipeError, match="line 3: .NOWHERE.wav: .*not set"):
+        read_own_corpus(csv)
+    (tmp_path / "$NOWHERE.wav").touch()  # it is just called so
+    wavs = read_own_corpus(csv)["wav"]
+    assert wavs[1] == str(tmp_path / "$NOWHERE.wav")
+
+
 @pytest.mark.parametrize("end", [",", "", ",joy,more"])
 def test_a_line_of_another_length_does_not_shift_the_columns(write_csv, end):
     """Spreadsheets like to end every line with a comma."""

@@ -29,6 +29,18 @@ def plan(*options):
     return CrossValidation([*FILES, *options])
 
 
+def test_its_own_paths_are_resolved_as_the_keys_are(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    options = ["--data_folder=D", "--output_folder=~/x"]
+    assert plan(*options).output_folder == "/home/ada/x"
+    made = plan(*options, "--adapters_folder=$HOME/y")
+    assert made.find_adapter(1, 2) == "/home/ada/y/seed1/fold2/adapter"
+    made = plan(*options, "--adapter_folder=~/z_{seed}", "--seeds=1")
+    assert made.find_adapter(1, 2) == "/home/ada/z_1"
+    with pytest.raises(RecipeError, match="--output_folder=.*.NOWHERE is not"):
+        plan("--data_folder=D", "--output_folder=$NOWHERE/x")
+
+
 # To which stage an option goes -----------------------------------------------
 
 

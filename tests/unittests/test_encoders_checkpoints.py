@@ -7,16 +7,25 @@ they were stored: the same operations in the same shapes.
 import json
 import re
 import shutil
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 import transformers
 from encoder_cases import FAMILIES, edit_json, encode
+from readings import SMALL, find_yaml
 from safetensors.torch import load_file, save_file
 
 from speechbrain_wap.encoders import SpeechEncoder, get_identity
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.evaluation.cross_validation_report import (
+    summarise_settings,
+)
+from speechbrain_wap.training.command_line import read_command
+from speechbrain_wap.training.cross_validation import CrossValidation
+from speechbrain_wap.training.experiment import Experiment
+from speechbrain_wap.training.settings import Reading
 
 
 @pytest.fixture
@@ -111,18 +120,78 @@ def drop(name):
     return lambda folder: (folder / name).unlink()
 
 
+def write(name, text, *lost):
+    """Another file, in the place of some."""
+
+    def change(folder):
+        for path in lost:
+            (folder / path).unlink()
+        (folder / name).write_text(text)
+
+    return change
+
+
+def split_weights(folder):
+    """Two files with an index, of which the second is missing."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    places = {key: names[n % 2] for n, key in enumerate(weights)}
+    kept = {k: w for k, w in weights.items() if places[k] == names[0]}
+    save_file(kept, folder / names[0], metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def rename_weights(*prefixes):
+    """Weights as a model within others has them."""
+
+    def change(folder):
+        path = folder / "model.safetensors"
+        weights = load_file(path)
+        renamed = {p + k: w + 0 for p in prefixes for k, w in weights.items()}
+        save_file(renamed, path, metadata={"format": "pt"})
+
+    return change
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+WEIGHTS, PREPROCESSOR = "model.safetensors", "preprocessor_config.json"
+ONE_MODEL = "config.json asks for, first encoder.layers.1.*both from one model"
+
+
 @pytest.mark.parametrize("kind", ["hubert", "whisper"])
 @pytest.mark.parametrize(
     "change, reason",
     [
-        (drop("model.safetensors"), ""),
-        (cut("model.safetensors", 1000), ""),
-        (drop_weights_of_a_layer, ""),
-        (alter_config(intermediate_size=64, encoder_ffn_dim=64), ""),
-        (drop("config.json"), "config.json"),
-        (cut("config.json", 50), ""),
+        (drop(WEIGHTS), "holds no weights: a .safetensors or .bin file"),
+        (cut(WEIGHTS, 1000), "is not whole .*: download it again"),
+        (cut(WEIGHTS), "is not whole .*: download it again"),
+        (write(WEIGHTS, POINTER), "pointer of Git LFS.*git lfs pull in"),
+        (write("config.json", POINTER), "damaged.*git lfs pull in"),
+        (write("tf_model.h5", "", WEIGHTS), "tf_model.h5, convert it"),
+        (write("checkpoint.pt", "", WEIGHTS), "checkpoint.pt, convert it"),
+        (write(f"{WEIGHTS}.incomplete", "", WEIGHTS), "half a download: fin"),
+        (write("adapter_model.safetensors", "", WEIGHTS), "merge the LoRA"),
+        (write("pytorch_model.bin", "<html>", WEIGHTS), "not whole.*again"),
+        (split_weights, "lacks 1 of the 2 files that .*first model-00002-of"),
+        (drop_weights_of_a_layer, ONE_MODEL),
+        (rename_weights("student.", "teacher."), "student. and teacher., as"),
+        (rename_weights("strange_"), "asks for, first .* such as strange_"),
+        (
+            alter_config(intermediate_size=64, encoder_ffn_dim=64),
+            "take config.json and weights of one model",
+        ),
+        (drop("config.json"), "no config.json: take config.json from the mod"),
+        (cut("config.json", 50), "config.json is damaged"),
+        (write("config.json", "{}"), "names no model_type.*hubert.*whisper"),
         (alter_config(model_type="sew"), "'sew'.*hubert.*wavlm.*fbank"),
-        (drop("preprocessor_config.json"), ""),
+        (alter_config(model_type="data2vec-text"), "'data2vec-text'.*!new"),
+        (write(PREPROCESSOR, "{half"), "preprocessor_config.json is damaged"),
+        (
+            write(PREPROCESSOR, '{"sampling_rate": "16k"}'),
+            "sampling_rate is '16k'.*write the base model's into prepro",
+        ),
     ],
 )
 def test_a_checkpoint_that_cannot_be_used_is_refused_by_its_folder(
@@ -134,6 +203,58 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_by_its_folder(
         encoder = SpeechEncoder(str(folder))
         get_identity(encoder)  # for the cache's key
         encode(encoder, signal(0.3))
+
+
+def test_only_tokenizer_files_or_the_hubs_folder_are_no_checkpoint(tmp_path):
+    (tmp_path / "tokenizer.json").touch()
+    with pytest.raises(RecipeError, match="no config.json: give the folder of"):
+        SpeechEncoder(str(tmp_path))
+    (tmp_path / "snapshots").mkdir()
+    with pytest.raises(RecipeError, match="one of the folders in its snapsh"):
+        SpeechEncoder(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_without_a_preprocessor_the_base_models_is_named_or_is_not_needed(
+    sources, tmp_path, signal, kind, caplog
+):
+    """Whether the waveform is normalised is not always told by config.json."""
+    kind, bases = (kind, "data2vec|hubert-base-ls960|wav2vec2-b|wavlm-base")
+    folder = shutil.copytree(sources[kind], tmp_path / kind)
+    (folder / PREPROCESSOR).unlink()
+    if kind in ("whisper", "w2v-bert"):
+        expected = encode(SpeechEncoder(sources[kind]), signal(0.5))
+        encoder = SpeechEncoder(str(folder))
+        assert f"{folder} lacks {PREPROCESSOR}: what its family" in caplog.text
+        assert torch.equal(encode(encoder, signal(0.5)), expected)
+        return
+    with pytest.raises(RecipeError, match=f"copy that file from .*({bases})"):
+        SpeechEncoder(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["hubert-stable", "wavlm-stable"])
+def test_layer_norm_needs_normalised_waveforms(
+    sources, tmp_path, signal, kind, caplog
+):
+    folder = shutil.copytree(sources[kind], tmp_path / kind)
+    (folder / PREPROCESSOR).unlink()
+    expected = encode(SpeechEncoder(sources[kind]), signal(0.5))
+    assert torch.equal(
+        encode(SpeechEncoder(str(folder)), signal(0.5)), expected
+    )
+    assert f"{folder} lacks {PREPROCESSOR}: what its family" in caplog.text
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.encoder.", "a.hubert."])
+@pytest.mark.parametrize("kind", ["hubert", "wavlm", "w2v-bert", "whisper"])
+def test_weights_of_a_model_within_another_are_found(
+    sources, tmp_path, signal, kind, prefix
+):
+    folder = shutil.copytree(sources[kind], tmp_path / kind)
+    rename_weights(prefix)(folder)
+    encoder = SpeechEncoder(str(folder))
+    expected = encode(SpeechEncoder(sources[kind]), signal(0.5))
+    assert torch.equal(encode(encoder, signal(0.5)), expected)
 
 
 def test_a_checkpoint_with_an_adapter_on_top_is_refused(sources, tmp_path):
@@ -194,6 +315,80 @@ def test_a_checkpoint_in_the_hubs_cache_is_found_and_asks_for_no_network(
     identity = get_identity(SpeechEncoder(sources["hubert"]))
     assert get_identity(encoder) == identity
     encode(encoder, signal(0.5))
+
+
+OLDER = 4 * "9876fedcba"
+
+
+@pytest.fixture
+def two_commits(snapshot, make_checkpoint):
+    """Of someone/hubert: main, and an older one, which is tagged."""
+    older = make_checkpoint(snapshot.with_name(OLDER), "hubert", seed=7)
+    refs = snapshot.parents[1] / "refs"
+    (refs / "v1.0").write_text(OLDER)
+    return {"main": str(snapshot), "v1.0": older}
+
+
+@pytest.mark.parametrize(
+    "revision, commit, name",
+    [
+        (None, "0123abc", "main"),
+        ("main", "0123abc", "main"),
+        ("0123abc", "0123abc", "main"),
+        ("v1.0", OLDER, "v1.0"),
+        (OLDER, OLDER, "v1.0"),
+        (OLDER[:7], OLDER, "v1.0"),
+    ],
+)
+def test_a_revision_chooses_the_weights_and_the_commit_is_known(
+    two_commits, revision, commit, name
+):
+    encoder = SpeechEncoder("someone/hubert", revision=revision)
+    assert encoder.revision == commit
+    folder = SpeechEncoder(two_commits[name])
+    assert get_identity(encoder) == get_identity(folder)  # the weights
+    assert folder.revision is None
+
+
+def test_a_revision_that_is_not_to_be_had_is_named(two_commits):
+    says = "encoder_revision=v2 .*check both .the cache has 0123abc, 9876fedc"
+    with pytest.raises(RecipeError, match=says):
+        SpeechEncoder("someone/hubert", revision="v2")
+    with pytest.raises(RecipeError, match="revision=123 must be text: put"):
+        SpeechEncoder("someone/hubert", revision=123)
+    for source in ("fbank", two_commits["main"]):
+        with pytest.raises(RecipeError, match="revision=v1.0 is for hub ids"):
+            SpeechEncoder(source, revision="v1.0")
+
+
+@pytest.mark.parametrize("stage", ["adapter", "classifier"])
+def test_the_commit_is_pinned_and_recorded(two_commits, workplace, stage):
+    needed = {"adapter": ("masks",), "classifier": ("classes",)}[stage]
+    options = [*SMALL[:1], *SMALL[2:], "--encoder_source=someone/hubert"]
+    typed = [find_yaml(stage), *options, "--output_folder=out"]
+    for revision, commit in ((None, "0123abc"), ("v1.0", OLDER)):
+        more = [] if revision is None else [f"--encoder_revision={revision}"]
+        experiment = Experiment(read_command([*typed, *more]), needed)
+        assert experiment.settings["encoder_revision"] == commit
+        line = f"\nencoder_revision: '?{commit}'? "
+        assert re.search(line, experiment.text)
+    # a folder has none
+    typed[-2] = f"--encoder_source={two_commits['main']}"
+    experiment = Experiment(read_command(typed), needed)
+    assert experiment.settings["encoder_revision"] is None
+
+
+def test_all_folds_have_the_encoder_that_the_first_one_had(two_commits):
+    files = [find_yaml(stage) for stage in ("adapter", "classifier")]
+    options = [*SMALL[:1], *SMALL[2:], "--encoder_source=someone/hubert"]
+    plan = CrossValidation([*files, *options, "--output_folder=out"])
+    plan.pin_encoders({"adapter": "0123abc", "classifier": "0123abc"})
+    main = Path(two_commits["main"]).parents[1] / "refs" / "main"
+    main.write_text(OLDER)  # it moves
+    for command in plan.commands.values():
+        assert Reading(command).build()["encoder"].revision == "0123abc"
+    summary = summarise_settings(plan, [1])
+    assert summary["classifier.encoder_revision"] == "0123abc"
 
 
 @pytest.mark.parametrize("lost", ["config.json", "model.safetensors"])

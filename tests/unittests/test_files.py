@@ -2,6 +2,7 @@
 
 import errno
 import multiprocessing
+import re
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from speechbrain_wap import files
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import (
+    expand_path,
     only_process,
     try_lock,
     write_atomically,
@@ -136,3 +138,56 @@ def test_one_process_works_in_an_output_folder(tmp_path, hold, monkeypatch):
     monkeypatch.setattr(files, "if_main_process", lambda: False)
     with only_process(tmp_path):  # of several ranks, the main one locks
         pass
+
+
+# Paths that a user writes -----------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder, also that of a variable, and an empty place to be in."""
+    home = tmp_path / "home"
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("SER_DATA", "/data/ser")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    return home
+
+
+@pytest.mark.parametrize(
+    "written, path",
+    [
+        ("~", "{home}"),
+        ("~/a b/c", "{home}/a b/c"),
+        ("~root/x", "/root/x"),
+        ("$HOME/x", "{home}/x"),
+        ("${SER_DATA}_2/x", "/data/ser_2/x"),
+        ("a/$SER_DATA", "a//data/ser"),
+        # these stand for nothing
+        ("facebook/hubert-large-ll60k", "facebook/hubert-large-ll60k"),
+        ("./~/x", "./~/x"),
+        ("a~/b", "a~/b"),
+        ("US$5/c$/$", "US$5/c$/$"),
+        ("results/universal_{seed}", "results/universal_{seed}"),
+    ],
+)
+def test_a_path_is_what_it_is_in_a_shell(written, path, home):
+    assert expand_path(written) == path.replace("{home}", str(home))
+
+
+@pytest.mark.parametrize(
+    "written, reason",
+    [
+        ("$NOT_SET/x", "the variable $NOT_SET is not set"),
+        ("~/${NOT_SET}", "the variable $NOT_SET is not set"),
+        ("~nobody-here/x", "there is no user nobody-here"),
+    ],
+)
+def test_what_stands_for_nothing_is_named_unless_it_is_there(
+    written, reason, home
+):
+    with pytest.raises(RecipeError, match=f"^a_folder=.*{re.escape(reason)}"):
+        expand_path(written, "a_folder=")
+    Path("sub", written).mkdir(parents=True)
+    assert expand_path(written, folder="sub") == written

@@ -1,6 +1,8 @@
 """Folds: what is a class, who is held out, and what the manifests say."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -42,6 +44,19 @@ def test_all_makes_each_label_a_class_in_natural_order(classes):
     table = make_table(["10", "", "b", "9", "a", "10"])
     chosen = choose_classes(table, classes)
     assert list(chosen.items()) == [(x, [x]) for x in ("9", "10", "a", "b")]
+
+
+@pytest.mark.parametrize(
+    "label", ["xxx", "Unknown", "n/a", "No agreement", "NA", "null", "?", "oth"]
+)
+def test_a_class_that_may_be_no_label_is_one_and_is_warned_of(label, caplog):
+    table = make_table(["joy", "rage", label])
+    assert label in choose_classes(table, "all")
+    assert f"Of the classes, {label} may stand for no label" in caplog.text
+    caplog.clear()
+    choose_classes(table, {"joy": ["joy"], "other": [label]})  # as was asked
+    choose_classes(make_table(["joy", "national", "another"]), "all")
+    assert caplog.text == ""
 
 
 def test_a_mapping_gives_the_classes_in_its_order():
@@ -151,6 +166,90 @@ def test_too_few_sessions_are_refused(protocol, least):
         split("abc"[: least - 1], 1, protocol)
     with pytest.raises(RecipeError, match=r"fold 4 .*1 \(a\), 2 \(b\)"):
         split("abc", 4, protocol)
+
+
+# Official splits -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "valid", "test"),
+        ("Train", "DEV", " test "),
+        ("training", "validation", "testing"),
+        ("trn", "val", "tst"),
+        ("train", "development", "Test"),
+    ],
+)
+def test_the_column_split_says_who_trains_validates_and_tests(names):
+    table = make_table("ababab", session="one")
+    table["split"] = [*names, names[0], "", names[2]]
+    splits = FoldPlan(1, "predefined").split(table)
+    ids = {name: list(part["id"]) for name, part in splits.items()}
+    assert ids == {"train": ["u0", "u3"], "valid": ["u1"], "test": ["u2", "u5"]}
+
+
+@pytest.mark.parametrize(
+    "fold, column, reason",
+    [
+        (1, None, "needs a column split.*it has emo, id, session"),
+        (1, ["train", "eval", "test"], "u1: split=eval is none of"),
+        (1, ["train", "dev", "test1"], "u2: split=test1 is none of"),
+        (1, ["train", "dev", "fold 3"], "u2: split=fold 3 is none of"),
+        (1, ["train", "", "test"], "no valid: write valid in the rows that"),
+        (1, ["dev", "dev", "test"], "no train"),
+        (1, ["train", "dev", ""], "no test"),
+        (2, ["train", "dev", "test"], "fold 2 .*predefined has one"),
+    ],
+)
+def test_a_column_split_that_does_not_say_it_is_refused(fold, column, reason):
+    table = make_table("aba", session="one")
+    if column is not None:
+        table["split"] = column
+    with pytest.raises(RecipeError, match=reason):
+        FoldPlan(fold, "predefined").split(table)
+
+
+@pytest.mark.parametrize(
+    "column, names, warned",
+    [
+        ("split", ["train", "dev", "test"], "column split.*=predefined"),
+        ("split", ["Test1", "Test2", "x"], "column split.*=predefined"),
+        ("split", ["left", "right", "left"], None),
+        ("session", ["train", "dev", "test"], "called dev, test, train"),
+        ("session", ["MELD_Train", "eval-2", "x"], "called MELD_Train, eval-2"),
+        ("session", ["trainer", "device", "latest"], None),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["paper", "held_out"])
+def test_what_is_called_like_official_splits_is_warned_of(
+    column, names, warned, protocol, caplog
+):
+    table = make_table("aba", session=["1", "2", "3"])
+    table[column] = names
+    FoldPlan(1, protocol).warn_of_splits(table)
+    said = caplog.text.replace("\n", " ")
+    assert re.search(warned, said) if warned else said == ""
+    caplog.clear()
+
+
+def test_speakers_of_several_official_splits_are_named_not_refused(
+    prepare_classifier, own_csv, caplog
+):
+    """Rows of one speaker each are moved to the other split."""
+    table = pd.read_csv(own_csv, keep_default_na=False)
+    splits = ["train"] * 16 + ["dev"] * 15 + ["test"] * 9
+    table.assign(split=splits).to_csv(own_csv, index=False)
+    read = prepare_classifier(1, "predefined")
+    assert [len(read[name]) for name in ("train", "valid", "test")] == [8, 8, 4]
+    shared = "1 is in valid and test (s4m)"
+    assert "Not speaker-independent: the official splits share s" in caplog.text
+    assert shared in caplog.text
+    # the same audio is another matter
+    one, other = table["wav"][1], table["wav"][32]
+    shutil.copy(own_csv.parent / one, own_csv.parent / other)
+    with pytest.raises(RecipeError, match="1 utterances of the test.*s1f1"):
+        prepare_classifier(1, "predefined")
 
 
 # Manifests -------------------------------------------------------------------

@@ -209,6 +209,54 @@ def test_no_corpus_is_one_sentence_with_both_ways_to_give_one():
         assert reading.data == option.partition("=")[2]
 
 
+PATHS = """data_folder corpus_csv output_folder save_folder cache_folder
+    train_log train_annotation valid_annotation test_annotation
+    encoder_source"""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_home_and_variables_are_resolved_in_every_path(
+    workplace, monkeypatch, stage
+):
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("RUNS", "/runs")
+    keys = PATHS.split() + ["adapter_folder"] * (stage == "classifier")
+    for key in keys:
+        options = [f"--{key}=~/x", "--data_folder=D"][: 1 + (key[:4] != "data")]
+        reading = read(stage, *options)
+        assert reading.settings[key] == "/home/ada/x", key
+        with pytest.raises(RecipeError, match=f"^{key}=.*variable .NOWHERE"):
+            read(stage, *options, f"--{key}=$NOWHERE/x")
+    # what refers to a path follows it, and so does what is wired
+    reading = read(stage, *SMALL, "--output_folder=$RUNS/x")
+    assert reading.settings["save_folder"] == "/runs/x/save"
+    assert "checkpoints_dir: /runs/x/save" in reading.text
+    reading.set_output_folder("/runs/y")
+    assert "save_file: /runs/y/train_log.txt" in reading.text
+    # in the YAML: a key of the user's own, and arguments of what is wired
+    yaml = copy_yaml(
+        workplace,
+        stage,
+        ("data_folder: !PLACEHOLDER", "c: ~/c\ndata_folder: !ref <c>/d #"),
+        ("checkpoints_dir: !ref <save_folder>", "checkpoints_dir: ~/save"),
+    )
+    reading = read(yaml)
+    assert reading.data == "/home/ada/c/d"
+    assert "checkpoints_dir: /home/ada/save" in reading.text
+    # a hub id is none, and relative paths stay so
+    reading = read(stage, "--corpus_csv=a.csv", "--encoder_source=a/b")
+    assert reading.data == "a.csv"
+    assert reading.settings["encoder_source"] == "a/b"
+
+
+def test_home_is_resolved_in_further_corpora(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ada")
+    for value in ("a.csv,~/b.csv", "[a.csv, {table: $HOME/b.csv}]"):
+        corpora = read("adapter", f"--corpora={value}").corpora
+        tables = [item["table"] for item in corpora]
+        assert tables == ["a.csv", "/home/ada/b.csv"]
+
+
 # The recipes' files ----------------------------------------------------------
 
 
@@ -316,7 +364,7 @@ ENCODER = "!new:speechbrain_wap.encoders.SpeechEncoder"
 def test_what_cannot_be_built_is_named(workplace, option, encoder, sentence):
     (workplace / "own.py").write_text(
         "class Broken:\n"
-        "    def __init__(self, source, layer, context):\n"
+        "    def __init__(self, **arguments):\n"
         '        raise KeyError("no such\\ngrip")\n'
     )
     yaml = copy_yaml(workplace, "adapter", (ENCODER, encoder))

@@ -10,6 +10,7 @@ import pandas as pd
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.corpus_table import (
+    find_audio,
     open_data_folder,
     write_corpus_table,
 )
@@ -52,7 +53,7 @@ def prepare_emodb(data_folder, corpus_csv, max_skipped=0.01, audio_index=None):
     ---------
     data_folder : str
         The release's folder, with the audio in ``wav/`` or in itself; any
-        sample rate.
+        format and sample rate.
     corpus_csv : str
         The table to write.
     max_skipped : float
@@ -73,8 +74,8 @@ def prepare_emodb(data_folder, corpus_csv, max_skipped=0.01, audio_index=None):
     folder = open_data_folder(data_folder)
     wavs = folder / "wav" if (folder / "wav").is_dir() else folder
     rows = []
-    for path in sorted(wavs.glob("*.wav")):
-        match = FILE_NAME.fullmatch(path.stem)
+    for key, path in find_audio(wavs).items():
+        match = FILE_NAME.fullmatch(key)
         if match is None:
             continue
         if match["speaker"] not in SESSIONS:
@@ -84,7 +85,7 @@ def prepare_emodb(data_folder, corpus_csv, max_skipped=0.01, audio_index=None):
             )
         rows.append(
             {
-                "id": path.stem,
+                "id": key,
                 "wav": str(path.resolve()),
                 "speaker": match["speaker"],
                 "session": SESSIONS[match["speaker"]],

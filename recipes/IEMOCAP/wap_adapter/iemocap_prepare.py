@@ -16,6 +16,7 @@ import pandas as pd
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.corpus_table import (
+    find_audio,
     open_data_folder,
     write_corpus_table,
 )
@@ -30,6 +31,8 @@ TURN_LINE = re.compile(
     r"_(?P<gender>[FM])\w+)\s+(?P<emo>\w+)"
 )
 STYLES = {"impro": "improvised", "script": "scripted"}
+# The annotators did not agree; what they heard has no name: no label, speech
+NO_LABELS = ("xxx", "oth")
 
 # Utterances of the full release by label and session 1 to 5.
 KNOWN_COUNTS = {
@@ -51,8 +54,8 @@ def prepare_iemocap(
     data_folder : str
         The folder with Session1 to Session5, or a part of them.
     corpus_csv : str
-        The table to write: one row per turn, labelled or not, with the
-        column style ("improvised" or "scripted").
+        The table to write: one row per turn, labelled or not (xxx and oth
+        are no labels), with the column style ("improvised" or "scripted").
     max_skipped : float
         Share of the audio files that may be unreadable, 0 to 1.
     audio_index : str, optional
@@ -112,7 +115,7 @@ def _read_session(folder):
         )
     rows = []
     for path in files:
-        turns = []
+        turns, ids = [], set()
         lines = path.read_text("utf-8-sig", errors="replace").splitlines()
         for number, line in enumerate(lines, start=1):
             if line.startswith("["):
@@ -123,27 +126,30 @@ def _read_session(folder):
                         "[start - end] turn emotion: restore the file from "
                         "the release."
                     )
-                elif turns[-1]["id"] in {turn["id"] for turn in turns[:-1]}:
+                if turns[-1]["id"] in ids:
                     raise RecipeError(
                         f"{path}, line {number}: the id {turns[-1]['id']} is "
                         "there already, but ids must be unique: restore the "
                         "file from the release."
                     )
+                ids.add(turns[-1]["id"])
         if not turns:
             raise RecipeError(
                 f"{path} holds no turn: it is empty or malformed; restore it "
                 "from the release."
             )
+        dialog = folder / "sentences" / "wav" / path.stem
+        wavs = find_audio(dialog)
         for match in turns:
             turn = match["id"]
-            wav = folder / "sentences" / "wav" / path.stem / f"{turn}.wav"
+            wav = wavs.get(turn, dialog / f"{turn}.wav")
             rows.append(
                 {
                     "id": turn,
                     "wav": str(wav.resolve()),
                     "speaker": f"Ses{match['session']}{match['gender']}",
                     "session": str(int(match["session"])),
-                    "emo": match["emo"],
+                    "emo": "" if match["emo"] in NO_LABELS else match["emo"],
                     "style": STYLES[match["style"]],
                 }
             )

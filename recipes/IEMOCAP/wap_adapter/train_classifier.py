@@ -378,7 +378,7 @@ class EmotionBrain(RecipeBrain):
             "seed": self.hparams.seed,
             "number_of_epochs": self.hparams.number_of_epochs,
             "num_labelled": self.experiment.settings["num_labelled"],
-            "session": "+".join(sorted(set(table["session"]))),
+            "session": self.hparams.fold_plan.name_held_out(table["session"]),
             "n": len(table),
             **scores,
             "confusion": confusion.tolist(),

@@ -13,6 +13,7 @@ import pandas as pd
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.corpus_table import (
+    find_audio,
     open_data_folder,
     write_corpus_table,
 )
@@ -20,7 +21,6 @@ from speechbrain_wap.errors import RecipeError
 
 logger = get_logger(__name__)
 
-SUFFIXES = (".wav", ".flac")
 # Songs (03-02) and videos (01, 02), which may lie among the speech
 NO_SPEECH = re.compile(r"(03-02|0[12]-0[12])(-\d\d){5}")
 FILE_NAME = re.compile(
@@ -56,7 +56,7 @@ def prepare_ravdess(
     ---------
     data_folder : str
         The folder with Actor_01 to Actor_24, or a part of them, in itself, in
-        ``Audio_Speech_Actors_01-24/`` or in both; wav or FLAC, any sample rate.
+        ``Audio_Speech_Actors_01-24/`` or in both; any format and sample rate.
         An utterance that is in both is taken once, from the former.
     corpus_csv : str
         The table to write, with the columns gender, intensity, statement and
@@ -80,8 +80,13 @@ def prepare_ravdess(
     paths = []
     for place in (folder, folder / "Audio_Speech_Actors_01-24"):
         known = {path.stem for path in paths}
-        found = filter(_is_speech, sorted(place.glob("Actor_*/*")))
-        paths += [path for path in found if path.stem not in known]
+        for actor in sorted(place.glob("Actor_*")):
+            found = find_audio(actor).items()
+            paths += [
+                path
+                for key, path in found
+                if key not in known and not NO_SPEECH.fullmatch(key)
+            ]
     rows = [
         _read_name(path) for path in sorted(paths, key=lambda p: p.parts[-2:])
     ]
@@ -96,12 +101,6 @@ def prepare_ravdess(
     )
     logger.info(_describe_counts(table))
     return table
-
-
-def _is_speech(path):
-    """Tells audio of speech from what else lies in an actor's folder."""
-    is_audio = path.suffix.lower() in SUFFIXES and path.name[0] != "."
-    return is_audio and NO_SPEECH.fullmatch(path.stem) is None
 
 
 def _read_name(path):
