@@ -241,7 +241,7 @@ def count_values_per_second(encoder):
 def get_frame_rate(encoder):
     """Reads how many frames an encoder gives for a second of speech.
 
-    A module that has no ``frame_rate`` is run on some, and the rate is a
+    A module that has no ``frame_rate`` is run on a tone, and the rate is a
     little too low rather than too high; None where it refuses.
 
     Example

@@ -205,6 +205,9 @@ class FakeCache:
         self.reads += 1
         return self.feats[digest]
 
+    def make_reader(self, max_frames):
+        return lambda digest: self.read(digest)[:max_frames]
+
 
 def make_networks():
     """A student in training mode, and a teacher with other weights."""
