@@ -286,24 +286,8 @@ def find_audio(folder):
     return paths
 
 
-def list_segments(table):
-    """Lists where in its file each utterance is.
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        What :func:`read_segments` gave.
-
-    Returns
-    -------
-    segments : list of tuple
-        Start and end in seconds, None where they are those of the file.
-
-    Example
-    -------
-    >>> list_segments(pd.DataFrame({"id": ["a"], "end": [2.0]}))
-    [(None, 2.0)]
-    """
+def _list_segments(table):
+    """Lists start and end of each utterance, None where they are the file's."""
     bounds = table.reindex(columns=["start", "end"])
     return [
         tuple(None if pd.isna(bound) else bound for bound in row)
@@ -333,7 +317,7 @@ def check_audio(table, audio_index=None):
     """
     known = _read_index(audio_index)
     table = table.drop(columns="file_sound", errors="ignore")
-    segments = list_segments(table)
+    segments = _list_segments(table)
     wanted = {}
     for wav, segment in zip(table["wav"], segments):
         wanted.setdefault(wav, {WHOLE: wav})

@@ -1,12 +1,16 @@
 """The comparison of systems: pairs, table, curve; and the linear probe."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers import generator
 
+from speechbrain_wap.encoders import SpeechEncoder
+from speechbrain_wap.evaluation.compare import _probe_folds
 from speechbrain_wap.evaluation.comparison import (
     PROBE,
     WITH,
@@ -15,6 +19,7 @@ from speechbrain_wap.evaluation.comparison import (
     write_comparison,
 )
 from speechbrain_wap.evaluation.linear_probe import StandardScaler, linear_probe
+from speechbrain_wap.features.extraction import cut_long_utterances
 
 
 def make_results(scores, seeds=(1, 2)):
@@ -227,3 +232,30 @@ def test_the_probe_learns_from_the_labels_it_is_given_only(monkeypatch):
             entry["label"] = "a" if entry["label"] == "b" else "b"
     assert linear_probe(splits, cache, ["a", "b"], labelled) == expected
     assert linear_probe(splits, cache, ["a", "b"])["UA"] < 0.5
+
+
+def test_the_probe_reads_long_utterances_as_they_were_cut(
+    own_csv, make_wav, prepare_classifier, manifests, make_cache, tmp_path
+):
+    for seed, key in enumerate(["s1f0", "s2f0"], 90):  # to test and to train on
+        make_wav(own_csv.parent / "wav" / f"{key}.wav", 3.0, seed=seed)
+    splits, cache = prepare_classifier(), make_cache(SpeechEncoder("fbank"))
+    cut = cut_long_utterances(splits, [cache], 20)
+    assert cut != splits
+    entries = [e for split in cut.values() for e in split.values()]
+    cache.extract({entry["digest"]: entry for entry in entries})
+    place = tmp_path / "seed1" / "fold1" / "classifier"
+    place.mkdir(parents=True)
+    for path in manifests.values():
+        shutil.copy(path, place)
+    hparams = {"feature_cache": cache, "classes": None, "max_frames": 20}
+    hparams["long_utterances"] = "cut"
+    plan = SimpleNamespace(output_folder=tmp_path)
+    pooled = {}
+    _probe_folds(
+        hparams,
+        SimpleNamespace(fraction=1.0, plan=plan),
+        {"runs": [{"seed": 1, "fold": 1, "session": "s1", "n": 4}]},
+        pooled,
+    )
+    assert pooled.keys() == {entry["digest"] for entry in entries}
