@@ -135,8 +135,8 @@ def _warn_of_no_locks(folder, reason):
 
 
 @contextmanager
-def try_lock(path, remove=False):
-    """Locks a file, without waiting, until the block or the process ends.
+def try_lock(path, remove=False, wait=False):
+    """Locks a file until the block or the process ends.
 
     Where the disk has no locks, it warns and goes on as if it had the lock.
 
@@ -146,6 +146,8 @@ def try_lock(path, remove=False):
         The lock file, made if need be; it stays empty.
     remove : bool
         Whether whoever has had the lock removes the file.
+    wait : bool
+        Whether to wait for another process that has the lock.
 
     Yields
     ------
@@ -167,9 +169,13 @@ def try_lock(path, remove=False):
     lock = FileLock(path, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except Timeout:
-        is_locked = False
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if wait:
+                logger.info(f"{path} is locked by another process: waiting.")
+                lock.acquire(poll_interval=0.2)
+            is_locked = wait
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise RecipeError(f"{path} cannot be written: {error.strerror}.")
@@ -185,7 +191,7 @@ def try_lock(path, remove=False):
 
 
 @contextmanager
-def only_process(folder):
+def only_process(folder, wait=False):
     """Refuses to work in an output folder that another process works in.
 
     Arguments
@@ -193,6 +199,8 @@ def only_process(folder):
     folder : str
         The output folder; it gets a lock file. Of several ranks, the main one
         locks it.
+    wait : bool
+        Whether to wait for the other process in its place.
 
     Raises
     ------
@@ -203,7 +211,7 @@ def only_process(folder):
         with report_path_errors():
             yield
         return
-    with try_lock(Path(folder) / ".lock") as is_locked:
+    with try_lock(Path(folder) / ".lock", wait=wait) as is_locked:
         if not is_locked:
             raise RecipeError(
                 f"another process is at work in {folder}: wait for its end, "

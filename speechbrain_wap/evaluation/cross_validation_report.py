@@ -2,6 +2,7 @@
 
 import json
 import os
+from copy import copy
 
 from speechbrain.utils.distributed import if_main_process
 
@@ -21,6 +22,9 @@ HIDDEN_KEYS = {"fold", "seed", "skip_prep"}
 def cross_validate(plan):
     """Runs both stages for every fold and seed, and writes the report.
 
+    The report is of all that is finished in the output folder: of several
+    processes that share the folds, the last one writes it whole.
+
     Arguments
     ---------
     plan : speechbrain_wap.training.cross_validation.CrossValidation
@@ -28,21 +32,35 @@ def cross_validate(plan):
 
     Returns
     -------
-    results : dict
-        Content of results.json.
+    results : dict or None
+        Content of results.json; None where other processes are at work and
+        nothing is finished.
     """
 
-    def report(folds, runs):
+    def report(runs, unfinished):
         """Sums up the runs, and writes what the main process writes."""
-        results = sum_up(runs, summarise_settings(plan, folds))
+        if not runs:
+            if if_main_process():
+                print("No report: whoever finishes a fold writes it.")
+            return None
+        whole, results = summarise(plan, runs)
         if if_main_process():
-            adapters, classifiers = _list_run_folders(plan, runs)
+            adapters, classifiers = _list_run_folders(whole, runs)
+            notes = _list_notes(whole)
+            if unfinished:
+                listing = "; ".join(
+                    f"fold {fold}, seed {seed}" for seed, fold in unfinished
+                )
+                notes.append(
+                    f"Without what is not finished with these settings: "
+                    f"{listing}."
+                )
             write_report(
                 plan.output_folder,
                 results,
                 adapters,
                 classifiers,
-                _list_notes(plan),
+                notes,
                 list_defaults(plan),
             )
             print(
@@ -52,6 +70,31 @@ def cross_validate(plan):
         return results
 
     return run_all(plan, report)
+
+
+def summarise(plan, runs):
+    """Sums up finished runs, be they the plan's or another process's.
+
+    Arguments
+    ---------
+    plan : speechbrain_wap.training.cross_validation.CrossValidation
+        What was run.
+    runs : list of dict
+        Content of each scores.json.
+
+    Returns
+    -------
+    plan : speechbrain_wap.training.cross_validation.CrossValidation
+        With the seeds of all of them.
+    results : dict
+        Content of results.json.
+    """
+    plan = copy(plan)
+    folds, plan.seeds = (
+        list(dict.fromkeys(run[key] for run in runs))
+        for key in ("fold", "seed")
+    )
+    return plan, sum_up(runs, summarise_settings(plan, folds))
 
 
 def _list_run_folders(plan, runs):

@@ -6,7 +6,13 @@ from collections import Counter
 import pandas as pd
 import pytest
 import torch
-from recipe_runs import call, load_checkpoint, read_history, read_json
+from recipe_runs import (
+    ForkedRun,
+    call,
+    load_checkpoint,
+    read_history,
+    read_json,
+)
 
 PROBE, WITHOUT, WITH = (
     "linear probe",
@@ -55,6 +61,18 @@ def test_systems_are_compared_in_one_table(finished):
     gains = [b["UA"] - a["UA"] for a, b in runs]
     assert difference["mean"] == pytest.approx(sum(gains) / 2)
     assert difference["runs"] == 2
+
+
+def test_processes_share_the_runs_of_a_comparison(
+    finished, arguments, tmp_path
+):
+    arguments = [*arguments, f"--output_folder={tmp_path}"]
+    runs = [ForkedRun(*arguments, f"--seeds={seed}") for seed in (1, 2)]
+    for run in runs:
+        run.finish()
+    for name in ("comparison.json", "comparison.md"):
+        one, other = (folder / name for folder in (tmp_path, finished))
+        assert one.read_text("utf-8") == other.read_text("utf-8")
 
 
 def test_lengths_of_adapter_training_share_the_baseline(
