@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,10 @@ from speechbrain_wap.errors import RecipeError, report_path_errors
 
 logger = get_logger(__name__)
 
+# Names of files may hold bytes that are no text: they are kept as they are
+ANY_BYTES = {"encoding": "utf-8", "errors": "surrogateescape"}
+# What a spreadsheet computes, or had an apostrophe put before it
+FORMULA = re.compile("'*[=+@-]")
 # What a disk without locks answers
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 
@@ -65,7 +70,51 @@ def write_atomically(path):
 def write_text(path, text):
     """Writes a text file atomically, in UTF-8."""
     with write_atomically(path) as temporary:
-        Path(temporary).write_text(text, encoding="utf-8")
+        Path(temporary).write_text(text, **ANY_BYTES)
+
+
+def write_table(path, table):
+    """Writes a table as CSV, atomically.
+
+    What a spreadsheet would compute gets an apostrophe before it, which
+    :func:`unquote_formula` removes; numbers do not, nor names by which tables
+    are joined, unless a formula could be written so.
+
+    Arguments
+    ---------
+    path : str
+        The file to write.
+    table : pandas.DataFrame
+        The table.
+    """
+    table = table.rename(columns=_quote_formula).copy()
+    for name in table.select_dtypes(exclude="number"):
+        is_key = name in ("id", "wav", "speaker", "session")
+        harmless = r"[+@-][\w.-]*" if is_key else ""
+        table[name] = [_quote_formula(cell, harmless) for cell in table[name]]
+    with write_atomically(path) as temporary:
+        table.to_csv(temporary, index=False, **ANY_BYTES)
+
+
+def _quote_formula(cell, harmless=""):
+    """Puts an apostrophe before what a spreadsheet would compute."""
+    if not isinstance(cell, str) or not FORMULA.match(cell):
+        return cell
+    with suppress(ValueError):
+        float(cell)
+        return cell
+    return cell if re.fullmatch(harmless, cell) else f"'{cell}"
+
+
+def unquote_formula(cell):
+    """Takes away the apostrophe before what would be a formula.
+
+    Example
+    -------
+    >>> unquote_formula("'=1+1"), unquote_formula("'tis"), unquote_formula("-5")
+    ('=1+1', "'tis", '-5')
+    """
+    return cell[1:] if cell[:1] == "'" and FORMULA.match(cell) else cell
 
 
 def digest_file(path):
@@ -114,7 +163,7 @@ def read_json(path, cure, keys=()):
         If it is damaged.
     """
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = json.loads(Path(path).read_text(**ANY_BYTES))
         if not isinstance(content, dict):
             raise ValueError("it holds no mapping")
         for key in keys:

@@ -217,7 +217,7 @@ def kill_after_epoch(epoch, output_folder, *typed, **kwargs):
 
 def read_json(*parts):
     """Reads a JSON file, whose path may come in parts."""
-    return json.loads(Path(*parts).read_text("utf-8"))
+    return json.loads(Path(*parts).read_text("utf-8", "surrogateescape"))
 
 
 def read_history(output_folder):

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import re
 
 import soxr
@@ -55,7 +56,9 @@ def read_audio(path, sample_rate):
     RecipeError
         If it cannot be decoded, holds no samples, or holds NaN or infinity.
     """
-    signal, original_rate = _load_audio(str(path), str(path))
+    # as bytes: soundfile refuses a name that is no text
+    source = os.fsencode(path) if os.name == "posix" else str(path)
+    signal, original_rate = _load_audio(source, str(path))
     signal = signal.mean(dim=0)
     if original_rate != sample_rate:
         resampled = soxr.resample(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from speechbrain_wap.data.audio import inspect_audio
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import write_atomically, write_text
+from speechbrain_wap.files import unquote_formula, write_table, write_text
 
 logger = get_logger(__name__)
 
@@ -37,6 +37,7 @@ def _read_csv(path, required, cure):
         "dtype": str,
         "keep_default_na": False,
         "encoding": "utf-8-sig",
+        "encoding_errors": "surrogateescape",
         "index_col": False,  # a comma at a line's end is no column
         "skipinitialspace": True,
     }
@@ -57,6 +58,8 @@ def _read_csv(path, required, cure):
             # a row with more cells than the header, which pandas would cut
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(path, **options)
+        table.columns = [unquote_formula(str(c).strip()) for c in table.columns]
+        _refuse_other_encodings(table, path)
     except RecipeError:
         raise
     except FileNotFoundError:
@@ -69,8 +72,21 @@ def _read_csv(path, required, cure):
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise RecipeError(f"corpus table {path} cannot be read: {reason}.")
-    table.columns = [str(column).strip() for column in table.columns]
-    return table.apply(lambda column: column.str.strip())
+    return table.apply(lambda column: column.str.strip().map(unquote_formula))
+
+
+def _refuse_other_encodings(table, path):
+    """Refuses bytes that are no UTF-8, but in the names of files."""
+    names = ["id", "wav", "reason"]
+    table.drop(columns=names, errors="ignore").to_csv().encode()
+    if "wav" not in table:
+        return
+    for key, wav in zip(table["id"], table["wav"]):
+        try:
+            f"{key}{wav}".encode()
+        except UnicodeError:  # an id may be its file's name
+            if wav.isprintable() or not (Path(path).parent / wav).exists():
+                raise
 
 
 def read_own_corpus(csv):
@@ -161,9 +177,10 @@ def check_audio(table, audio_index=None):
             if known.get(wav, [])[:2] == state:
                 return known[wav]
             return state + list(inspect_audio(wav))
-        except (RecipeError, OSError) as error:
-            reason = getattr(error, "strerror", None)
-            return f"{wav}: {reason}." if reason else str(error)
+        except RecipeError as error:
+            return str(error)
+        except (OSError, ValueError) as error:  # such as of a name with NUL
+            return f"{wav}: {getattr(error, 'strerror', None) or error}."
 
     bar = {"desc": "Checking audio", "unit": "file", "dynamic_ncols": True}
     with ThreadPoolExecutor() as pool:
@@ -249,8 +266,7 @@ def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
     )
     extra = [c for c in table.columns if c not in COLUMNS + AUDIO_COLUMNS]
     table = table[COLUMNS + extra + AUDIO_COLUMNS]
-    with write_atomically(corpus_csv) as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(corpus_csv, table)
     return table
 
 
@@ -303,8 +319,7 @@ def write_listing(table, path):
     if len(table) == 0:
         Path(path).unlink(missing_ok=True)
         return
-    with write_atomically(path) as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(path, table)
 
 
 def read_skipped(skipped_csv):

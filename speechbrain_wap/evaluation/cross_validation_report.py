@@ -6,7 +6,12 @@ from copy import copy
 
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_wap.evaluation.report import score_table, sum_up, write_report
+from speechbrain_wap.evaluation.report import (
+    escape_markdown,
+    score_table,
+    sum_up,
+    write_report,
+)
 from speechbrain_wap.training.adapter_folder import (
     describe_adapter,
     read_adapter_record,
@@ -127,6 +132,7 @@ def _list_notes(plan):
     """Says in words how the scores came about."""
     settings = plan.settings["classifier"]
     encoder, layer = name_encoder(settings)
+    encoder = escape_markdown(encoder)
     encoder += "" if layer is None else f", layer {layer}"
     how = "without adapter training (from scratch)."
     if plan.adapter_training:
@@ -136,8 +142,9 @@ def _list_notes(plan):
         each = "each seed" if plan.has_adapter_per_seed else "all folds"
         learned = dict.fromkeys(describe_adapter(one) for one in earlier)
         how = (
-            f"one earlier adapter for {each}, {plan.adapter_folder} "
-            f"({'; '.join(learned)})."
+            f"one earlier adapter for {each}, "
+            f"{escape_markdown(plan.adapter_folder)} "
+            f"({escape_markdown('; '.join(learned))})."
         )
     notes = [
         f"Encoder {encoder}, frozen; {how}",
@@ -166,7 +173,8 @@ def _list_notes(plan):
     if plan.corpora:
         own = {"own": ", speakers' names its own", "shared": ""}
         listing = ", ".join(
-            f"{item['name']} (weight {item['weight']:g}{own[item['speakers']]})"
+            f"{escape_markdown(item['name'])} (weight {item['weight']:g}"
+            f"{own[item['speakers']]})"
             for item in plan.corpora
         )
         notes.append(

@@ -36,7 +36,13 @@ from speechbrain_wap.data.folds import (
 from speechbrain_wap.data.further_corpora import read_tables
 from speechbrain_wap.data.preparation import prepare_table
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import digest_file, only_process, read_json, try_lock
+from speechbrain_wap.files import (
+    ANY_BYTES,
+    digest_file,
+    only_process,
+    read_json,
+    try_lock,
+)
 from speechbrain_wap.training.adapter_folder import (
     MODEL_KEYS,
     RECORD,
@@ -460,7 +466,8 @@ def prepare(plan):
     guarded["adapter_identity"] = _check_earlier_adapters(
         plan, settings, splits, experiment.corpus_table
     )
-    guarded["data"] = hashlib.sha256(content.encode()).hexdigest()[:16]
+    content = content.encode(**ANY_BYTES)
+    guarded["data"] = hashlib.sha256(content).hexdigest()[:16]
     record_settings(plan.output_folder, {**guarded, "number_of_epochs": 0})
     return folds, sessions
 

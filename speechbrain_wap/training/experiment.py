@@ -16,7 +16,7 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.data.folds import SPLITS, read_manifests
-from speechbrain_wap.errors import report_errors
+from speechbrain_wap.errors import print_any_text, report_errors
 from speechbrain_wap.files import only_process, write_text
 from speechbrain_wap.training.machine import (
     give_back_freed_memory,
@@ -175,6 +175,7 @@ def run_script(main):
     main : callable
         Takes the list of command line arguments.
     """
+    print_any_text()
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(main.__globals__["__doc__"])
         print("Options are the YAML's keys and those of SpeechBrain:")
@@ -193,6 +194,7 @@ def run_command(main, arguments):
     arguments : list of str
         What stands behind the command.
     """
+    print_any_text()
     with report_errors():
         try:
             main(arguments)

@@ -26,6 +26,7 @@ from speechbrain_wap.errors import (
     check_number,
     check_whole,
     report_path_errors,
+    unwritable,
 )
 
 # Run options of SpeechBrain that decide what a run computes
@@ -197,6 +198,8 @@ class HparamsFile:
         stream.name = os.path.realpath(self.path)  # includes lie beside it
         try:
             return resolve_references(stream).getvalue()
+        except UnicodeEncodeError as error:
+            raise unwritable(error)
         except (ValueError, TypeError, KeyError) as error:
             raise RecipeError(f"{self.path}: {_one_line(error)}")
 
@@ -394,6 +397,11 @@ class Reading:
                 f"{self.command.hparams_file} has no output_folder: give one "
                 "with --output_folder=..."
             )
+        for key in ("output_folder", "cache_folder"):
+            try:  # HyperPyYAML and safetensors take no others
+                str(settings.get(key)).encode()
+            except UnicodeEncodeError as error:
+                raise unwritable(error)
         return settings
 
     def set_output_folder(self, output_folder):

@@ -10,6 +10,7 @@ runs those in SHORT, `make faults` all.
 import functools
 import gc
 import json
+import os
 import re
 import shutil
 
@@ -290,9 +291,27 @@ def rename(column, *values):
     return spoil
 
 
+def bytes_as_names(run):
+    """Files, and ids after them, whose names are Latin-1, not UTF-8."""
+    folder = run.input / os.fsdecode(b"Z\xfcrich")
+    folder.mkdir()
+    for row, wav in enumerate(run.table["wav"]):
+        path = folder / os.fsdecode(b"%d \xe9.wav" % row)
+        shutil.copy(wav, path)
+        run.table.loc[row, ["id", "wav"]] = path.stem, str(path)
+
+
 def written_then(before, after):
     """What the table's file says, and what it is to mean."""
     return both(before, TinyRun.write_table, after)
+
+
+def no_formula(path):
+    """Checks that a spreadsheet computes nothing but numbers."""
+    table = pd.read_csv(path, dtype=str, header=None, keep_default_na=False)
+    for text in table.to_numpy().ravel():
+        assert not re.match("=|[-+@].*[^-+.\\w]|-2[+]", text), text
+    return "formulas are text"
 
 
 def no_evil(run):
@@ -344,6 +363,24 @@ TABLE = {
     "classes like gaps": used(rename("emo", "NA", "null")),
     "classes like numbers": used(rename("emo", "1", "01")),
     "sessions like paths": used(rename("session", "../s 1", "/s2", "s,3")),
+    "classes as markup": used(rename("emo", "$_$", "<b>|*`_\\")),
+    "classes as formulas": used(
+        rename("emo", "=1+1", "-2+3"),
+        check=lambda run: no_formula(run.out / "predictions.csv"),
+    ),
+    "ids like formulas": used(
+        cell("id", ["=A1", "-5", "-3g5yACw"], slice(0, 2)),
+        check=lambda run: no_formula(run.out / "corpus.csv"),
+    ),
+    "classes in other scripts": used(
+        rename("emo", "\U0001f600", "\u05d0\u202e")
+    ),
+    "classes with a line break and NUL": used(rename("emo", "a\nb", "c\0d")),
+    "speakers with NUL": used(cell("speaker", "s1f\0\n", slice(0, 1))),
+    "wav with NUL": skipped(
+        both(cell("wav", "a\0.wav"), options("max_skipped=0.1")), "null byte"
+    ),
+    "names of files that are no text": used(bytes_as_names),
     "class label": refused(rename("emo", "label", "rage"), "class label"),
     "class id": refused(rename("emo", "id", "rage"), "class id"),
     "labels with spaces": used(
@@ -819,6 +856,8 @@ SHORT = {
     *("more unreadable files than max_skipped", "wav at 22.05 kHz"),
     *("1e30 in a float wav", "3 minutes, cut"),
     *("table in UTF-16", "too few cells", "id with a line break"),
+    *("classes as formulas", "names of files that are no text"),
+    *("classes with a line break and NUL", "wav with NUL"),
     *("id that leads out of the folder", "label in no class"),
     *("speaker in two sessions", "speaker in two sessions, adapter"),
     *("speaker in two sessions, cross_validate", "no labels, adapter"),

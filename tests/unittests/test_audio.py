@@ -1,5 +1,6 @@
 """Reading speech: whatever the file, one signal or one sentence."""
 
+import os
 import shutil
 from functools import partial
 
@@ -143,3 +144,10 @@ def test_a_wav_whose_header_does_not_know_its_size_is_read(
     content[4:8] = size.to_bytes(4, "little")
     path.write_bytes(content)
     assert inspect_audio(path)[0] == pytest.approx(0.5)
+
+
+def test_a_file_may_have_a_name_that_is_no_text(make_wav, tmp_path):
+    wav = make_wav(tmp_path / "a.wav")
+    path = wav.rename(tmp_path / os.fsdecode(b"\xfc.wav"))
+    assert len(read_audio(path, 16000)) == 1600
+    assert inspect_audio(path)[0] == 0.1

@@ -322,3 +322,16 @@ def test_what_cannot_be_built_is_named(workplace, option, encoder, sentence):
     yaml = copy_yaml(workplace, "adapter", (ENCODER, encoder))
     with pytest.raises(RecipeError, match=sentence):
         read(yaml, *SMALL, f"--{option}").build()
+
+
+# Names that are no text ------------------------------------------------------
+
+
+def test_a_place_that_cannot_be_written_is_said_before_any_work():
+    options = ["--encoder_source=fbank", "--d_model=8", "--nhead=2"]
+    for key in ("output_folder", "cache_folder"):
+        with pytest.raises(RecipeError, match=r"'Z\\udcfcrich.* rename it"):
+            read("classifier", *SMALL, f"--{key}=Z\udcfcrich")
+    reading = read("classifier", *options, "--data_folder=Z\udcfcrich")
+    assert reading.data == "Z\udcfcrich"
+    assert reading.build()["data_folder"] == "Z\udcfcrich"

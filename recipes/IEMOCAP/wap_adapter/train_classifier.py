@@ -43,7 +43,7 @@ from speechbrain_wap.data.sampling import (
 )
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.metrics import emotion_scores
-from speechbrain_wap.files import digest_file, write_atomically, write_text
+from speechbrain_wap.files import digest_file, write_table, write_text
 from speechbrain_wap.packing import send
 from speechbrain_wap.training.adapter_folder import check_adapter, load_branch
 from speechbrain_wap.training.brain import RecipeBrain
@@ -365,8 +365,7 @@ class EmotionBrain(RecipeBrain):
     def write_results(self, table, scores):
         """Writes predictions.csv, then scores.json, which marks the end."""
         predictions_csv = self.experiment.predictions_csv
-        with write_atomically(predictions_csv) as temporary:
-            table.to_csv(temporary, index=False)
+        write_table(predictions_csv, table)
         if self.debug:
             return  # scores.json says that a fold is finished
         confusion = confusion_matrix(
