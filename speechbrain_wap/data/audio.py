@@ -11,6 +11,7 @@ from speechbrain.dataio import audio_io
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.files import ANY_BYTES
 
 logger = get_logger(__name__)
 
@@ -28,6 +29,24 @@ def _load_audio(source, name):
     if not torch.isfinite(signal).all():
         raise RecipeError(f"{name} holds samples that are NaN or infinite.")
     return signal, sample_rate
+
+
+def encode_name(path):
+    """Gives the name by which a file is opened, whatever the locale.
+
+    soundfile refuses text with bytes that are none, and an ASCII locale any
+    letters but its own.
+
+    Arguments
+    ---------
+    path : str
+        As it is in a table.
+
+    Returns
+    -------
+    name : bytes or str
+    """
+    return str(path).encode(**ANY_BYTES) if os.name == "posix" else str(path)
 
 
 def read_audio(path, sample_rate):
@@ -56,9 +75,7 @@ def read_audio(path, sample_rate):
     RecipeError
         If it cannot be decoded, holds no samples, or holds NaN or infinity.
     """
-    # as bytes: soundfile refuses a name that is no text
-    source = os.fsencode(path) if os.name == "posix" else str(path)
-    signal, original_rate = _load_audio(source, str(path))
+    signal, original_rate = _load_audio(encode_name(path), str(path))
     signal = signal.mean(dim=0)
     if original_rate != sample_rate:
         resampled = soxr.resample(
@@ -112,7 +129,7 @@ def inspect_audio(path):
         If the file is missing or cut, or see :func:`read_audio`.
     """
     try:
-        with open(path, "rb") as file:
+        with open(encode_name(path), "rb") as file:
             content = file.read()
     except OSError as error:
         raise RecipeError(f"{path} cannot be opened: {error.strerror}.")

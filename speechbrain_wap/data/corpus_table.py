@@ -5,6 +5,7 @@ speaker, session, emo``, then what a corpus adds.
 """
 
 import json
+import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from speechbrain_wap.data.audio import inspect_audio
+from speechbrain_wap.data.audio import encode_name, inspect_audio
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import unquote_formula, write_table, write_text
 
@@ -172,7 +173,7 @@ def check_audio(table, audio_index=None):
     def inspect(wav):
         """Returns a file's entry for the index, or why it has none."""
         try:
-            stat = Path(wav).stat()
+            stat = os.stat(encode_name(wav))
             state = [stat.st_size, stat.st_mtime_ns]
             if known.get(wav, [])[:2] == state:
                 return known[wav]

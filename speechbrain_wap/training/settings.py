@@ -397,7 +397,7 @@ class Reading:
                 f"{self.command.hparams_file} has no output_folder: give one "
                 "with --output_folder=..."
             )
-        for key in ("output_folder", "cache_folder"):
+        for key in ("output_folder", "cache_folder", "encoder_source"):
             try:  # HyperPyYAML and safetensors take no others
                 str(settings.get(key)).encode()
             except UnicodeEncodeError as error:

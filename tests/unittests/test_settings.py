@@ -329,7 +329,7 @@ def test_what_cannot_be_built_is_named(workplace, option, encoder, sentence):
 
 def test_a_place_that_cannot_be_written_is_said_before_any_work():
     options = ["--encoder_source=fbank", "--d_model=8", "--nhead=2"]
-    for key in ("output_folder", "cache_folder"):
+    for key in ("output_folder", "cache_folder", "encoder_source"):
         with pytest.raises(RecipeError, match=r"'Z\\udcfcrich.* rename it"):
             read("classifier", *SMALL, f"--{key}=Z\udcfcrich")
     reading = read("classifier", *options, "--data_folder=Z\udcfcrich")
