@@ -414,9 +414,10 @@ def prepare(plan):
     if plan.adapter_training:
         _refuse_different_models(plan)
     scripts = load_scripts()
+    experiments = {}
     for stage in plan.stages:  # what cannot be built is said at once
         command = plan.commands[stage]
-        experiment = Experiment(
+        experiments[stage] = experiment = Experiment(
             command.change(output_folder=plan.output_folder),
             scripts[stage].NEEDED,
         )
@@ -435,6 +436,8 @@ def prepare(plan):
         hparams["classes"],
         "corpus_csv" not in command.overrides or "classes" in command.overrides,
     )
+    for stage, one in experiments.items():  # nor what fails in training
+        scripts[stage].try_out(one, list(classes))
     style = hparams["dialogue_style"]
     sessions = list_sessions(table)
     # A session without labels is no fold: it serves adapter training only.

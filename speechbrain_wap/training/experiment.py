@@ -1,6 +1,7 @@
 """A run of a train script: what it is told, what is built, where it writes."""
 
 import gc
+import inspect
 import json
 import os
 import sys
@@ -71,6 +72,8 @@ class Experiment:
         reading = Reading(command)
         reading.check_stage(needed)
         reading.check_corpus()
+        script = inspect.currentframe().f_back.f_code.co_filename
+        reading.warn_of_unread(str(script), needed)
         self.overrides, self.run_opts = command.overrides, command.run_opts
         self.settings = reading.settings
         self.hparams_file = command.hparams_file

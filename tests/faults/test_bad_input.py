@@ -776,6 +776,15 @@ YAML, RECORD, SETTINGS = "mine.yaml", "adapter.json", "settings.json"
 TRAIN, TEST = "train.json", "test.json"
 ENTRY = "test.json: utterance s1f_joy"
 
+SCHEDULE = """lr_schedule: !new:speechbrain_wap.schedules.Schedule
+    start: 1.0
+    end: 0.0
+    shape: cosine
+"""
+NEW_BOB = """lr_schedule: !new:speechbrain.nnet.schedulers.NewBobScheduler
+    initial_value: 1.0
+"""
+
 FILES = {
     "no YAML": refused(gone(YAML), "mine.yaml cannot be read: No such file"),
     "folder as YAML": refused(folder(YAML), "cannot be read"),
@@ -793,6 +802,18 @@ FILES = {
         swap(YAML, "wap_sap.yaml", "sap_wap.yaml"),
         "mine.yaml includes .*sap_wap.yaml as system.*No such file",
     ),
+    "schedule of another kind": refused(
+        swap(YAML, SCHEDULE, NEW_BOB),
+        "lr_schedule .NewBobScheduler.*speechbrain_wap.schedules.Schedule",
+    ),
+    "schedule of another kind, adapter": refused(
+        swap(YAML, SCHEDULE, NEW_BOB), "lr_schedule .NewBobScheduler"
+    ),
+    "parts that do not fit together, adapter": refused(
+        options("local_attributes={dim: 12}"),
+        "adapter.yaml: local_attributes .LocalAttributes. fails in a step",
+    ),
+    "key that nothing reads": used(append(YAML, "\nlearning_rate: 5\n")),
     "YAML of the other stage": refused(
         yaml_path(lambda path: path.with_name("adapter.yaml")),
         "adapter.yaml is not for this script",
