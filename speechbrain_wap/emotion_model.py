@@ -22,7 +22,8 @@ A system may also have
     See the training utterances, one in each batch: before the training begins,
     for statistics or a codebook's start, which belong into buffers; and before
     each test, of the weights that are tested, for prototypes, which are not in
-    the checkpoint.
+    the checkpoint. Before anything is encoded, a copy of the system sees noise
+    in ``before_fit`` and takes a step on it.
 ``backbone``
     A module that may start from an adapter (``adapter_folder``); it has an
     optimiser of its own (``opt_class``), all else has ``classifier_opt_class``.
@@ -57,7 +58,19 @@ def build_model(system, **sizes):
     >>> type(build_model(MeanPoolingClassifier, input_size=80)).__name__
     'MeanPoolingClassifier'
     """
-    return system(**sizes)
+    try:
+        model = system(**sizes)
+    except TypeError as error:
+        raise RecipeError(
+            f"the system cannot be made with {' and '.join(sizes)}: {error}."
+        )
+    if not hasattr(model, "set_classes"):
+        raise RecipeError(
+            f"{type(model).__name__} is no system, which has set_classes("
+            "num_classes) and maps (feats, lens, mask) to logits [B, C]: see "
+            "speechbrain_wap/emotion_model.py."
+        )
+    return model
 
 
 class EmotionModel(nn.Module):
@@ -115,7 +128,17 @@ class EmotionModel(nn.Module):
         self.backbone = backbone(
             input_size=input_size, num_encoder_layers=num_encoder_layers
         )
-        self.pooling = pooling(input_size=self.backbone.d_model)
+        try:
+            self.pooling = pooling(input_size=self.backbone.d_model)
+            if not hasattr(self.pooling, "output_size"):
+                name = type(self.pooling).__name__
+                raise TypeError(f"{name} has no output_size")
+        except TypeError as error:
+            raise RecipeError(
+                f"pooling cannot be made with input_size ({error}): it must "
+                "have output_size and map frames [B, T, input_size] and lens "
+                "to [B, output_size], as StatisticalAttentivePooling does."
+            )
         for key, wanted, part, method in (
             ("input_norm", input_norm, self.backbone, "set_input_statistics"),
             ("pooled_norm", pooled_norm, self.pooling, "set_output_statistics"),

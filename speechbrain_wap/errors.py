@@ -1,7 +1,9 @@
 """The one exception that a user is meant to read, and checks that raise it."""
 
 import errno
+import logging
 import math
+import re
 import sys
 from contextlib import contextmanager
 
@@ -39,6 +41,35 @@ def first_line(error):
     ('too few', 'ValueError()')
     """
     return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+def escape_controls(text):
+    r"""Shows what would move a console's or a table's other text as letters.
+
+    Control characters, line breaks, marks that change the direction of reading,
+    bytes that are no text.
+
+    Arguments
+    ---------
+    text : str
+        Such as a label, or the name of a file.
+
+    Returns
+    -------
+    text : str
+        One line.
+
+    Example
+    -------
+    >>> print(escape_controls("joy\x1b[31m\n\u202e"))
+    joy\x1b[31m\n\u202e
+    """
+    return re.sub(
+        "[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069"
+        "\ud800-\udfff]",
+        lambda match: ascii(match[0])[1:-1],
+        text,
+    )
 
 
 def check_number(name, value, least=None, most=None, above=None):
@@ -170,11 +201,56 @@ def check_flag(name, value):
         raise RecipeError(f"{name}={value} must be True or False.")
 
 
+class _Message(logging.LogRecord):
+    """What is logged, without what no file or console can take."""
+
+    def getMessage(self):
+        """Writes bytes of a file's name that are no text as they are read."""
+        text = super().getMessage()
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def unwritable(error):
+    r"""Makes the error for a name with bytes or letters that nothing takes.
+
+    Arguments
+    ---------
+    error : UnicodeEncodeError
+        What was raised.
+
+    Returns
+    -------
+    error : RecipeError
+
+    Example
+    -------
+    >>> try:
+    ...     "\udcfcber".encode()
+    ... except UnicodeEncodeError as error:
+    ...     print(str(unwritable(error))[:48])
+    the name '\udcfcber' cannot be written in utf-8:
+    """
+    return RecipeError(
+        f"the name {error.object[:300]!a} cannot be written in "
+        f"{error.encoding}: rename it, or set PYTHONUTF8=1 in the environment "
+        "if it is proper UTF-8."
+    )
+
+
+def print_any_text():
+    """Lets consoles and logs take any character, a poor one another for it."""
+    logging.setLogRecordFactory(_Message)
+    if hasattr(sys.stdout, "reconfigure"):  # a test's may lack it
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 @contextmanager
 def report_path_errors():
     """Turns the system's error about a place into a :class:`RecipeError`."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise unwritable(error)
     except OSError as error:
         if error.errno not in PLACES:
             raise

@@ -17,6 +17,10 @@ from speechbrain_wap.errors import RecipeError, report_path_errors
 
 logger = get_logger(__name__)
 
+# Names of files may hold bytes that are no text: they are kept as they are
+ANY_BYTES = {"encoding": "utf-8", "errors": "surrogateescape"}
+# What a spreadsheet computes, or had an apostrophe put before it
+FORMULA = re.compile("'*[=+@-]")
 # What a disk without locks answers
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 # $NAME or ${NAME}, as a shell has them
@@ -120,7 +124,51 @@ def write_atomically(path):
 def write_text(path, text):
     """Writes a text file atomically, in UTF-8."""
     with write_atomically(path) as temporary:
-        Path(temporary).write_text(text, encoding="utf-8")
+        Path(temporary).write_text(text, **ANY_BYTES)
+
+
+def write_table(path, table):
+    """Writes a table as CSV, atomically.
+
+    What a spreadsheet would compute gets an apostrophe before it, which
+    :func:`unquote_formula` removes; numbers do not, nor names by which tables
+    are joined, unless a formula could be written so.
+
+    Arguments
+    ---------
+    path : str
+        The file to write.
+    table : pandas.DataFrame
+        The table.
+    """
+    table = table.rename(columns=_quote_formula).copy()
+    for name in table.select_dtypes(exclude="number"):
+        is_key = name in ("id", "wav", "speaker", "session")
+        harmless = r"[+@-][\w.-]*" if is_key else ""
+        table[name] = [_quote_formula(cell, harmless) for cell in table[name]]
+    with write_atomically(path) as temporary:
+        table.to_csv(temporary, index=False, **ANY_BYTES)
+
+
+def _quote_formula(cell, harmless=""):
+    """Puts an apostrophe before what a spreadsheet would compute."""
+    if not isinstance(cell, str) or not FORMULA.match(cell):
+        return cell
+    with suppress(ValueError):
+        float(cell)
+        return cell
+    return cell if re.fullmatch(harmless, cell) else f"'{cell}"
+
+
+def unquote_formula(cell):
+    """Takes away the apostrophe before what would be a formula.
+
+    Example
+    -------
+    >>> unquote_formula("'=1+1"), unquote_formula("'tis"), unquote_formula("-5")
+    ('=1+1', "'tis", '-5')
+    """
+    return cell[1:] if cell[:1] == "'" and FORMULA.match(cell) else cell
 
 
 def digest_file(path):
@@ -169,7 +217,7 @@ def read_json(path, cure, keys=()):
         If it is damaged.
     """
     try:
-        content = json.loads(Path(path).read_text("utf-8"))
+        content = json.loads(Path(path).read_text(**ANY_BYTES))
         if not isinstance(content, dict):
             raise ValueError("it holds no mapping")
         for key in keys:
@@ -190,8 +238,8 @@ def _warn_of_no_locks(folder, reason):
 
 
 @contextmanager
-def try_lock(path, remove=False):
-    """Locks a file, without waiting, until the block or the process ends.
+def try_lock(path, remove=False, wait=False):
+    """Locks a file until the block or the process ends.
 
     Where the disk has no locks, it warns and goes on as if it had the lock.
 
@@ -201,6 +249,8 @@ def try_lock(path, remove=False):
         The lock file, made if need be; it stays empty.
     remove : bool
         Whether whoever has had the lock removes the file.
+    wait : bool
+        Whether to wait for another process that has the lock.
 
     Yields
     ------
@@ -222,9 +272,13 @@ def try_lock(path, remove=False):
     lock = FileLock(path, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
-    except Timeout:
-        is_locked = False
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            if wait:
+                logger.info(f"{path} is locked by another process: waiting.")
+                lock.acquire(poll_interval=0.2)
+            is_locked = wait
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise RecipeError(f"{path} cannot be written: {error.strerror}.")
@@ -240,7 +294,7 @@ def try_lock(path, remove=False):
 
 
 @contextmanager
-def only_process(folder):
+def only_process(folder, wait=False):
     """Refuses to work in an output folder that another process works in.
 
     Arguments
@@ -248,6 +302,8 @@ def only_process(folder):
     folder : str
         The output folder; it gets a lock file. Of several ranks, the main one
         locks it.
+    wait : bool
+        Whether to wait for the other process in its place.
 
     Raises
     ------
@@ -258,7 +314,7 @@ def only_process(folder):
         with report_path_errors():
             yield
         return
-    with try_lock(Path(folder) / ".lock") as is_locked:
+    with try_lock(Path(folder) / ".lock", wait=wait) as is_locked:
         if not is_locked:
             raise RecipeError(
                 f"another process is at work in {folder}: wait for its end, "

@@ -115,7 +115,8 @@ def utterance_number(seed, epoch, utterance_id, purpose):
         64 random bits, the same for the same four arguments on any machine.
     """
     text = f"{purpose}\0{seed}\0{epoch}\0{utterance_id}"
-    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+    content = text.encode("utf-8", "surrogateescape")  # the name of a file
+    digest = hashlib.blake2b(content, digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
 

@@ -159,6 +159,10 @@ def _run_forked(arguments, folder, log, prepare, variables):
         prepare()
     sys.argv = arguments
     try:
+        if arguments[0] == "-m":
+            sys.argv = arguments[1:]
+            runpy.run_module(arguments[1], run_name="__main__")
+            return
         # by its whole path: --jobs starts it anew from elsewhere
         runpy.run_path(os.path.join(folder, arguments[0]), run_name="__main__")
     finally:
@@ -213,7 +217,7 @@ def kill_after_epoch(epoch, output_folder, *typed, **kwargs):
 
 def read_json(*parts):
     """Reads a JSON file, whose path may come in parts."""
-    return json.loads(Path(*parts).read_text("utf-8"))
+    return json.loads(Path(*parts).read_text("utf-8", "surrogateescape"))
 
 
 def read_history(output_folder):

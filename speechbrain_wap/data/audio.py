@@ -13,6 +13,7 @@ from speechbrain.dataio import audio_io
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.files import ANY_BYTES
 
 logger = get_logger(__name__)
 
@@ -26,10 +27,10 @@ ROUNDING = 0.1
 def _decode(read, path, name, **part):
     """Calls a function of audio_io, and says in a sentence why it fails."""
     try:
-        return read(str(path), **part)
+        return read(encode_name(path), **part)
     except (RuntimeError, OSError) as error:
         reason = str(error.__cause__ or error).strip().rstrip(".")
-        reason = reason.removeprefix(f"Error opening {str(path)!r}: ")
+        reason = reason.removeprefix(f"Error opening {encode_name(path)!r}: ")
     if re.search("lost sync|malformed|fseek", reason):
         reason += "; it is cut or damaged: restore it from its source"
     elif os.path.isfile(path) and os.path.getsize(path) == 0:
@@ -53,6 +54,24 @@ def _check_samples(signal, name):
         raise RecipeError(f"{name} holds no samples.")
     if not torch.isfinite(signal).all():
         raise RecipeError(f"{name} holds samples that are NaN or infinite.")
+
+
+def encode_name(path):
+    """Gives the name by which a file is opened, whatever the locale.
+
+    soundfile refuses text with bytes that are none, and an ASCII locale any
+    letters but its own.
+
+    Arguments
+    ---------
+    path : str
+        As it is in a table.
+
+    Returns
+    -------
+    name : bytes or str
+    """
+    return str(path).encode(**ANY_BYTES) if os.name == "posix" else str(path)
 
 
 def _locate(path, segment, num_samples, sample_rate):
@@ -207,7 +226,7 @@ def inspect_segments(path, segments):
         If the file is missing or cut, or cannot be decoded.
     """
     try:
-        with open(path, "rb") as file:
+        with open(encode_name(path), "rb") as file:
             content = file.read()
     except OSError as error:
         raise RecipeError(f"{path} cannot be opened: {error.strerror}.")

@@ -18,9 +18,14 @@ from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
-from speechbrain_wap.data.audio import WHOLE, inspect_segments
+from speechbrain_wap.data.audio import WHOLE, encode_name, inspect_segments
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.files import expand_path, write_atomically, write_text
+from speechbrain_wap.files import (
+    expand_path,
+    unquote_formula,
+    write_table,
+    write_text,
+)
 
 logger = get_logger(__name__)
 
@@ -55,6 +60,7 @@ def _read_csv(path, required, cure):
         "dtype": str,
         "keep_default_na": False,
         "encoding": "utf-8-sig",
+        "encoding_errors": "surrogateescape",
         "index_col": False,  # a comma at a line's end is no column
         "skipinitialspace": True,
     }
@@ -75,6 +81,8 @@ def _read_csv(path, required, cure):
             # a row with more cells than the header, which pandas would cut
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(path, **options)
+        table.columns = [unquote_formula(str(c).strip()) for c in table.columns]
+        _refuse_other_encodings(table, path)
     except RecipeError:
         raise
     except FileNotFoundError:
@@ -87,8 +95,21 @@ def _read_csv(path, required, cure):
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise RecipeError(f"corpus table {path} cannot be read: {reason}.")
-    table.columns = [str(column).strip() for column in table.columns]
-    return table.apply(lambda column: column.str.strip())
+    return table.apply(lambda column: column.str.strip().map(unquote_formula))
+
+
+def _refuse_other_encodings(table, path):
+    """Refuses bytes that are no UTF-8, but in the names of files."""
+    names = ["id", "wav", "reason"]
+    table.drop(columns=names, errors="ignore").to_csv().encode()
+    if "wav" not in table:
+        return
+    for key, wav in zip(table["id"], table["wav"]):
+        try:
+            f"{key}{wav}".encode()
+        except UnicodeError:  # an id may be its file's name
+            if wav.isprintable() or not (Path(path).parent / wav).exists():
+                raise
 
 
 def read_own_corpus(csv):
@@ -329,7 +350,7 @@ def check_audio(table, audio_index=None):
         """Returns entries for the index by segment, or why there is none."""
         names = wanted[wav]
         try:
-            stat = Path(wav).stat()
+            stat = os.stat(encode_name(wav))
             state = [stat.st_size, stat.st_mtime_ns]
             there = {s: known.get(name, []) for s, name in names.items()}
             if all(entry[:2] == state for entry in there.values()):
@@ -341,10 +362,11 @@ def check_audio(table, audio_index=None):
                 else state + list(values)
                 for segment, values in zip(names, found)
             }
-        except (RecipeError, OSError) as error:
-            reason = getattr(error, "strerror", None)
-            reason = f"{wav}: {reason}." if reason else str(error)
-            return dict.fromkeys(names, reason)
+        except RecipeError as error:
+            return dict.fromkeys(names, str(error))
+        except (OSError, ValueError) as error:  # such as of a name with NUL
+            reason = getattr(error, "strerror", None) or error
+            return dict.fromkeys(names, f"{wav}: {reason}.")
 
     bar = {"desc": "Checking audio", "unit": "file", "dynamic_ncols": True}
     with ThreadPoolExecutor() as pool:
@@ -450,8 +472,7 @@ def write_corpus_table(table, corpus_csv, max_skipped=0.01, audio_index=None):
     _warn_of_labels(table)
     extra = [c for c in table.columns if c not in COLUMNS + AUDIO_COLUMNS]
     table = table[COLUMNS + extra + AUDIO_COLUMNS]
-    with write_atomically(corpus_csv) as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(corpus_csv, table)
     return table
 
 
@@ -522,8 +543,7 @@ def write_listing(table, path):
     if len(table) == 0:
         Path(path).unlink(missing_ok=True)
         return
-    with write_atomically(path) as temporary:
-        table.to_csv(temporary, index=False)
+    write_table(path, table)
 
 
 def read_skipped(skipped_csv):

@@ -34,7 +34,7 @@ from speechbrain_wap.errors import (
     check_number,
     check_whole,
 )
-from speechbrain_wap.files import write_text
+from speechbrain_wap.files import ANY_BYTES, write_text
 
 logger = get_logger(__name__)
 
@@ -620,7 +620,7 @@ def read_manifests(
     for name in SPLITS:
         path = manifests[name]
         try:
-            splits[name] = json.loads(Path(path).read_text("utf-8"))
+            splits[name] = json.loads(Path(path).read_text(**ANY_BYTES))
             if not isinstance(splits[name], dict):
                 raise ValueError("it must map ids to utterances")
         except (OSError, ValueError) as error:

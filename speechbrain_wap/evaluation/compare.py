@@ -33,14 +33,17 @@ from speechbrain_wap.evaluation.comparison import (
 from speechbrain_wap.evaluation.cross_validation_report import (
     cross_validate,
     list_shared_speakers,
+    summarise,
 )
 from speechbrain_wap.evaluation.linear_probe import linear_probe
 from speechbrain_wap.evaluation.report import read_histories, sum_up
 from speechbrain_wap.features.extraction import cut_long_utterances
+from speechbrain_wap.files import only_process
 from speechbrain_wap.training.command_line import split_options
 from speechbrain_wap.training.cross_validation import (
     CrossValidation,
     find_run,
+    list_finished,
     load_scripts,
     parse_list,
 )
@@ -84,12 +87,26 @@ def main(arguments):
     systems = _list_systems(plan, fractions, lengths)
     # an earlier adapter that will not do is refused before anything is trained
     first = WITH if plan.adapter_folder else None
-    finished = {
-        system: cross_validate(system.plan)
-        for system in sorted(systems, key=lambda one: one.name != first)
-    }
-    if not if_main_process():
+    for system in sorted(systems, key=lambda one: one.name != first):
+        cross_validate(system.plan)
+    if if_main_process():
+        with only_process(plan.output_folder, wait=True):
+            _compare(plan, hparams, systems, lengths is not None)
+
+
+def _compare(plan, hparams, systems, lengths):
+    """Writes the comparison of what is finished in all systems."""
+    finished = {one: list_finished(one.plan)[0] for one in systems}
+    common = set.intersection(
+        *({*map(_name_run, f)} for f in finished.values())
+    )
+    if not common:
+        print("No comparison: no fold is finished in all systems yet.")
         return
+    finished = {
+        one: summarise(one.plan, [r for r in runs if _name_run(r) in common])[1]
+        for one, runs in finished.items()
+    }
     pooled, compared = {}, []
     for system in systems:
         results = finished[system]
@@ -103,10 +120,15 @@ def main(arguments):
     table, path = write_comparison(
         plan.output_folder,
         compared,
-        lengths is not None,
+        lengths,
         list_shared_speakers(systems[0].plan),
     )
     print(f"\n{table}\n\nWritten to {path}")
+
+
+def _name_run(scores):
+    """Tells a run from those of other seeds and folds."""
+    return scores["seed"], scores["fold"]
 
 
 def _read_arguments(arguments):

@@ -2,12 +2,18 @@
 
 import json
 import os
+from copy import copy
 
 from speechbrain.utils.distributed import if_main_process
 
 from speechbrain_wap.data.corpus_table import read_corpus_table
 from speechbrain_wap.data.folds import FoldPlan, describe_shared_speakers
-from speechbrain_wap.evaluation.report import score_table, sum_up, write_report
+from speechbrain_wap.evaluation.report import (
+    escape_markdown,
+    score_table,
+    sum_up,
+    write_report,
+)
 from speechbrain_wap.training.adapter_folder import (
     describe_adapter,
     read_adapter_record,
@@ -30,6 +36,9 @@ PROTOCOL_NOTES = {
 def cross_validate(plan):
     """Runs both stages for every fold and seed, and writes the report.
 
+    The report is of all that is finished in the output folder: of several
+    processes that share the folds, the last one writes it whole.
+
     Arguments
     ---------
     plan : speechbrain_wap.training.cross_validation.CrossValidation
@@ -37,21 +46,35 @@ def cross_validate(plan):
 
     Returns
     -------
-    results : dict
-        Content of results.json.
+    results : dict or None
+        Content of results.json; None where other processes are at work and
+        nothing is finished.
     """
 
-    def report(folds, runs):
+    def report(runs, unfinished):
         """Sums up the runs, and writes what the main process writes."""
-        results = sum_up(runs, summarise_settings(plan, folds))
+        if not runs:
+            if if_main_process():
+                print("No report: whoever finishes a fold writes it.")
+            return None
+        whole, results = summarise(plan, runs)
         if if_main_process():
-            adapters, classifiers = _list_run_folders(plan, runs)
+            adapters, classifiers = _list_run_folders(whole, runs)
+            notes = _list_notes(whole)
+            if unfinished:
+                listing = "; ".join(
+                    f"fold {fold}, seed {seed}" for seed, fold in unfinished
+                )
+                notes.append(
+                    f"Without what is not finished with these settings: "
+                    f"{listing}."
+                )
             write_report(
                 plan.output_folder,
                 results,
                 adapters,
                 classifiers,
-                _list_notes(plan),
+                notes,
                 list_defaults(plan),
             )
             print(
@@ -61,6 +84,31 @@ def cross_validate(plan):
         return results
 
     return run_all(plan, report)
+
+
+def summarise(plan, runs):
+    """Sums up finished runs, be they the plan's or another process's.
+
+    Arguments
+    ---------
+    plan : speechbrain_wap.training.cross_validation.CrossValidation
+        What was run.
+    runs : list of dict
+        Content of each scores.json.
+
+    Returns
+    -------
+    plan : speechbrain_wap.training.cross_validation.CrossValidation
+        With the seeds of all of them.
+    results : dict
+        Content of results.json.
+    """
+    plan = copy(plan)
+    folds, plan.seeds = (
+        list(dict.fromkeys(run[key] for run in runs))
+        for key in ("fold", "seed")
+    )
+    return plan, sum_up(runs, summarise_settings(plan, folds))
 
 
 def _list_run_folders(plan, runs):
@@ -93,6 +141,7 @@ def _list_notes(plan):
     """Says in words how the scores came about."""
     settings = plan.settings["classifier"]
     encoder, layer = name_encoder(settings)
+    encoder = escape_markdown(encoder)
     encoder += "" if layer is None else f", layer {layer}"
     how = "without adapter training (from scratch)."
     if plan.adapter_training:
@@ -102,8 +151,9 @@ def _list_notes(plan):
         each = "each seed" if plan.has_adapter_per_seed else "all folds"
         learned = dict.fromkeys(describe_adapter(one) for one in earlier)
         how = (
-            f"one earlier adapter for {each}, {plan.adapter_folder} "
-            f"({'; '.join(learned)})."
+            f"one earlier adapter for {each}, "
+            f"{escape_markdown(plan.adapter_folder)} "
+            f"({escape_markdown('; '.join(learned))})."
         )
     notes = [
         f"Encoder {encoder}, frozen; {how}",
@@ -129,7 +179,8 @@ def _list_notes(plan):
     if plan.corpora:
         own = {"own": ", speakers' names its own", "shared": ""}
         listing = ", ".join(
-            f"{item['name']} (weight {item['weight']:g}{own[item['speakers']]})"
+            f"{escape_markdown(item['name'])} (weight {item['weight']:g}"
+            f"{own[item['speakers']]})"
             for item in plan.corpora
         )
         notes.append(

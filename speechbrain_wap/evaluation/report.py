@@ -1,15 +1,18 @@
 """What a cross-validation leaves behind: results.json, report.md, figures."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_wap.errors import escape_controls
 from speechbrain_wap.files import write_atomically, write_text
 from speechbrain_wap.training.cross_validation import SCORES
 
@@ -73,8 +76,30 @@ def sum_up(runs, settings):
     }
 
 
+def escape_markdown(text):
+    r"""Escapes what Markdown or HTML would not show as it is written.
+
+    Arguments
+    ---------
+    text : str
+        Such as a label.
+
+    Returns
+    -------
+    text : str
+        One line.
+
+    Example
+    -------
+    >>> print(escape_markdown("a_b |<c>| *d* _e_ $f$ [g](h)"))
+    a_b \|\<c>\| \*d\* \_e\_ \$f\$ [g\](h)
+    """
+    special = r"[\\`*<|$]|~~|(?<!\w)_|_(?!\w)|\](?=\()|&(?=#?\w+;)"
+    return re.sub(special, r"\\\g<0>", escape_controls(text))
+
+
 def markdown_table(header, rows):
-    """Formats a Markdown table with columns of equal width.
+    """Formats a Markdown table of plain text, with columns of equal width.
 
     Arguments
     ---------
@@ -94,7 +119,7 @@ def markdown_table(header, rows):
     |---|----|
     | 1 | 22 |
     """
-    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    cells = [[escape_markdown(str(c)) for c in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells)]
     lines = [
         "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths)) + " |"
@@ -152,7 +177,7 @@ def score_table(results):
 
 
 def save_figure(figure, path):
-    """Writes a figure as PNG, without a display.
+    """Writes a figure as PNG, without a display; "$" in it is no mathematics.
 
     Arguments
     ---------
@@ -161,6 +186,8 @@ def save_figure(figure, path):
     path : str
         The file to write.
     """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     figure.tight_layout()
     with write_atomically(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
@@ -172,7 +199,8 @@ def _draw_confusion(counts, results, path):
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     figure = Figure(figsize=(1.6 + 0.9 * len(classes),) * 2)
     axes = figure.add_subplot()
-    display = ConfusionMatrixDisplay(shares, display_labels=classes).plot(
+    labels = [escape_controls(label) for label in classes]
+    display = ConfusionMatrixDisplay(shares, display_labels=labels).plot(
         ax=axes,
         cmap="Blues",
         colorbar=False,

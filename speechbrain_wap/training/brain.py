@@ -320,6 +320,35 @@ class RecipeBrain(sb.Brain):
         self.has_stepped = self.scale >= before
         self.optimizer_step += 1
 
+    def try_step(self, utterances):
+        """Takes a step on utterances that are made up, see trial.py.
+
+        Arguments
+        ---------
+        utterances : list of dict
+            As a dataset gives them.
+        """
+        self.num_utterances = len(utterances) * count_ranks()
+        self.num_batches = self.num_steps = self.steps_per_epoch = 1
+        self.step, self.optimizer_step = 1, 0
+        self.hparams.epoch_counter.current = 1
+        self._find_place()
+        self.init_optimizers()
+        self.scale = self.scaler.get_scale()
+        self.train_collate = self.make_collate(Stage.TRAIN)
+        for stage, collate in (
+            (Stage.VALID, self.make_collate(Stage.VALID)),
+            (Stage.TRAIN, self.train_collate),
+        ):
+            self.modules.train(stage == Stage.TRAIN)
+            self.on_stage_start(stage, 1)
+            batch = collate(utterances)
+            if stage == Stage.TRAIN:
+                self.fit_batch(batch)
+                continue
+            with torch.no_grad():
+                self.evaluate_batch(batch, stage)
+
     # Numbers that are not finite stop the run, before they are saved ----------
 
     def nonfinite_error(self, what, ahead=0):

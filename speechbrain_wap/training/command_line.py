@@ -1,6 +1,5 @@
 """The command line: a YAML file, values for its keys, SpeechBrain's options."""
 
-import difflib
 import io
 import math
 import sys
@@ -15,7 +14,11 @@ from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.errors import RecipeError, first_line
 from speechbrain_wap.files import expand_path
-from speechbrain_wap.training.settings import PLACE_SUFFIXES, HparamsFile
+from speechbrain_wap.training.settings import (
+    PLACE_SUFFIXES,
+    HparamsFile,
+    find_near,
+)
 
 # Run options of SpeechBrain that could only mislead here, and why
 REFUSED_OPTIONS = {
@@ -172,8 +175,8 @@ def _parse_value(key, text):
 
 def unknown_key(key, known):
     """Makes the error for a key that is none of those that are known."""
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean --{close[0]}?" if close else "see the YAML file."
+    near = find_near(key, known)
+    hint = f"did you mean --{near}?" if near else "see the YAML file."
     return RecipeError(f"unknown key --{key}: {hint}")
 
 

@@ -2,7 +2,8 @@
 
 It loads the two train scripts from the folder that it is started in and hands
 them their settings. A finished fold is not run again, an interrupted one goes
-on, and several may run at a time, each in a process of its own.
+on, and several may run at a time, each in a process of its own. Processes that
+are started by themselves, on other nodes too, may share the folds of a run.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import os
 import re
 import shutil
 import time
+from contextlib import ExitStack, suppress
 from copy import copy
 from pathlib import Path
 
@@ -35,10 +37,12 @@ from speechbrain_wap.data.further_corpora import read_tables
 from speechbrain_wap.data.preparation import prepare_table
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import (
+    ANY_BYTES,
     digest_file,
     expand_path,
     only_process,
     read_json,
+    try_lock,
 )
 from speechbrain_wap.training.adapter_folder import (
     MODEL_KEYS,
@@ -375,10 +379,7 @@ class CrossValidation:
         """Folders of earlier adapters by seed; empty where there are none."""
         if not self.adapter_folder:
             return {}
-        return {
-            seed: self.adapter_folder.replace(SEED_MARK, str(seed))
-            for seed in self.seeds
-        }
+        return {seed: self.find_adapter(seed, None) for seed in self.seeds}
 
     @property
     def has_adapter_per_seed(self):
@@ -398,7 +399,7 @@ class CrossValidation:
         folder : str
         """
         if self.adapter_folder:
-            return self.earlier_adapters[seed]
+            return self.adapter_folder.replace(SEED_MARK, str(seed))
         return os.path.join(
             find_run(self.adapters_folder, seed, fold), "adapter"
         )
@@ -432,10 +433,10 @@ def prepare(plan):
     """
     if plan.adapter_training:
         _refuse_different_models(plan)
-    scripts, revisions = load_scripts(), {}
+    scripts, experiments, revisions = load_scripts(), {}, {}
     for stage in plan.stages:  # what cannot be built is said at once
         command = plan.commands[stage]
-        experiment = Experiment(
+        experiments[stage] = experiment = Experiment(
             command.change(output_folder=plan.output_folder),
             scripts[stage].NEEDED,
         )
@@ -455,6 +456,8 @@ def prepare(plan):
         hparams["classes"],
         "corpus_csv" not in command.overrides or "classes" in command.overrides,
     )
+    for stage, one in experiments.items():  # nor what fails in training
+        scripts[stage].try_out(one, list(classes))
     style = hparams["dialogue_style"]
     protocol = hparams["protocol"]
     FoldPlan(1, protocol).warn_of_splits(table)
@@ -490,7 +493,8 @@ def prepare(plan):
     guarded["adapter_identity"] = _check_earlier_adapters(
         plan, settings, splits, experiment.corpus_table
     )
-    guarded["data"] = hashlib.sha256(content.encode()).hexdigest()[:16]
+    content = content.encode(**ANY_BYTES)
+    guarded["data"] = hashlib.sha256(content).hexdigest()[:16]
     record_settings(plan.output_folder, {**guarded, "number_of_epochs": 0})
     return folds, sessions, revisions
 
@@ -572,14 +576,11 @@ def _check_start(adapter_folder, seed, settings):
 def run_fold(plan, fold, seed):
     """Runs both stages of one fold, or takes up where they stopped.
 
-    Returns the content of the classifier's scores.json.
+    Returns the content of the classifier's scores.json; None where another
+    process is at work on the fold.
     """
     folder = find_run(plan.output_folder, seed, fold)
     adapter = plan.find_adapter(seed, fold)
-    scores = run_on_main(_find_scores, args=[plan, folder, adapter])
-    if scores is not None:
-        return scores
-    scripts = load_scripts()
 
     def run_stage(stage, **values):
         """Runs a stage with the values of this fold."""
@@ -587,18 +588,40 @@ def run_fold(plan, fold, seed):
         if plan.jobs > 1:  # several progress bars would overwrite each other
             quiet = dataclasses.replace(command.run_opts, noprogressbar=True)
             command = command._replace(run_opts=quiet)
-        scripts[stage].run(command.change(fold=fold, seed=seed, **values))
+        script = load_scripts()[stage]
+        script.run(command.change(fold=fold, seed=seed, **values))
 
-    if plan.adapter_training:
-        run_stage("adapter", output_folder=adapter)
-    run_stage(
-        "classifier",
-        # none, whatever the YAML names
-        adapter_folder=adapter if plan.has_adapter else None,
-        output_folder=os.path.join(folder, "classifier"),
-    )
-    ddp_barrier()  # the main process writes the scores
-    return run_on_main(_read_scores, args=[folder])
+    with ExitStack() as own, ExitStack() as shared:
+        if not run_on_main(_claim, args=[own, folder]):
+            return None
+        if plan.adapter_training:
+            run_on_main(_claim_adapter, args=[shared, folder, adapter])
+        scores = run_on_main(_find_scores, args=[plan, folder, adapter])
+        if scores is not None:
+            return scores
+        if plan.adapter_training:
+            run_stage("adapter", output_folder=adapter)
+        shared.close()
+        run_stage(
+            "classifier",
+            # none, whatever the YAML names
+            adapter_folder=adapter if plan.has_adapter else None,
+            output_folder=os.path.join(folder, "classifier"),
+        )
+        ddp_barrier()  # the main process writes the scores
+        return run_on_main(_read_scores, args=[folder])
+
+
+def _claim(claims, folder, wait=False):
+    """Keeps other processes off a fold's folder, unless one is there."""
+    return claims.enter_context(try_lock(Path(folder, ".lock"), wait=wait))
+
+
+def _claim_adapter(claims, folder, adapter):
+    """Keeps runs that share an adapter from training it at the same time."""
+    place = os.path.dirname(os.path.realpath(adapter))
+    if place != os.path.realpath(folder):
+        _claim(claims, place, wait=True)
 
 
 def _read_scores(folder):
@@ -674,17 +697,74 @@ def _began_with_another(folder, record):
     return identity != identify_adapter(record)
 
 
+def list_finished(plan):
+    """Reads what has been run to its end, by whatever process.
+
+    Arguments
+    ---------
+    plan : CrossValidation
+        What is run; of its output folder, folds and seeds that it does not
+        name count, too.
+
+    Returns
+    -------
+    finished : list of dict
+        Content of each scores.json, by seed and fold; in the plan's order
+        where there are no others.
+    unfinished : list of tuple
+        Seed and fold of what has begun, or been run for other epochs.
+    """
+    finished, unfinished = {}, []
+    for folder in sorted(Path(plan.output_folder).glob("seed*/fold*")):
+        name = re.fullmatch(r"seed(\d+)/fold(\d+)", "/".join(folder.parts[-2:]))
+        if name is None:
+            continue
+        run, scores = (int(name[1]), int(name[2])), None
+        with suppress(RecipeError, OSError):
+            scores = _read_finished(plan, *run)
+        if scores is None:
+            unfinished.append(run)
+        else:
+            finished[run] = scores
+    seeds, folds = map(set, zip(*finished)) if finished else (set(), set())
+    if seeds <= {*plan.seeds} and folds <= {*(plan.folds or folds)}:
+        order = plan.folds or sorted(folds)
+        runs = [(seed, fold) for seed in plan.seeds for fold in order]
+    else:
+        runs = sorted(finished)
+    return [finished[r] for r in runs if r in finished], sorted(unfinished)
+
+
+def _read_finished(plan, seed, fold):
+    """Reads the scores of a fold; None if others are wanted of it."""
+    folder, adapter = (
+        find_run(plan.output_folder, seed, fold),
+        plan.find_adapter(seed, fold),
+    )
+    scores = _read_scores(folder)
+    pairs = [("classifier", scores.get("number_of_epochs"))]
+    if plan.has_adapter:
+        record = read_adapter_record(adapter)
+        if _began_with_another(folder, record):
+            return None
+        if plan.adapter_training:
+            pairs.append(("adapter", record["number_of_epochs"]))
+    for stage, epochs in pairs:
+        if epochs not in (None, plan.settings[stage]["number_of_epochs"]):
+            return None
+    return scores
+
+
 def run_all(plan, report):
-    """Runs all folds of all seeds.
+    """Runs all folds of all seeds, but those that another process is at.
 
     Arguments
     ---------
     plan : CrossValidation
         What to run.
     report : callable
-        Given the folds and the content of each run's scores.json, in the order
-        of seeds and folds, sums them up, while no other process may write to
-        the output folder.
+        Given what :func:`list_finished` gives, sums it up, while no other
+        process may write to the output folder.
 
     Returns
     -------
@@ -694,8 +774,7 @@ def run_all(plan, report):
     Raises
     ------
     RecipeError
-        If another process is at work in the output folder, or it holds a run
-        with other settings.
+        If the output folder holds a run with other settings.
     """
     start_ranks(plan.commands["classifier"].run_opts)
     if plan.jobs > 1 and is_distributed_initialized():
@@ -708,25 +787,38 @@ def run_all(plan, report):
         warn_of_slow_run(plan.commands[stage].run_opts, plan.jobs)
     folder = plan.output_folder
     written = [os.path.join(folder, "corpus.csv")]
-    with only_process(folder), restored_if_refused(folder, written):
+    with (
+        only_process(folder, wait=True),
+        restored_if_refused(folder, written),
+    ):
         folds, sessions, revisions = run_on_main(prepare, args=[plan])
-        plan.pin_encoders(revisions)
-        runs = [(seed, fold) for seed in plan.seeds for fold in folds]
-        tasks = [(plan, fold, seed) for seed, fold in runs]
-        results, started = [None] * len(runs), time.time()
-        finished = run_jobs(plan.jobs, run_fold, tasks)
-        for done, (number, scores) in enumerate(finished, 1):
-            results[number] = scores
+    plan.pin_encoders(revisions)
+    runs = [(seed, fold) for seed in plan.seeds for fold in folds]
+    left, done, started = runs, 0, time.time()
+    while left:
+        tasks, taken = [(plan, fold, seed) for seed, fold in left], []
+        for number, scores in run_jobs(plan.jobs, run_fold, tasks):
+            seed, fold = left[number]
+            if scores is None:
+                taken.append((seed, fold))
+                continue
+            done += 1
             if if_main_process():
-                seed, fold = runs[number]
                 minutes = (time.time() - started) / 60
-                left = minutes / done * (len(runs) - done)
+                remaining = minutes / done * (len(runs) - done)
                 print(
                     f"[{done}/{len(runs)}] fold {fold}, seed {seed}, held-out "
                     f"session {sessions[fold - 1]}: "
                     f"UA {100 * scores['UA']:.1f} %, WA "
                     f"{100 * scores['WA']:.1f} %, F1 {100 * scores['F1']:.1f} "
-                    f"% ({minutes:.1f} min so far, about {left:.1f} min left)",
+                    f"% ({minutes:.1f} min so far, about {remaining:.1f} min "
+                    "left)",
                     flush=True,
                 )
-        return report(folds, results)
+        if len(taken) == len(left):
+            break
+        left = taken  # once more: their processes may have ended
+    for seed, fold in left if if_main_process() else ():
+        print(f"fold {fold}, seed {seed}: left to another process, at work.")
+    with only_process(folder, wait=True):
+        return report(*run_on_main(list_finished, args=[plan]))

@@ -1,6 +1,7 @@
 """A run of a train script: what it is told, what is built, where it writes."""
 
 import gc
+import inspect
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.data.folds import SPLITS, read_manifests
-from speechbrain_wap.errors import report_errors
+from speechbrain_wap.errors import print_any_text, report_errors
 from speechbrain_wap.features.extraction import cut_long_utterances
 from speechbrain_wap.files import only_process, write_text
 from speechbrain_wap.training.machine import (
@@ -72,6 +73,8 @@ class Experiment:
         reading = Reading(command)
         reading.check_stage(needed)
         reading.check_corpus()
+        script = inspect.currentframe().f_back.f_code.co_filename
+        reading.warn_of_unread(str(script), needed)
         self.overrides, self.run_opts = command.overrides, command.run_opts
         self.settings = reading.settings
         self.hparams_file = command.hparams_file
@@ -187,6 +190,7 @@ def run_script(main):
     main : callable
         Takes the list of command line arguments.
     """
+    print_any_text()
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(main.__globals__["__doc__"])
         print("Options are the YAML's keys and those of SpeechBrain:")
@@ -205,6 +209,7 @@ def run_command(main, arguments):
     arguments : list of str
         What stands behind the command.
     """
+    print_any_text()
     with report_errors():
         try:
             main(arguments)

@@ -7,6 +7,8 @@ import sys
 
 from joblib import Parallel, delayed
 
+from speechbrain_wap.errors import print_any_text
+
 PR_SET_PDEATHSIG = 1
 
 
@@ -52,4 +54,5 @@ def _run_task(parent, number, function, arguments):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # which happened before
             os._exit(1)
+    print_any_text()
     return number, function(*arguments)

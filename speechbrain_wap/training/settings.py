@@ -3,6 +3,8 @@
 A script gets what HyperPyYAML built and one flat dictionary of plain settings.
 """
 
+import difflib
+import functools
 import io
 import os
 import re
@@ -16,6 +18,8 @@ from hyperpyyaml.core import recursive_update
 from ruamel.yaml import YAML, Tag
 from ruamel.yaml.comments import CommentedMap, TaggedScalar
 from ruamel.yaml.error import YAMLError
+from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.data.further_corpora import describe_corpora, parse_corpora
@@ -26,8 +30,11 @@ from speechbrain_wap.errors import (
     check_number,
     check_whole,
     report_path_errors,
+    unwritable,
 )
 from speechbrain_wap.files import expand_path
+
+logger = get_logger(__name__)
 
 # Run options of SpeechBrain that decide what a run computes
 NUMERIC_OPTIONS = (
@@ -201,6 +208,8 @@ class HparamsFile:
         stream.name = os.path.realpath(self.path)  # includes lie beside it
         try:
             return resolve_references(stream).getvalue()
+        except UnicodeEncodeError as error:
+            raise unwritable(error)
         except (ValueError, TypeError, KeyError) as error:
             raise RecipeError(f"{self.path}: {_one_line(error)}")
 
@@ -236,6 +245,47 @@ class HparamsFile:
                 (tree if part is None else self.tree[part])[key] = path
                 return True
         return False
+
+    def list_unread(self, sources):
+        """Lists the keys that nothing reads.
+
+        Arguments
+        ---------
+        sources : iterable of str
+            Python files that may read keys; a key that is quoted in one, or an
+            attribute of hparams or modules, is taken for read, and so is one
+            that the file refers to.
+
+        Returns
+        -------
+        unread : list of str
+        """
+        read = set(RunOptions().keys())
+        for source in sources:
+            text = Path(source).read_text("utf-8")
+            text = re.sub('""".*?"""', "", text, flags=re.DOTALL)
+            found = re.findall(
+                r"""["'](\w+)["']|(?:hparams|modules)\.(\w+)""", text
+            )
+            read.update(name for names in found for name in names)
+        for text in self._list_texts([*self._trees()]):
+            for reference in re.findall("<([^<>]*)>", text):
+                read.update(re.findall(r"\w+", reference))
+        return [
+            key
+            for tree in self._trees()
+            for key, node in tree.items()
+            if not key.startswith("__")
+            and key not in {*read, *self.included}
+            and not _tag(node).startswith("!apply")
+        ]
+
+    def _list_texts(self, node):
+        """Lists all texts below a node."""
+        parts = [part for _, part in _list_items(node)]
+        if not parts:
+            return [str(getattr(node, "value", node))]
+        return [text for part in parts for text in self._list_texts(part)]
 
     def name_keys(self):
         """Lists, by class and argument, the keys that set the argument."""
@@ -446,6 +496,11 @@ class Reading:
                 f"{self.command.hparams_file} has no output_folder: give one "
                 "with --output_folder=..."
             )
+        for key in ("output_folder", "cache_folder", "encoder_source"):
+            try:  # HyperPyYAML and safetensors take no others
+                str(settings.get(key)).encode()
+            except UnicodeEncodeError as error:
+                raise unwritable(error)
         return settings
 
     def set_output_folder(self, output_folder):
@@ -488,6 +543,26 @@ class Reading:
                 "no corpus given: say where it lies with --data_folder=..., or "
                 "give an own corpus table with --corpus_csv=..."
             )
+
+    def warn_of_unread(self, script, needed):
+        """Warns of keys that nothing reads, such as misspelt ones.
+
+        Arguments
+        ---------
+        script : str
+            File of the train script.
+        needed : tuple of str
+            Keys that it reads.
+        """
+        sources = {script, *map(str, Path(__file__).parent.glob("*.py"))}
+        for stage in ("adapter", "classifier"):
+            module = sys.modules.get(f"train_{stage}")
+            if hasattr(module, "run"):  # where it is, not its starter
+                sources.add(module.run.__code__.co_filename)
+        unread = self.file.list_unread(filter(os.path.isfile, sources))
+        unread = [key for key in unread if key not in needed]
+        if unread and if_main_process():
+            _warn_of_unread(self.file.path, *unread, known=(*self.file.keys(),))
 
     def build(self):
         """Builds what the file wires.
@@ -549,6 +624,48 @@ class Reading:
         lines = self.text.splitlines()[: node.start_mark.line + 1]
         keys = (re.match(r"(\w+):", line) for line in reversed(lines))
         return next(match[1] for match in keys if match)
+
+
+@functools.cache
+def _warn_of_unread(path, *unread, known):
+    """Says once which keys of a file nothing reads."""
+    for key in unread:
+        near = find_near(key, [k for k in known if k not in unread])
+        cure = f"did you mean {near}?" if near else "remove it"
+        cure += "" if near else f", or give it to a part with !ref <{key}>."
+        logger.warning(f"{path}: nothing reads the key {key}: {cure}")
+
+
+def find_near(key, known):
+    """Finds the key that a user may have meant.
+
+    Arguments
+    ---------
+    key : str
+        What he wrote.
+    known : list of str
+        What there is.
+
+    Returns
+    -------
+    near : str or None
+
+    Example
+    -------
+    >>> known = ["lr", "number_of_epochs", "dropout"]
+    >>> find_near("learning_rate", known), find_near("epochs", known)
+    ('lr', 'number_of_epochs')
+    """
+
+    def abbreviate(name):
+        """Joins the initials of a name's words."""
+        return "".join(word[:1] for word in name.split("_"))
+
+    close = [k for k in known if k == abbreviate(key) or abbreviate(k) == key]
+    close += difflib.get_close_matches(key, known, n=1)
+    words = {word for word in key.split("_") if len(word) > 3}
+    close += [k for k in known if words & {*k.split("_")}]
+    return close[0] if close else None
 
 
 def read_defaults(command):

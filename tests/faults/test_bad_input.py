@@ -324,9 +324,27 @@ def rename(column, *values):
     return spoil
 
 
+def bytes_as_names(run):
+    """Files, and ids after them, whose names are Latin-1, not UTF-8."""
+    folder = run.input / os.fsdecode(b"Z\xfcrich")
+    folder.mkdir()
+    for row, wav in enumerate(run.table["wav"]):
+        path = folder / os.fsdecode(b"%d \xe9.wav" % row)
+        shutil.copy(wav, path)
+        run.table.loc[row, ["id", "wav"]] = path.stem, str(path)
+
+
 def written_then(before, after):
     """What the table's file says, and what it is to mean."""
     return both(before, TinyRun.write_table, after)
+
+
+def no_formula(path):
+    """Checks that a spreadsheet computes nothing but numbers."""
+    table = pd.read_csv(path, dtype=str, header=None, keep_default_na=False)
+    for text in table.to_numpy().ravel():
+        assert not re.match("=|[-+@].*[^-+.\\w]|-2[+]", text), text
+    return "formulas are text"
 
 
 def no_evil(run):
@@ -395,6 +413,24 @@ TABLE = {
     ),
     "classes like numbers": used(rename("emo", "1", "01")),
     "sessions like paths": used(rename("session", "../s 1", "/s2", "s,3")),
+    "classes as markup": used(rename("emo", "$_$", "<b>|*`_\\")),
+    "classes as formulas": used(
+        rename("emo", "=1+1", "-2+3"),
+        check=lambda run: no_formula(run.out / "predictions.csv"),
+    ),
+    "ids like formulas": used(
+        cell("id", ["=A1", "-5", "-3g5yACw"], slice(0, 2)),
+        check=lambda run: no_formula(run.out / "corpus.csv"),
+    ),
+    "classes in other scripts": used(
+        rename("emo", "\U0001f600", "\u05d0\u202e")
+    ),
+    "classes with a line break and NUL": used(rename("emo", "a\nb", "c\0d")),
+    "speakers with NUL": used(cell("speaker", "s1f\0\n", slice(0, 1))),
+    "wav with NUL": skipped(
+        both(cell("wav", "a\0.wav"), options("max_skipped=0.1")), "null byte"
+    ),
+    "names of files that are no text": used(bytes_as_names),
     "class label": refused(rename("emo", "label", "rage"), "class label"),
     "class id": refused(rename("emo", "id", "rage"), "class id"),
     "labels with spaces": used(
@@ -1032,6 +1068,15 @@ RECORD, SETTINGS = "adapter.json", "settings.json"
 TRAIN, TEST = "train.json", "test.json"
 ENTRY = "test.json: utterance s1f_joy"
 
+SCHEDULE = """lr_schedule: !new:speechbrain_wap.schedules.Schedule
+    start: 1.0
+    end: 0.0
+    shape: cosine
+"""
+NEW_BOB = """lr_schedule: !new:speechbrain.nnet.schedulers.NewBobScheduler
+    initial_value: 1.0
+"""
+
 FILES = {
     "no YAML": refused(gone(YAML), "mine.yaml cannot be read: No such file"),
     "folder as YAML": refused(folder(YAML), "cannot be read"),
@@ -1049,6 +1094,18 @@ FILES = {
         swap(YAML, "wap_sap.yaml", "sap_wap.yaml"),
         "mine.yaml includes .*sap_wap.yaml as system.*No such file",
     ),
+    "schedule of another kind": refused(
+        swap(YAML, SCHEDULE, NEW_BOB),
+        "lr_schedule .NewBobScheduler.*speechbrain_wap.schedules.Schedule",
+    ),
+    "schedule of another kind, adapter": refused(
+        swap(YAML, SCHEDULE, NEW_BOB), "lr_schedule .NewBobScheduler"
+    ),
+    "parts that do not fit together, adapter": refused(
+        options("local_attributes={dim: 12}"),
+        "adapter.yaml: local_attributes .LocalAttributes. fails in a step",
+    ),
+    "key that nothing reads": used(append(YAML, "\nlearning_rate: 5\n")),
     "YAML of the other stage": refused(
         yaml_path(lambda path: path.with_name("adapter.yaml")),
         "adapter.yaml is not for this script",
@@ -1113,6 +1170,8 @@ SHORT = {
     *("more unreadable files than max_skipped", "wav at 22.05 kHz"),
     *("1e30 in a float wav", "3 minutes, cut"),
     *("table in UTF-16", "too few cells", "id with a line break"),
+    *("classes as formulas", "names of files that are no text"),
+    *("classes with a line break and NUL", "wav with NUL"),
     *("id that leads out of the folder", "label in no class"),
     "official splits that share a speaker, adapter",
     *("official split that may be either", "sessions called like splits"),

@@ -12,6 +12,8 @@ import soundfile
 import torch
 from recipe_runs import RECIPES, TINY, load_script, read_json
 
+from speechbrain_wap.files import unquote_formula
+
 HPARAMS = RECIPES / "IEMOCAP" / "wap_adapter" / "hparams"
 SCRIPTS = {
     "adapter": ("train_adapter.py", ["adapter"]),
@@ -92,7 +94,7 @@ class TinyRun:
 
     def write_table(self):
         """Writes the table as it is, for a fault to go on with."""
-        self.table.to_csv(self.csv, index=False)
+        self.table.to_csv(self.csv, index=False, errors="surrogateescape")
         self.is_written = True
 
     def make_file(self, name):
@@ -208,8 +210,12 @@ class TinyRun:
     def predictions(self):
         """Reads predictions.csv; nothing may be made of its cells."""
         table = pd.read_csv(
-            self.out / "predictions.csv", dtype=str, keep_default_na=False
+            self.out / "predictions.csv",
+            dtype=str,
+            keep_default_na=False,
+            encoding_errors="surrogateescape",
         )
+        table["id"] = table["id"].map(unquote_formula)
         classes = list(table.columns[5:])
         return table.astype(dict.fromkeys(classes, float)), classes
 

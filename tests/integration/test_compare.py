@@ -6,7 +6,13 @@ from collections import Counter
 import pandas as pd
 import pytest
 import torch
-from recipe_runs import call, load_checkpoint, read_history, read_json
+from recipe_runs import (
+    ForkedRun,
+    call,
+    load_checkpoint,
+    read_history,
+    read_json,
+)
 
 PROBE, WITHOUT, WITH = (
     "linear probe",
@@ -77,6 +83,18 @@ def test_official_splits_are_one_fold_and_shared_speakers_are_told(
     for report in ("comparison.md", "with_adapter/report.md"):
         text = (tmp_path / "out" / report).read_text("utf-8")
         assert "share speakers: 1 is in train and test (Ses01F)" in text
+
+
+def test_processes_share_the_runs_of_a_comparison(
+    finished, arguments, tmp_path
+):
+    arguments = [*arguments, f"--output_folder={tmp_path}"]
+    runs = [ForkedRun(*arguments, f"--seeds={seed}") for seed in (1, 2)]
+    for run in runs:
+        run.finish()
+    for name in ("comparison.json", "comparison.md"):
+        one, other = (folder / name for folder in (tmp_path, finished))
+        assert one.read_text("utf-8") == other.read_text("utf-8")
 
 
 def test_lengths_of_adapter_training_share_the_baseline(

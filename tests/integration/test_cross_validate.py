@@ -151,6 +151,40 @@ def test_folds_in_parallel_give_the_same_and_end_with_their_parent(
         assert tables[0].read_bytes() == tables[1].read_bytes()
 
 
+def test_processes_that_share_the_folds_leave_one_report(
+    finished, arguments, tmp_path
+):
+    shared = [*arguments, f"--output_folder={tmp_path}"]
+    killed, *others = runs = [
+        ForkedRun(*shared, "--folds=4", "--seeds=2"),
+        ForkedRun(*shared, "--folds=2"),
+        ForkedRun(*shared),  # whatever the others have not begun
+    ]
+    try:
+        while not list(tmp_path.glob("seed2/fold4/adapter/save")):
+            assert killed.wait(0.02) is None, killed.said()[-3000:]
+        # in the midst of it: other settings, and one fold that is taken
+        with pytest.raises(RecipeError, match="classifier.lr=0.001"):
+            call(*shared, "--classifier.lr=0.002")
+        call(*shared, "--folds=4", "--seeds=2")
+    finally:
+        killed.kill()
+    runs[0] = ForkedRun(*shared, "--folds=4", "--seeds=2")
+    for run in runs:
+        run.finish()
+    names = ["results.json", "report.md", "confusion.png", "corpus.csv"]
+    names += ["classifier_curves.png", "adapter_curves.png"]
+    names += [
+        f"seed{seed}/fold{fold}/classifier/predictions.csv"
+        for seed in (1, 2)
+        for fold in (2, 4)
+    ]
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (
+            finished[0] / name
+        ).read_bytes(), name
+
+
 def test_the_other_readings_of_the_paper_go_through_both_stages(tiny, tmp_path):
     call(
         *("cross_validate.py", "adapter", "classifier", *tiny, "--folds=1"),

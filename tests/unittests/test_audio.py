@@ -1,5 +1,6 @@
 """Reading speech: whatever the file, one signal or one sentence."""
 
+import os
 import shlex
 import shutil
 import struct
@@ -361,3 +362,10 @@ def test_a_fault_elsewhere_in_the_file_does_not_matter(tmp_path):
     assert inspect_audio(path, 0, 0.05)[0] == 0.05
     with pytest.raises(RecipeError, match="NaN"):
         inspect_audio(path, 0.01, 0.06)
+
+
+def test_a_file_may_have_a_name_that_is_no_text(make_wav, tmp_path):
+    wav = make_wav(tmp_path / "a.wav")
+    path = wav.rename(tmp_path / os.fsdecode(b"\xfc.wav"))
+    assert len(read_audio(path, 16000)) == 1600
+    assert inspect_audio(path)[0] == 0.1

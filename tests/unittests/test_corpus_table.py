@@ -382,3 +382,22 @@ def test_all_ranks_join_in_the_decision_and_one_writes(tmp_path, monkeypatch):
     be_main_process(False)
     record_skipped(csv, {}, ids, 0.5)
     assert csv.exists()
+
+
+def test_only_names_of_files_may_hold_bytes_that_are_no_text(
+    make_wav, tmp_path
+):
+    wav = make_wav(tmp_path / "a.wav")
+    wav.rename(tmp_path / os.fsdecode(b"\xfc.wav"))
+    csv = tmp_path / "own.csv"
+    csv.write_bytes(HEADER.encode() + b"\xfc,\xfc.wav,x,1,joy\n")
+    table = read_own_corpus(csv)
+    assert os.fsencode(table["id"][0]) == b"\xfc"
+    # as it is written by a run, and given to another one
+    write_corpus_table(table, tmp_path / "corpus.csv")
+    again = read_own_corpus(tmp_path / "corpus.csv")
+    assert again["wav"][0] == table["wav"][0]
+    for row in (b"\xfc,\xe9.wav,x,1,joy", b"\xfc,\xfc.wav,x,1,\xe9"):
+        csv.write_bytes(HEADER.encode() + row + b"\n")
+        with pytest.raises(RecipeError, match="no text in UTF-8"):
+            read_own_corpus(csv)

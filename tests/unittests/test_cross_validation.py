@@ -2,6 +2,8 @@
 
 import json
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,12 +13,16 @@ from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.cross_validation_report import (
     summarise_settings,
 )
+from speechbrain_wap.files import try_lock
 from speechbrain_wap.training.command_line import split_options
 from speechbrain_wap.training.cross_validation import (
+    SCORES,
     CrossValidation,
+    list_finished,
     load_scripts,
     prepare,
     route_options,
+    run_fold,
 )
 from speechbrain_wap.training.settings import HparamsFile
 
@@ -237,6 +243,65 @@ def test_what_a_stage_would_refuse_later_is_refused_at_once(options, sentence):
     with pytest.raises(RecipeError, match=sentence):
         prepare(plan(*SMALL, *options))
     assert not Path("D").exists()
+
+
+# What several processes share ------------------------------------------------
+
+
+def finish(root, seed, fold, epochs=100):
+    """Writes what a finished fold leaves of its scores."""
+    keys = dict.fromkeys(("classes", "session", "n", "confusion", *SCORES), 0)
+    scores = {**keys, "seed": seed, "fold": fold, "number_of_epochs": epochs}
+    path = Path(root, f"seed{seed}", f"fold{fold}", "classifier", "scores.json")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(scores))
+
+
+def test_what_any_process_has_finished_is_counted(tmp_path):
+    options = ["--data_folder=D", f"--output_folder={tmp_path}"]
+    options.append("--adapter_training=False")
+    for seed, fold in ((2, 10), (2, 9), (1, 9)):
+        finish(tmp_path, seed, fold)
+    finish(tmp_path, 1, 3, epochs=7)  # others are wanted
+    (tmp_path / "seed1" / "fold4").mkdir()
+    (tmp_path / "seed1" / "fold5_old").mkdir()
+    for more, expected in (
+        (["--folds=9"], [(1, 9), (2, 9), (2, 10)]),
+        # as it would have been written without the others
+        (["--seeds=2,1", "--folds=10,9"], [(2, 10), (2, 9), (1, 9)]),
+        (["--seeds=2,1"], [(2, 9), (2, 10), (1, 9)]),
+    ):
+        finished, unfinished = list_finished(plan(*options, *more))
+        assert [(r["seed"], r["fold"]) for r in finished] == expected
+        assert unfinished == [(1, 3), (1, 4)]
+
+
+def test_a_fold_that_is_taken_is_left_and_an_adapter_waited_for(tmp_path):
+    options = [*SMALL, f"--output_folder={tmp_path}/one"]
+    options.append(f"--adapters_folder={tmp_path}/one/../one")
+    command = plan(*options, "--folds=2")
+    folder = tmp_path / "one" / "seed1993" / "fold2"
+    with try_lock(folder / ".lock") as is_locked:
+        assert is_locked and run_fold(command, 2, 1993) is None
+    # its own adapter, by another path, is not waited for; it has no data
+    with pytest.raises(RecipeError, match="data_folder=D"):
+        run_fold(command, 2, 1993)
+    other = plan(*options, f"--output_folder={tmp_path}/other")
+    claimed, ended = threading.Event(), []
+
+    def train():
+        with try_lock(folder / ".lock"):
+            claimed.set()
+            time.sleep(0.5)
+            ended.append(True)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    claimed.wait()
+    with pytest.raises(RecipeError, match="data_folder=D"):
+        run_fold(other, 2, 1993)
+    assert ended
+    thread.join()
 
 
 def test_the_train_scripts_are_those_of_the_folder(monkeypatch):

@@ -1,11 +1,14 @@
 """The checks of arguments: one sentence that says what would do."""
 
+import io
+import logging
 import math
 from functools import partial
 
 import pytest
 import torch
 
+from speechbrain_wap import errors
 from speechbrain_wap.augmentation import Augmentation
 from speechbrain_wap.emotion_model import EmotionModel
 from speechbrain_wap.errors import (
@@ -112,3 +115,30 @@ def test_a_value_passes_or_is_refused_by_name_with_what_would_do(
 def test_a_constructor_refuses_a_bad_value_by_its_name(make, mistake):
     with pytest.raises(RecipeError, match=mistake):
         make()
+
+
+def test_a_poor_console_loses_characters_but_no_run(monkeypatch, tmp_path):
+    factory = logging.getLogRecordFactory()
+    console = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", console)
+    log = logging.FileHandler(tmp_path / "log.txt", encoding="utf-8")
+    try:
+        errors.print_any_text()
+        print("UA 72.3 \xb1 4.0")
+        console.flush()
+        record = logging.getLogger().makeRecord
+        log.handle(record("a", 20, "", 0, "in %s", ("Z\udcfcrich",), None))
+        log.handle(record("a", 20, "", 0, "in Zürich", (), None))
+    finally:
+        logging.setLogRecordFactory(factory)
+        log.close()
+    assert console.buffer.getvalue() == b"UA 72.3 \\xb1 4.0\n"
+    text = (tmp_path / "log.txt").read_text("utf-8")
+    assert text == "in Z\\udcfcrich\nin Zürich\n"
+
+
+def test_a_name_that_the_locale_has_no_letters_for_is_said():
+    says = r"'Z\\xfcrich' cannot be written in ascii.*PYTHONUTF8=1"
+    with pytest.raises(RecipeError, match=says):
+        with errors.report_path_errors():
+            "Zürich".encode("ascii")

@@ -1,11 +1,14 @@
 """Files are there whole or not at all, and a lock is of one process."""
 
 import errno
+import json
 import multiprocessing
+import os
 import re
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from speechbrain_wap import files
@@ -14,7 +17,9 @@ from speechbrain_wap.files import (
     expand_path,
     only_process,
     try_lock,
+    unquote_formula,
     write_atomically,
+    write_table,
     write_text,
 )
 
@@ -58,6 +63,27 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path, error, raised):
 def can_lock(path):
     with try_lock(path) as is_locked:
         return is_locked
+
+
+@pytest.mark.parametrize("column, kept", [("label", []), ("id", ["-joy"])])
+def test_a_spreadsheet_computes_nothing_but_numbers(tmp_path, column, kept):
+    cells = ["=1+1", "-5", "+1e3", "-2+3", "@SUM(1)", "'=x", "'tis", "-joy"]
+    path = tmp_path / "table.csv"
+    write_table(path, pd.DataFrame({column: cells, "=n": -1.5}))
+    read = pd.read_csv(path, dtype=str)
+    assert list(read.columns) == [column, "'=n"]
+    assert list(read["'=n"]) == ["-1.5"] * len(cells)
+    plain = ["-5", "+1e3", "'tis", *kept]
+    quoted = [c if c in plain else f"'{c}" for c in cells]
+    assert list(read[column]) == quoted
+    assert [unquote_formula(c) for c in quoted] == cells
+
+
+def test_bytes_that_are_no_text_come_back_from_a_file(tmp_path):
+    name = os.fsdecode(b"Z\xfcrich")
+    write_text(tmp_path / "a.json", json.dumps({"a": name}, ensure_ascii=False))
+    assert b"Z\xfcrich" in (tmp_path / "a.json").read_bytes()
+    assert files.read_json(tmp_path / "a.json", "") == {"a": name}
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """The report: means and spreads over what they are said to be over."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from readings import STAGES, find_yaml
 
 from speechbrain_wap.evaluation.cross_validation_report import list_defaults
@@ -192,3 +194,32 @@ def test_defaults_are_what_the_yaml_says_without_the_users_values():
         *("classifier.system", "classifier.system.model"),
     }
     assert defaults["classifier.lr"] == 0.0001
+
+
+def test_labels_are_plain_text_wherever_they_are_shown(tmp_path):
+    classes = ["$_$", "a|b\n", "<b>*c*", "\x1b[31m", "=1", r"$\frac{1}{2}$"]
+    eye = np.eye(len(classes), dtype=int).tolist()
+    run = {**make_run(1, 7, 1.0, eye), "classes": classes, "session": "_s_|"}
+    results = sum_up([run], {"classes": classes})
+    text = write_report(tmp_path, results, {}, {}, [], {})
+    assert (tmp_path / "confusion.png").read_bytes()[:8] == PNG
+    assert "\x1b" not in text and "<b>" not in text.replace("\\<b>", "")
+    table = text.partition("## Confusion")[2]
+    (header,) = (x for x in table.splitlines() if x.startswith("|   "))
+    cells = re.split(r"(?<!\\)\|", header)[2:-1]
+    assert [cell.strip() for cell in cells] == [
+        *(r"\$\_\$", r"a\|b\\n", r"\<b>\*c\*", r"\\x1b[31m", "=1"),
+        r"\$\\frac{1}{2}\$",
+    ]
+    assert r"\_s\_\|" in score_table(results)
+
+
+def test_what_looks_like_mathematics_is_drawn_as_it_is_written(tmp_path):
+    figure = Figure()
+    axes = figure.add_subplot()
+    axes.set_title(r"$\frac$")
+    axes.set_xticks([0, 1], ["$_$", r"\$ $^$"])
+    axes.plot([0, 1], [0, 1], label="$x_$")
+    axes.legend()
+    save_figure(figure, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes()[:8] == PNG

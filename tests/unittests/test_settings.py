@@ -370,3 +370,53 @@ def test_what_cannot_be_built_is_named(workplace, option, encoder, sentence):
     yaml = copy_yaml(workplace, "adapter", (ENCODER, encoder))
     with pytest.raises(RecipeError, match=sentence):
         read(yaml, *SMALL, f"--{option}").build()
+
+
+# Names that are no text ------------------------------------------------------
+
+
+def test_a_place_that_cannot_be_written_is_said_before_any_work():
+    options = ["--encoder_source=fbank", "--d_model=8", "--nhead=2"]
+    for key in ("output_folder", "cache_folder", "encoder_source"):
+        with pytest.raises(RecipeError, match=r"'Z\\udcfcrich.* rename it"):
+            read("classifier", *SMALL, f"--{key}=Z\udcfcrich")
+    reading = read("classifier", *options, "--data_folder=Z\udcfcrich")
+    assert reading.data == "Z\udcfcrich"
+    assert reading.build()["data_folder"] == "Z\udcfcrich"
+
+
+# Keys that nothing reads -----------------------------------------------------
+
+
+def test_a_key_that_nothing_reads_is_warned_of(workplace, caplog):
+    text = "skip_prep: False"
+    mine = """
+learning_rate: 5
+epochs: 3
+my_size: 8
+my_part: !new:torch.nn.Linear
+    in_features: !ref <my_size>
+    out_features: 4
+grad_accumulation_factor: 2
+label_smooting: 0.1
+my_cost: !name:torch.nn.functional.cross_entropy
+    label_smoothing: !ref <label_smooting>
+__mine: [!ref <my_part> , !ref <my_cost> ]
+"""
+    path = copy_yaml(workplace, "classifier", (text, text + mine))
+    script = Path(find_yaml()).parents[1] / "train_classifier.py"
+    for _ in range(2):  # said once
+        read(path, *SMALL).warn_of_unread(str(script), ())
+    said = [r.getMessage().partition("the key ")[2] for r in caplog.records]
+    assert list(filter(None, said)) == [
+        "learning_rate: did you mean lr?",
+        "epochs: did you mean number_of_epochs?",
+    ]
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+@pytest.mark.parametrize("stage", STAGES)
+def test_all_keys_of_the_recipes_are_read(stage, corpus, caplog):
+    script = Path(find_yaml()).parents[1] / f"train_{stage}.py"
+    read(stage, *SMALL, corpus=corpus).warn_of_unread(str(script), ())
+    assert "nothing reads" not in caplog.text

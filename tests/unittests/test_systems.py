@@ -146,6 +146,22 @@ def run_toy(workplace, make_corpus, monkeypatch):
     return run
 
 
+@pytest.fixture
+def untried(monkeypatch):
+    """Leaves out the step on noise, which the system would remember."""
+    script = load_script("train_classifier.py")
+    monkeypatch.setattr(script, "try_out", lambda *args: None)
+
+
+def test_a_system_is_tried_on_noise_of_its_streams(run_toy):
+    run_toy("--number_of_epochs=1")
+    hooks = [x for x in sys.modules["toy_system"].SEEN if "_fit" in x[0]]
+    assert [hook for hook, *_ in hooks] == [*2 * ["before_fit"], "after_fit"]
+    assert hooks[0][1] == [f"trial {number}" for number in range(3)]
+    assert hooks[1][1][0].startswith("s")
+
+
+@pytest.mark.usefixtures("untried")
 def test_a_system_gets_its_streams_speakers_hooks_and_losses(run_toy):
     folder = run_toy("--label_fraction=0.5", "--augmentation=all")
     seen = sys.modules["toy_system"].SEEN
@@ -186,6 +202,7 @@ def test_a_system_gets_its_streams_speakers_hooks_and_losses(run_toy):
         assert masked == {round(0.3 * num_frames)}
 
 
+@pytest.mark.usefixtures("untried")
 def test_a_run_goes_on_and_a_loss_called_cross_entropy_takes_its_place(run_toy):
     run_toy("--number_of_epochs=1", "--own_cross_entropy=True")
     folder = run_toy("--number_of_epochs=2", "--own_cross_entropy=True")

@@ -12,7 +12,10 @@ lie, for runs that differ in stage 2 only; default: the output folder), --jobs=4
 (that many folds at a time, each in a process of its own; changes no number: on
 a CPU a fold has one thread, or what OMP_NUM_THREADS says). Any other key goes
 to the stages whose YAML has it; --adapter.key=value and --classifier.key=value
-to one stage. The same command again takes up what was interrupted.
+to one stage. The same command again takes up what was interrupted. Several
+processes, on several nodes too, may share an output folder, such as a cluster's
+array with --folds=k in each task: a fold is run by one of them, and the report
+is of all that is finished whenever one of them ends.
 """
 
 from speechbrain_wap.evaluation.cross_validation_report import cross_validate

@@ -40,6 +40,7 @@ from speechbrain_wap.training.command_line import read_command
 from speechbrain_wap.training.experiment import Experiment, run_script
 from speechbrain_wap.training.ranks import start_ranks
 from speechbrain_wap.training.statistics import EpochStatistics
+from speechbrain_wap.training.trial import make_utterances, trial, try_functions
 
 logger = get_logger(__name__)
 
@@ -84,6 +85,7 @@ def prepare_data(experiment, corpora):
     settings["encoder_key"] = cache.key
     settings["data"] = describe_data(splits)
     experiment.record()
+    try_out(experiment)
 
     del splits["test"]  # the held-out session is not even encoded
     splits = extract_features(
@@ -276,6 +278,22 @@ class AdapterBrain(RecipeBrain):
 
 
 # The experiment --------------------------------------------------------------
+
+
+def try_out(experiment, classes=()):
+    """Takes a step on made-up frames with a copy of what the YAML wires."""
+    with trial(experiment) as tried:
+        if tried is None:
+            return
+        hparams = tried.hparams
+        try_functions(hparams)
+        brain = AdapterBrain(
+            tried,
+            modules=hparams["modules"],
+            opt_class=hparams["opt_class"],
+            checkpointer=hparams["checkpointer"],
+        )
+        brain.try_step(make_utterances(tried, 2))
 
 
 def train(experiment):

@@ -41,9 +41,9 @@ from speechbrain_wap.data.sampling import (
     choose_labelled,
     count_labels,
 )
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import RecipeError, first_line
 from speechbrain_wap.evaluation.metrics import emotion_scores
-from speechbrain_wap.files import digest_file, write_atomically, write_text
+from speechbrain_wap.files import digest_file, write_table, write_text
 from speechbrain_wap.packing import send
 from speechbrain_wap.training.adapter_folder import check_adapter, load_branch
 from speechbrain_wap.training.brain import RecipeBrain
@@ -51,6 +51,7 @@ from speechbrain_wap.training.command_line import read_command
 from speechbrain_wap.training.experiment import Experiment, run_script
 from speechbrain_wap.training.ranks import gather_over_ranks, start_ranks
 from speechbrain_wap.training.statistics import EpochStatistics
+from speechbrain_wap.training.trial import make_utterances, trial, try_functions
 
 logger = get_logger(__name__)
 
@@ -91,6 +92,7 @@ def prepare_data(experiment):
         )
     splits = experiment.read_splits(("wav", "speaker", "session", "label"))
     classes = list_classes(splits, hparams["classes"])
+    try_out(experiment, classes)
     # hparams["feature_cache"], or several
     for cache in experiment.caches.values():
         cache.device = experiment.run_opts.get("device") or infer_device()
@@ -365,8 +367,7 @@ class EmotionBrain(RecipeBrain):
     def write_results(self, table, scores):
         """Writes predictions.csv, then scores.json, which marks the end."""
         predictions_csv = self.experiment.predictions_csv
-        with write_atomically(predictions_csv) as temporary:
-            table.to_csv(temporary, index=False)
+        write_table(predictions_csv, table)
         if self.debug:
             return  # scores.json says that a fold is finished
         confusion = confusion_matrix(
@@ -412,6 +413,52 @@ def find_adapter_identity(experiment, splits):
         args=[adapter_folder, experiment.settings, splits],
         kwargs={"corpus_table": experiment.corpus_table},
     )
+
+
+def try_out(experiment, classes):
+    """Takes a step on made-up frames with a copy of what the YAML wires."""
+    with trial(experiment) as tried:
+        if tried is None:
+            return
+        hparams = tried.hparams
+        try_functions(hparams)
+        hparams["model"].set_classes(len(classes))
+        brain = EmotionBrain(
+            tried,
+            {},
+            classes,
+            torch.ones(len(classes)),
+            modules=hparams["modules"],
+            opt_class=hparams["opt_class"],
+            checkpointer=hparams["checkpointer"],
+        )
+        brain.measured = [
+            {
+                **utterance,
+                "target": number % len(classes),
+                "speaker_index": 0,
+                "mask_probability": 0.5,
+            }
+            for number, utterance in enumerate(
+                make_utterances(tried, len(classes))
+            )
+        ]
+        try:
+            brain.call_hook("before_fit")
+        except Exception as error:  # it may need more data, or real ones
+            logger.warning(
+                "the model is not tried before the features are extracted: "
+                f"its before_fit fails on noise ({first_line(error)})."
+            )
+            return
+        brain.try_step(brain.measured)
+        given = {len(p) for p in brain.predicted.values()}
+        if given != {len(classes)}:
+            raise RecipeError(
+                f"model ({type(hparams['model']).__name__}) gives "
+                f"{', '.join(map(str, given))} logits for {len(classes)} "
+                "classes: let set_classes(num_classes) decide how many."
+            )
 
 
 def train(experiment):
