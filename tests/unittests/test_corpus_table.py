@@ -231,6 +231,21 @@ def test_a_part_beyond_its_file_is_left_out_and_listed(parts, tmp_path):
     assert "from 0 s to 1.2 s" in listing["reason"][0]
 
 
+def test_times_of_a_prepare_function_are_checked_too(parts, tmp_path):
+    csv = tmp_path / "corpus.csv"
+    wrong = parts.set_index(pd.Index([3, 3, 4, 5])).assign(end=[0.5, 0, 1, 1])
+    with pytest.raises(RecipeError, match="^utterance b ends at 0 s, but"):
+        write_corpus_table(wrong, csv)
+    words = parts.rename(columns={"start": "onset", "end": "offset"})
+    with pytest.raises(
+        RecipeError, match="^the corpus table has the column on"
+    ):
+        write_corpus_table(words, csv)
+    # columns that another corpus left there
+    whole = parts.drop(columns=["start", "end"]).assign(file_sound="ab")
+    assert "file_sound" not in write_corpus_table(whole, csv)
+
+
 def test_one_audio_under_several_labels_is_named(parts, tmp_path, caplog):
     csv = tmp_path / "corpus.csv"
     write_corpus_table(parts.drop(columns=["start", "end"]), csv)
