@@ -138,6 +138,8 @@ def test_start_and_end_are_read_and_duration_alone_means_nothing(
         ("start,end", "0,1", "1,1", "line 3: utterance b ends at 1 s"),
         ("start,duration", "0,1", "1,0", "line 3: utterance b ends at 1 s"),
         ("end,start,stop", "1,0,1", "1,0,1", "columns end and stop: remove"),
+        ("start,end,start", "1,2,1", "1,2,1", "has the column start twice"),
+        ("onset,onset ", "1,2", "1,2", "has the column onset: if it says"),
     ],
 )
 def test_times_that_cannot_be_are_named_with_utterance_and_line(
@@ -168,7 +170,7 @@ def test_other_words_for_start_and_end_are_refused_by_name(write_csv, columns):
 @pytest.mark.parametrize("name", ["channel", "Channel"])
 def test_a_channel_is_refused_by_name(write_csv, name):
     csv = write_csv(PARTS.format(f"{name},x", "0,1", "1,2"))
-    with pytest.raises(RecipeError, match=f"the column {name}, but all channe"):
+    with pytest.raises(RecipeError, match=f"column {name}, but all channels"):
         read_own_corpus(csv)
 
 
