@@ -59,7 +59,7 @@ lint:
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/yamllint" recipes
-	"$(BIN)/codespell" demo recipes speechbrain_wap tests README.md
+	"$(BIN)/codespell" -L caf demo recipes speechbrain_wap tests README.md
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import shlex
+from functools import partial
 from pathlib import Path
 
 import soxr
@@ -132,9 +133,14 @@ def read_audio(path, sample_rate, start=None, end=None):
             path, (start, end), info.frames, info.sample_rate
         )
         part = {"frame_offset": first, "num_frames": last - first}
-    signal, original_rate = _decode(
-        audio_io.load, path, name, dtype=torch.float32, **part
-    )
+    load = partial(audio_io.load, dtype=torch.float32)
+    try:
+        signal, original_rate = _decode(load, path, name, **part)
+    except RecipeError as error:
+        if not part or "seekable" not in str(error):
+            raise
+        signal, original_rate = _decode(load, path, name)
+        signal = signal[:, first:last]
     _check_samples(signal, name)
     signal = signal.mean(dim=0)
     if original_rate != sample_rate:

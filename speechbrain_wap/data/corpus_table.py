@@ -67,7 +67,8 @@ def _read_csv(path, required, cure):
     try:
         first = pd.read_csv(path, nrows=1, header=None, **options)
         header = [str(name).strip() for name in first.iloc[0]]
-        twice = [name for name in required if header.count(name) > 1]
+        names = [*required, "start", "end", "stop"]
+        twice = [name for name in names if header.count(name) > 1]
         if twice:
             raise RecipeError(
                 f"{path} has the column {twice[0]} twice: remove one."
@@ -221,8 +222,8 @@ def _refuse_other_words(table, name):
     if "stop" in table and "end" in table:
         raise RecipeError(f"{name} has the columns end and stop: remove one.")
     known = {"start", "end", "stop"} & {*table.columns}
-    for column in table.columns:
-        cells = table[column].astype(str)
+    for column, cells in table.items():
+        cells = cells.astype(str)
         word = re.sub(r"[\W_]", "", str(column).casefold())
         if word in ("channel", "channelid", "audiochannel") and cells.any():
             raise RecipeError(

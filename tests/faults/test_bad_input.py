@@ -870,7 +870,11 @@ PLACES = {
     ),
     "disk full at once": refused(full_disk(3000), "cannot be written|disk"),
     "disk full while features are cached": refused(
-        both(full_disk(100_000), sound(seconds=180, number=30), CUT_LONG),
+        both(
+            full_disk(100_000),
+            sound(seconds=180, number=30),
+            options("max_frames=9100"),
+        ),
         "safetensors cannot be written",
     ),
     "disk full while a checkpoint is saved": refused(

@@ -314,6 +314,24 @@ def test_a_part_is_what_a_file_of_its_own_would_be(
     assert inspect_audio(whole, 0.5)[0] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    "name, subtype",
+    [
+        *[("a.ogg", "VORBIS"), ("a.ogg", "OPUS"), ("a.wav", "IMA_ADPCM")],
+        *[("a.wav", "GSM610"), ("a.mp3", "MPEG_LAYER_III"), ("a.aiff", "ULAW")],
+    ],
+)
+def test_a_part_of_a_lossy_file_is_that_of_the_whole(
+    tmp_path, signal, name, subtype
+):
+    path = tmp_path / name
+    soundfile.write(path, signal(2.0).numpy(), 16000, subtype)
+    part = read_audio(path, 16000, 0.5, 1.25)
+    expected = read_audio(path, 16000)[8000:20000]
+    # libmpg123 rounds elsewhere
+    torch.testing.assert_close(part, expected, atol=1e-6, rtol=0)
+
+
 def test_a_part_that_is_all_of_a_file_is_the_file(tmp_path, make_wav):
     path = make_wav(tmp_path / "a.wav", 0.5)
     for times in [(0.0, 0.5), (None, 0.5), (0.0, None), (0.0, 0.58)]:

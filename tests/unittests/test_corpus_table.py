@@ -156,6 +156,8 @@ def test_start_and_end_are_read_and_duration_alone_means_nothing(
         ("start,end", "0,1", "1,1", "line 3: utterance b ends at 1 s"),
         ("start,duration", "0,1", "1,0", "line 3: utterance b ends at 1 s"),
         ("end,start,stop", "1,0,1", "1,0,1", "columns end and stop: remove"),
+        ("start,end,start", "1,2,1", "1,2,1", "has the column start twice"),
+        ("onset,onset ", "1,2", "1,2", "has the column onset: if it says"),
     ],
 )
 def test_times_that_cannot_be_are_named_with_utterance_and_line(
@@ -186,7 +188,7 @@ def test_other_words_for_start_and_end_are_refused_by_name(write_csv, columns):
 @pytest.mark.parametrize("name", ["channel", "Channel"])
 def test_a_channel_is_refused_by_name(write_csv, name):
     csv = write_csv(PARTS.format(f"{name},x", "0,1", "1,2"))
-    with pytest.raises(RecipeError, match=f"the column {name}, but all channe"):
+    with pytest.raises(RecipeError, match=f"column {name}, but all channels"):
         read_own_corpus(csv)
 
 
@@ -247,6 +249,21 @@ def test_a_part_beyond_its_file_is_left_out_and_listed(parts, tmp_path):
     listing = pd.read_csv(tmp_path / "skipped.csv")
     assert listing["id"].tolist() == ["b", "c"]
     assert "from 0 s to 1.2 s" in listing["reason"][0]
+
+
+def test_times_of_a_prepare_function_are_checked_too(parts, tmp_path):
+    csv = tmp_path / "corpus.csv"
+    wrong = parts.set_index(pd.Index([3, 3, 4, 5])).assign(end=[0.5, 0, 1, 1])
+    with pytest.raises(RecipeError, match="^utterance b ends at 0 s, but"):
+        write_corpus_table(wrong, csv)
+    words = parts.rename(columns={"start": "onset", "end": "offset"})
+    with pytest.raises(
+        RecipeError, match="^the corpus table has the column on"
+    ):
+        write_corpus_table(words, csv)
+    # columns that another corpus left there
+    whole = parts.drop(columns=["start", "end"]).assign(file_sound="ab")
+    assert "file_sound" not in write_corpus_table(whole, csv)
 
 
 def test_one_audio_under_several_labels_is_named(parts, tmp_path, caplog):
