@@ -55,7 +55,7 @@ def expand_path(path, name="", folder="."):
 
     Example
     -------
-    >>> os.environ["CORPORA"] = "/data"
+    >>> getfixture("monkeypatch").setenv("CORPORA", "/data")
     >>> expand_path("${CORPORA}/a b.csv"), expand_path("facebook/hubert")
     ('/data/a b.csv', 'facebook/hubert')
     """

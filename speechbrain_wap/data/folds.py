@@ -352,14 +352,29 @@ class FoldPlan:
                 f"protocol={self.protocol} needs at least {least} sessions, "
                 f"but the corpus has {len(sessions)}."
             )
-        test = valid = sessions[self.fold - 1]
-        if self.protocol == "held_out":
-            valid = sessions[self.fold % len(sessions)]
+        valid, test = self.hold_out(sessions)
         return {
             "train": table[~table["session"].isin([valid, test])],
             "valid": table[table["session"] == valid],
             "test": table[table["session"] == test],
         }
+
+    def hold_out(self, sessions):
+        """Names the sessions that are validated and tested on.
+
+        Arguments
+        ---------
+        sessions : list of str
+            What :func:`list_sessions` gave.
+
+        Returns
+        -------
+        valid, test : str
+        """
+        test = valid = sessions[self.fold - 1]
+        if self.protocol == "held_out":
+            valid = sessions[self.fold % len(sessions)]
+        return valid, test
 
     def _split_as_told(self, table):
         """Splits a corpus table by its column split; an empty cell is none."""
@@ -479,6 +494,53 @@ class FoldPlan:
         labels = {name: list(split["label"]) for name, split in splits.items()}
         check_labels(labels, classes, f"fold {self.fold}")
         return splits
+
+
+def check_folds(plans, table, classes, dialogue_style):
+    """Checks folds as :meth:`FoldPlan.split_labelled` does one by one.
+
+    A corpus may have a thousand sessions: what one pass shows to be fine is not
+    split.
+
+    Arguments
+    ---------
+    plans : list of FoldPlan
+        The folds.
+    table : pandas.DataFrame
+        A corpus table.
+    classes : dict
+        Labels of each class.
+    dialogue_style : str
+        "improvised", "scripted" or "all".
+
+    Raises
+    ------
+    RecipeError
+        Of the first fold that cannot be trained on and tested.
+    """
+    labelled = label_utterances(table, classes, dialogue_style)
+    sessions = list_sessions(table)
+    counts = pd.crosstab(labelled["session"], labelled["label"])
+    total, counts = counts.sum(), counts.T.to_dict("series")
+    people, shared = {}, set()
+    for one, session in zip(list_utterances(table), table["session"]):
+        first = people.setdefault(one.person, session)
+        if first != session:
+            shared |= {first, session}
+
+    def is_fine(plan):
+        """Tells whether a fold has all that it needs; False where unsure."""
+        is_told = plan.protocol == "predefined" or len(sessions) < 3
+        if is_told or plan.fold > len(sessions):
+            return False
+        held_out = set(plan.hold_out(sessions))
+        if held_out & shared or not held_out <= counts.keys():
+            return False
+        return (total - sum(counts[s] for s in held_out)).gt(0).all()
+
+    for plan in plans:
+        if not is_fine(plan):
+            plan.split_labelled(table, classes, dialogue_style)
 
 
 def _find_splits(names):

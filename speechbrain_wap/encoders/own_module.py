@@ -108,7 +108,7 @@ def try_module(encoder, seconds, device="cpu"):
     frames : torch.Tensor
         See :func:`run_module`.
     """
-    num_samples = seconds * getattr(encoder, "sample_rate", 16000)
+    num_samples = int(seconds * getattr(encoder, "sample_rate", 16000))
     noise = torch.rand(num_samples, generator=torch.Generator().manual_seed(0))
     tone = torch.sin(0.1 * torch.arange(num_samples))
     sound = (0.1 * tone + 0.02 * (noise - 0.5)).to(device)

@@ -28,7 +28,9 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.data.folds import (
+    SPLITS,
     FoldPlan,
+    check_folds,
     choose_classes,
     label_utterances,
     list_sessions,
@@ -471,10 +473,19 @@ def prepare(plan):
         for fold, session in enumerate(sessions, start=1)
         if session in labelled
     ]
-    splits = {
-        fold: FoldPlan(fold, protocol).split_labelled(table, classes, style)
-        for fold in folds
-    }
+    plans = [FoldPlan(fold, protocol) for fold in folds]
+    check_folds(plans, table, classes, style)
+
+    def split(plans):
+        """Splits the labelled utterances as several folds hold them out."""
+        if len(plans) == 1:
+            return plans[0].split_labelled(table, classes, style)
+        named = {s for one in plans for s in one.hold_out(sessions)}
+        utterances = label_utterances(table, classes, style)
+        is_held_out = utterances["session"].isin(named)
+        parts = utterances[~is_held_out], utterances[:0]
+        return dict(zip(SPLITS, (*parts, utterances[is_held_out])))
+
     settings = {**experiment.settings, "encoder_key": experiment.encoder_key}
     compared = ["id", "digest", "speaker", "session", "emo"]
     compared += ["split"] * (protocol == "predefined")
@@ -491,7 +502,7 @@ def prepare(plan):
     guarded["encoder_key"] = experiment.encoder_key
     guarded["adapter_training"] = plan.adapter_training
     guarded["adapter_identity"] = _check_earlier_adapters(
-        plan, settings, splits, experiment.corpus_table
+        plan, settings, plans, split, experiment.corpus_table
     )
     content = content.encode(**ANY_BYTES)
     guarded["data"] = hashlib.sha256(content).hexdigest()[:16]
@@ -515,11 +526,11 @@ def _refuse_different_models(plan):
             )
 
 
-def _check_earlier_adapters(plan, settings, splits, corpus_table):
+def _check_earlier_adapters(plan, settings, plans, split, corpus_table):
     """Refuses adapters that may not be used; returns what identifies them."""
     identity = None
     for adapter in dict.fromkeys(plan.earlier_adapters.values()):
-        identity = _check_folds(adapter, settings, splits, corpus_table)
+        identity = _check_folds(adapter, settings, plans, split, corpus_table)
     if plan.has_adapter_per_seed:
         for seed, adapter in plan.earlier_adapters.items():
             _check_start(adapter, seed, settings)
@@ -528,26 +539,31 @@ def _check_earlier_adapters(plan, settings, splits, corpus_table):
     return identity
 
 
-def _check_folds(adapter_folder, settings, splits, corpus_table):
+def _check_folds(adapter_folder, settings, plans, split, corpus_table):
     """Refuses an adapter that does not fit or heard a fold's held-out speakers.
 
-    The error names the folds that it may be used for.
+    All folds are checked at once; where one fails, one by one: the error names
+    the folds that it may be used for.
     """
+
+    def check(plans):
+        """Checks the adapter for what several folds hold out."""
+        return check_adapter(
+            adapter_folder, settings, split(plans), corpus_table
+        )
+
     identity, reasons = None, {}
-    for fold, tables in splits.items():
-        entries = {
-            name: table.set_index("id").to_dict("index")
-            for name, table in tables.items()
-        }
-        try:
-            identity = check_adapter(
-                adapter_folder, settings, entries, corpus_table
-            )
-        except RecipeError as error:
-            reasons[fold] = str(error)
+    try:
+        identity = check(plans)
+    except RecipeError:
+        for plan in plans:
+            try:
+                identity = check([plan])
+            except RecipeError as error:
+                reasons[plan.fold] = str(error)
     if reasons:
         fold = min(reasons)
-        left = ",".join(str(k) for k in splits if k not in reasons)
+        left = ",".join(str(p.fold) for p in plans if p.fold not in reasons)
         cure = f" It may be used with --folds={left}." if left else ""
         raise RecipeError(f"fold {fold}: {reasons[fold]}{cure}")
     find_finished(adapter_folder)

@@ -787,6 +787,13 @@ def wired(text):
     return edit(YAML, lambda old: re.sub(usual, f"\nencoder: {text}\n", old))
 
 
+def speechbrains_wrapper(run):
+    """The small HuBERT behind SpeechBrain's own wrapper."""
+    name = "!new:speechbrain.integrations.huggingface.wav2vec2.Wav2Vec2"
+    folder = f"\n    source: {run.make_hubert()}\n    save_path: {run.cache}"
+    wired(f"{name}{folder}\n    freeze: True")(run)
+
+
 YAML, POINTER = "mine.yaml", "version https://git-lfs.github.com/spec/v1"
 LOBES = "!new:speechbrain.lobes"
 
@@ -817,6 +824,7 @@ ENCODERS = {
     "SpeechBrain's Fbank as encoder, adapter": used(
         wired(f"{LOBES}.features.Fbank")
     ),
+    "SpeechBrain's Wav2Vec2 as encoder": used(speechbrains_wrapper),
     "encoder that gives no frames": refused(
         wired("!new:torch.nn.Flatten"), "encoder .Flatten. gives .1, 16000."
     ),

@@ -174,6 +174,10 @@ ONE_MODEL = "config.json asks for, first encoder.layers.1.*both from one model"
         (write(f"{WEIGHTS}.incomplete", "", WEIGHTS), "half a download: fin"),
         (write("adapter_model.safetensors", "", WEIGHTS), "merge the LoRA"),
         (write("pytorch_model.bin", "<html>", WEIGHTS), "not whole.*again"),
+        (
+            lambda f: (f / WEIGHTS).rename(f / "model.fp16.safetensors"),
+            "call the weights model.safetensors or",
+        ),
         (split_weights, "lacks 1 of the 2 files that .*first model-00002-of"),
         (drop_weights_of_a_layer, ONE_MODEL),
         (rename_weights("student.", "teacher."), "student. and teacher., as"),

@@ -306,3 +306,13 @@ def test_options_that_make_no_sense_are_refused(folder, four, option):
 def test_a_mistake_at_the_front_door_is_one_sentence():
     with pytest.raises(SystemExit, match="^error: nowhere is no folder"):
         run_command(front_door, ["features", "inspect", "nowhere"])
+
+
+def test_the_folder_may_begin_at_home(folder, four, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder.parent))
+    main(["inspect", f"~/{folder.name}"])
+    at_home = capsys.readouterr().out
+    main(["inspect", str(folder)])
+    assert capsys.readouterr().out == at_home
+    with pytest.raises(RecipeError, match="variable .NOWHERE is not set"):
+        main(["prune", "$NOWHERE/cache"])

@@ -1,6 +1,7 @@
 """Folds: what is a class, who is held out, and what the manifests say."""
 
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from speechbrain_wap.data.folds import (
     FoldPlan,
+    check_folds,
     choose_classes,
     describe_data,
     label_utterances,
@@ -166,6 +168,47 @@ def test_too_few_sessions_are_refused(protocol, least):
         split("abc"[: least - 1], 1, protocol)
     with pytest.raises(RecipeError, match=r"fold 4 .*1 \(a\), 2 \(b\)"):
         split("abc", 4, protocol)
+
+
+def say_first_mistake(check, plans):
+    """What is wrong with the first fold that something is wrong with."""
+    try:
+        for one in plans:
+            check(one)
+    except RecipeError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("protocol", ["paper", "held_out"])
+@pytest.mark.parametrize("seed", range(12))
+def test_checking_all_folds_at_once_says_what_one_by_one_would(seed, protocol):
+    draw = random.Random(seed)
+    size, num_sessions = draw.choice([8, 30, 60]), draw.choice([2, 3, 6])
+    sessions = [draw.randrange(num_sessions) for _ in range(size)]
+    table = make_table(
+        [draw.choice(["a", "a", "b", ""]) for _ in sessions],
+        session=[f"s{s}" for s in sessions],
+        speaker=[f"Speaker {s}" for s in sessions],
+    )
+    if seed % 3 == 0:  # a spelling of another session's speaker
+        table.loc[draw.randrange(size), "speaker"] = "speaker_01"
+    table.loc[table["session"] == draw.choice(["s1", "no"]), "emo"] = "a"
+    classes, last = {"a": ["a"], "b": ["b"]}, seed % 2 + len({*sessions})
+    plans = [FoldPlan(fold, protocol) for fold in range(1, last + 1)]
+    checked = {"table": table, "classes": classes, "dialogue_style": "all"}
+    found = say_first_mistake(lambda p: p.split_labelled(**checked), plans)
+    at_once = say_first_mistake(lambda p: check_folds(p, **checked), [plans])
+    assert at_once == found
+
+
+def test_a_thousand_sessions_are_not_split_a_thousand_times(monkeypatch):
+    """Else preparation would take the square of the time."""
+    names = [f"s{number}" for number in range(1000)] * 4
+    table = make_table("abab" * 1000, session=names, speaker=names)
+    table["emo"] = ["a", "b"] * 2000
+    monkeypatch.setattr(FoldPlan, "split", None)
+    plans = [FoldPlan(fold) for fold in range(1, 1001)]
+    check_folds(plans, table, {"a": ["a"], "b": ["b"]}, "all")
 
 
 # Official splits -------------------------------------------------------------
