@@ -13,11 +13,11 @@ from pathlib import Path
 import pandas as pd
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
 
 from speechbrain_wap.data.audio import encode_name, inspect_audio
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import unquote_formula, write_table, write_text
+from speechbrain_wap.progress import Bar
 
 logger = get_logger(__name__)
 
@@ -183,10 +183,10 @@ def check_audio(table, audio_index=None):
         except (OSError, ValueError) as error:  # such as of a name with NUL
             return f"{wav}: {getattr(error, 'strerror', None) or error}."
 
-    bar = {"desc": "Checking audio", "unit": "file", "dynamic_ncols": True}
+    bar = {"desc": "Checking audio", "unit": "file"}
     with ThreadPoolExecutor() as pool:
         found = pool.map(inspect, table["wav"])
-        found = list(tqdm(found, total=len(table), **bar))
+        found = list(Bar(found, total=len(table), **bar))
     is_read = [isinstance(entry, list) for entry in found]
     reasons = {k: f for k, f, ok in zip(table["id"], found, is_read) if not ok}
     table = table.loc[is_read].reset_index(drop=True)

@@ -19,6 +19,7 @@ from speechbrain.utils.run_opts import RunOptions
 from speechbrain_wap.data.folds import SPLITS, read_manifests
 from speechbrain_wap.errors import print_any_text, report_errors
 from speechbrain_wap.files import only_process, write_text
+from speechbrain_wap.progress import switch_bars
 from speechbrain_wap.training.machine import (
     give_back_freed_memory,
     warn_of_slow_run,
@@ -69,6 +70,7 @@ class Experiment:
     """
 
     def __init__(self, command, needed):
+        switch_bars(not command.run_opts["noprogressbar"])
         reading = Reading(command)
         reading.check_stage(needed)
         reading.check_corpus()
