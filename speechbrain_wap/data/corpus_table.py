@@ -16,7 +16,6 @@ from pathlib import Path
 import pandas as pd
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
-from tqdm import tqdm
 
 from speechbrain_wap.data.audio import WHOLE, encode_name, inspect_segments
 from speechbrain_wap.errors import RecipeError
@@ -26,6 +25,7 @@ from speechbrain_wap.files import (
     write_table,
     write_text,
 )
+from speechbrain_wap.progress import Bar
 
 logger = get_logger(__name__)
 
@@ -369,9 +369,9 @@ def check_audio(table, audio_index=None):
             reason = getattr(error, "strerror", None) or error
             return dict.fromkeys(names, f"{wav}: {reason}.")
 
-    bar = {"desc": "Checking audio", "unit": "file", "dynamic_ncols": True}
+    bar = {"desc": "Checking audio", "unit": "file"}
     with ThreadPoolExecutor() as pool:
-        found = tqdm(pool.map(inspect, wanted), total=len(wanted), **bar)
+        found = Bar(pool.map(inspect, wanted), total=len(wanted), **bar)
         found = dict(zip(wanted, found))
     fresh = {
         wanted[wav][segment]: entry

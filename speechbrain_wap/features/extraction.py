@@ -25,7 +25,6 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from speechbrain_wap.data.audio import digest_bytes, read_audio
 from speechbrain_wap.encoders.own_module import run_module
@@ -37,6 +36,7 @@ from speechbrain_wap.encoders.speech_encoder import (
 )
 from speechbrain_wap.errors import RecipeError, first_line
 from speechbrain_wap.files import format_bytes, try_lock
+from speechbrain_wap.progress import Bar
 
 logger = get_logger(__name__)
 
@@ -198,13 +198,7 @@ def _make_entries(cache, digests, entries):
     utterances = _Utterances(cache, {d: entries[d] for d in digests})
     # by which `features prune` sees that the cache is being filled
     lock = cache.folder / f".{socket.gethostname()}-{os.getpid()}.lock"
-    progress = tqdm(
-        total=len(digests),
-        desc="Extracting features",
-        unit="utt",
-        dynamic_ncols=True,
-        disable=not if_main_process(),
-    )
+    progress = Bar(total=len(digests), desc="Extracting features", unit="utt")
     try:
         with _one_thread(), progress, try_lock(lock, remove=True):
             for digest, status, reason in utterances.run(num_workers):

@@ -14,6 +14,7 @@ from speechbrain_wap.data.batches import Collate
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.features.extraction import START_METHOD
 from speechbrain_wap.packing import send
+from speechbrain_wap.progress import replace_bars
 from speechbrain_wap.training.checkpoints import RandomState
 from speechbrain_wap.training.machine import (
     give_back_freed_memory,
@@ -244,6 +245,18 @@ class RecipeBrain(sb.Brain):
             return 0.0, 0.0
         # the later batches' counts are not known yet: see optimizers_step
         return count / mean, count / mean * mean / self.batch_counts[0]
+
+    # Bars ------------------------------------------------------------------
+
+    def fit(self, *args, **kwargs):
+        """Trains as SpeechBrain does, with bars like all others."""
+        with replace_bars(sb.core):
+            super().fit(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """Tests as SpeechBrain does, with bars like all others."""
+        with replace_bars(sb.core):
+            return super().evaluate(*args, **kwargs)
 
     # Steps -------------------------------------------------------------------
 

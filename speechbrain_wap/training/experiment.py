@@ -20,6 +20,7 @@ from speechbrain_wap.data.folds import SPLITS, read_manifests
 from speechbrain_wap.errors import print_any_text, report_errors
 from speechbrain_wap.features.extraction import cut_long_utterances
 from speechbrain_wap.files import only_process, write_text
+from speechbrain_wap.progress import switch_bars
 from speechbrain_wap.training.machine import (
     give_back_freed_memory,
     warn_of_slow_run,
@@ -70,6 +71,7 @@ class Experiment:
     """
 
     def __init__(self, command, needed):
+        switch_bars(not command.run_opts["noprogressbar"])
         reading = Reading(command)
         reading.check_stage(needed)
         reading.check_corpus()

@@ -60,6 +60,7 @@ def test_results_and_report_are_of_all_folds_and_seeds(finished):
     assert results["mean"]["UA"] == pytest.approx(sum(per_seed) / 2)
     assert results["settings"]["std_over"] == "seeds"
     assert f"{100 * results['mean']['UA']:.1f} ±" in said
+    assert "%|" not in said  # no bars, with --noprogressbar
     report = (folder / "report.md").read_text("utf-8")
     for picture in re.findall(r"\]\((.+?\.png)\)", report):
         assert (folder / picture).stat().st_size > 5000

@@ -235,12 +235,12 @@ def test_nothing_is_removed_while_one_of_many_is_being_filled(
     """Nor between two of its utterances, when none is locked."""
     reached = multiprocessing.get_context("fork").Event()
 
-    class Pause(extraction.tqdm):
+    class Pause(extraction.Bar):
         def update(self):
             reached.set()
             time.sleep(60)
 
-    monkeypatch.setattr(extraction, "tqdm", Pause)
+    monkeypatch.setattr(extraction, "Bar", Pause)
     cache = FeatureCache(folder, SpeechEncoder("fbank"), num_workers=0)
     wav = str(make_wav(tmp_path / "a.wav"))
     entries = {d * 32: {"wav": wav, "duration": 0.1} for d in "ab"}
