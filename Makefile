@@ -50,6 +50,8 @@ bench: install
 faults: install
 	OMP_NUM_THREADS=1 "$(BIN)/python" -m pytest -q -n 2 --dist=worksteal \
 		tests/faults tests/integration/test_single_runs.py \
+		tests/unittests/test_batches.py \
+		tests/unittests/test_emotion_model.py \
 		--long --fault-table=build/faults.md
 	@echo "see build/faults.md"
 

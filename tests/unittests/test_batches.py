@@ -72,7 +72,9 @@ def dataset(tmp_path):
 
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
-def test_workers_make_the_same_batches_however_they_start(dataset, method):
+def test_workers_make_the_same_batches_however_they_start(
+    dataset, method, record_fault
+):
     collate = Collate(UtteranceMasks(0.4))
     collate.epoch.share_memory_()
     shared = {"batch_size": 4, "collate_fn": collate}
@@ -93,3 +95,6 @@ def test_workers_make_the_same_batches_however_they_start(dataset, method):
             assert torch.equal(batch.feats.data, expected.feats.data)
             mask = expected.masks["feats"]
             assert torch.equal(batch.masks["feats"], mask)
+    record_fault(
+        "modules", f"workers that start by {method}", "same batches", ""
+    )

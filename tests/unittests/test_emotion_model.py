@@ -160,7 +160,7 @@ def test_any_backbone_and_pooling_may_be_wired():
 
 @pytest.mark.parametrize("several", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.half, torch.double])
-def test_a_model_may_be_of_any_precision(dtype, several):
+def test_a_model_may_be_of_any_precision(dtype, several, record_fault):
     model = make_model(several)
     feats, lens = pad_batch(make_frames(several))
     mask = torch.arange(feats.shape[1]).remainder(2)[None] == torch.ones(3, 1)
@@ -172,6 +172,8 @@ def test_a_model_may_be_of_any_precision(dtype, several):
     logits.float().square().sum().backward()
     for parameter in model.parameters():
         assert torch.isfinite(parameter.grad).all()
+    fault = f"all in {dtype}, {several} encoder layers"
+    record_fault("modules", fault, f"logits in {dtype}, gradients", "")
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -181,15 +183,16 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda x: model(x, lens), feats)
 
 
-def test_without_lengths_all_frames_are_valid():
+def test_without_lengths_all_frames_are_valid(record_fault):
     model = make_model()
     (x,) = make_utterances([6], DIM)
     feats = torch.stack([x, 2 * x])
     assert torch.equal(model(feats), model(feats, torch.ones(2)))
     assert torch.equal(model.pool(feats), model.pool(feats, torch.ones(2)))
+    record_fault("modules", "lens=None", "all frames are valid", "")
 
 
-def test_an_utterance_of_length_zero_changes_no_other():
+def test_an_utterance_of_length_zero_changes_no_other(record_fault):
     model = make_model()
     feats, lens = pad_batch(make_frames())
     more = torch.cat([feats, torch.full_like(feats[:1], float("nan"))])
@@ -197,10 +200,12 @@ def test_an_utterance_of_length_zero_changes_no_other():
     assert_near(logits[:-1], model(feats, lens))
     # what the classifier says of nothing
     assert torch.equal(logits[-1], model.classifier.w.bias)
+    happened = "embedding 0; others as without it"
+    record_fault("modules", "an utterance of length 0", happened, "")
 
 
 @pytest.mark.parametrize("num_encoder_layers", [1, 2])
-def test_an_exported_graph_takes_any_batch(num_encoder_layers):
+def test_an_exported_graph_takes_any_batch(num_encoder_layers, record_fault):
     model = make_model(num_encoder_layers)
     feats, lens = pad_batch(make_frames(num_encoder_layers))
     batch, frames = (torch.export.Dim(name, max=30) for name in "BT")
@@ -213,3 +218,5 @@ def test_an_exported_graph_takes_any_batch(num_encoder_layers):
         utterances = make_utterances(lengths, *several, DIM)
         feats, lens = pad_batch(utterances)
         assert_near(graph(feats, lens), model(feats, lens))
+    fault = f"torch.export, {num_encoder_layers} encoder layers"
+    record_fault("modules", fault, "same logits for any batch and length", "")
