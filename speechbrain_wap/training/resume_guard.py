@@ -38,7 +38,9 @@ PATH_KEYS = {
 }
 # How data are loaded, what is logged, how far a run has come
 UNGUARDED_KEYS = {
-    "encoder_revision",  # the encoder's key has a digest of the weights
+    # the encoder's key has a digest of the weights
+    "encoder_revision",
+    "encoder.revision",
     "skip_prep",
     "max_skipped",
     "num_workers",
@@ -74,7 +76,7 @@ def is_guarded(key):
     first = key.partition(".")[0]
     if key.endswith(".batch_size"):
         return True
-    return first not in PATH_KEYS | UNGUARDED_KEYS | NAMED_ONLY
+    return not {first, key} & (PATH_KEYS | UNGUARDED_KEYS | NAMED_ONLY)
 
 
 def guard(settings):

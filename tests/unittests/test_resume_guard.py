@@ -114,6 +114,7 @@ def test_what_the_script_finds_out_is_guarded_too(key):
         ["--ckpt_interval_steps=1", "--probe_every=0", "--skip_prep=True"],
         # guarded by the features' key
         ["--encoder_source=/elsewhere/hubert"],
+        ["--encoder_source=a/hubert", "--encoder_revision=v1"],
         # whose they are shows in who is left out
         ["--corpora=[{table: elsewhere/a.csv, speakers: own}]"],
     ],
