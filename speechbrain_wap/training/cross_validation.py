@@ -436,8 +436,9 @@ def prepare(plan):
         hparams["classes"],
         "corpus_csv" not in command.overrides or "classes" in command.overrides,
     )
-    for stage, one in experiments.items():  # nor what fails in training
-        scripts[stage].try_out(one, list(classes))
+    if not is_distributed_initialized():  # else this is the main rank alone
+        for stage, one in experiments.items():
+            scripts[stage].try_out(one, list(classes))
     style = hparams["dialogue_style"]
     sessions = list_sessions(table)
     # A session without labels is no fold: it serves adapter training only.
