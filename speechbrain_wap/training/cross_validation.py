@@ -35,7 +35,7 @@ from speechbrain_wap.data.folds import (
 )
 from speechbrain_wap.data.further_corpora import read_tables
 from speechbrain_wap.data.preparation import prepare_table
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import RecipeError, escape_controls
 from speechbrain_wap.files import (
     ANY_BYTES,
     digest_file,
@@ -784,7 +784,7 @@ def run_all(plan, report):
                 remaining = minutes / done * (len(runs) - done)
                 print(
                     f"[{done}/{len(runs)}] fold {fold}, seed {seed}, held-out "
-                    f"session {sessions[fold - 1]}: "
+                    f"session {escape_controls(sessions[fold - 1])}: "
                     f"UA {100 * scores['UA']:.1f} %, WA "
                     f"{100 * scores['WA']:.1f} %, F1 {100 * scores['F1']:.1f} "
                     f"% ({minutes:.1f} min so far, about {remaining:.1f} min "
