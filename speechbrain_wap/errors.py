@@ -278,6 +278,6 @@ or choose another folder, and run the same command again.
         with report_path_errors():
             yield
     except RecipeError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {escape_controls(str(error))}")
     except KeyboardInterrupt:
         sys.exit("interrupted: run the same command again to go on.")

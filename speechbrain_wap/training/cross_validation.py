@@ -37,7 +37,7 @@ from speechbrain_wap.data.folds import (
 )
 from speechbrain_wap.data.further_corpora import read_tables
 from speechbrain_wap.data.preparation import prepare_table
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import RecipeError, escape_controls
 from speechbrain_wap.files import (
     ANY_BYTES,
     digest_file,
@@ -458,8 +458,9 @@ def prepare(plan):
         hparams["classes"],
         "corpus_csv" not in command.overrides or "classes" in command.overrides,
     )
-    for stage, one in experiments.items():  # nor what fails in training
-        scripts[stage].try_out(one, list(classes))
+    if not is_distributed_initialized():  # else this is the main rank alone
+        for stage, one in experiments.items():
+            scripts[stage].try_out(one, list(classes))
     style = hparams["dialogue_style"]
     protocol = hparams["protocol"]
     FoldPlan(1, protocol).warn_of_splits(table)
@@ -824,7 +825,7 @@ def run_all(plan, report):
                 remaining = minutes / done * (len(runs) - done)
                 print(
                     f"[{done}/{len(runs)}] fold {fold}, seed {seed}, held-out "
-                    f"session {sessions[fold - 1]}: "
+                    f"session {escape_controls(sessions[fold - 1])}: "
                     f"UA {100 * scores['UA']:.1f} %, WA "
                     f"{100 * scores['WA']:.1f} %, F1 {100 * scores['F1']:.1f} "
                     f"% ({minutes:.1f} min so far, about {remaining:.1f} min "

@@ -142,3 +142,9 @@ def test_a_name_that_the_locale_has_no_letters_for_is_said():
     with pytest.raises(RecipeError, match=says):
         with errors.report_path_errors():
             "Zürich".encode("ascii")
+
+
+def test_what_is_said_is_one_line_whatever_is_named():
+    with pytest.raises(SystemExit) as end, errors.report_errors():
+        raise RecipeError("speaker a\x1b[31m\nb is in both splits.")
+    assert str(end.value) == (r"error: speaker a\x1b[31m\nb is in both splits.")

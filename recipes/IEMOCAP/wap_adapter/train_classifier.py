@@ -444,7 +444,9 @@ def try_out(experiment, classes):
             )
         ]
         try:
-            brain.call_hook("before_fit")
+            if hasattr(hparams["model"], "before_fit"):
+                batches = OneByOne(brain.measured, brain.device)
+                hparams["model"].before_fit(batches)
         except Exception as error:  # it may need more data, or real ones
             logger.warning(
                 "the model is not tried before the features are extracted: "
