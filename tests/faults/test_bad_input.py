@@ -490,6 +490,13 @@ TABLE = {
     "official splits that are passed over": used(
         official_splits(protocol="paper"), "give --protocol=predefined"
     ),
+    "official splits in another column": refused(
+        both(
+            column("Split_Set", ["Test1", "Dev"] + 10 * ["Train"]),
+            options("protocol=predefined"),
+        ),
+        "needs a column split.* call Split_Set split, if it is that",
+    ),
     "official split that may be either": refused(
         official_splits("eval"), "s1f_joy: split=eval is none of"
     ),
@@ -562,6 +569,12 @@ PARTS = {
     ),
     "onset and offset in ms within one file": refused(
         in_one_file("onset", "offset", 1000), "own.csv has the column onset"
+    ),
+    "start and num_frames within one file": refused(
+        in_one_file(end="num_frames"), "own.csv has the column num_frames"
+    ),
+    "start and end in one cell": refused(
+        column("segment", "0.0-0.2"), "own.csv has the column segment"
     ),
     "utterance that ends before it starts": refused(
         in_one_file(change=cell("end", 0.1, 3)), "line 5: .* ends at 0.1 s, but"
@@ -1116,6 +1129,14 @@ FILES = {
     "parts that do not fit together, adapter": refused(
         options("local_attributes={dim: 12}"),
         "adapter.yaml: local_attributes .LocalAttributes. fails in a step",
+    ),
+    "cost of log-probabilities": refused(
+        swap(YAML, "functional.cross_entropy", "functional.nll_loss"),
+        "compute_cost .nll_loss. fails .* it is negative",
+    ),
+    "option that no loader takes": refused(
+        swap(YAML, "\ndataloader_options:", "\ndataloader_options:\n    x: 1"),
+        "dataloader_options fails .* argument 'x'",
     ),
     "key that nothing reads": used(append(YAML, "\nlearning_rate: 5\n")),
     "YAML of the other stage": refused(
