@@ -171,6 +171,7 @@ def make_emodb(tmp_path, make_wav):
 @pytest.mark.parametrize("inside", ["wav", "."])
 def test_emodb_names_are_read_in_wav_or_flat(make_emodb, prepare, inside):
     root = make_emodb(inside)
+    (root / "wav").mkdir(exist_ok=True)  # as a release's, or empty
     table = prepare("EmoDB", root)
     assert len(table) == 70
     row = table.set_index("id").loc["13a01Ta"]

@@ -72,9 +72,9 @@ def prepare_emodb(data_folder, corpus_csv, max_skipped=0.01, audio_index=None):
         speaker.
     """
     folder = open_data_folder(data_folder)
-    wavs = folder / "wav" if (folder / "wav").is_dir() else folder
+    paths = find_audio(folder / "wav") or find_audio(folder)
     rows = []
-    for key, path in find_audio(wavs).items():
+    for key, path in paths.items():
         match = FILE_NAME.fullmatch(key)
         if match is None:
             continue
