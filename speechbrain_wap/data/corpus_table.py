@@ -45,6 +45,7 @@ def _read_csv(path, required, cure):
     try:
         first = pd.read_csv(path, nrows=1, header=None, **options)
         header = [str(name).strip() for name in first.iloc[0]]
+        "".join(header).encode()  # a UnicodeError where it is no UTF-8
         twice = [name for name in required if header.count(name) > 1]
         if twice:
             raise RecipeError(
