@@ -45,7 +45,6 @@ def _read_csv(path, required, cure):
     try:
         first = pd.read_csv(path, nrows=1, header=None, **options)
         header = [str(name).strip() for name in first.iloc[0]]
-        "".join(header).encode()  # a UnicodeError where it is no UTF-8
         twice = [name for name in required if header.count(name) > 1]
         if twice:
             raise RecipeError(
@@ -53,6 +52,7 @@ def _read_csv(path, required, cure):
             )
         missing = [name for name in required if name not in header]
         if missing:
+            Path(path).read_text("utf-8")  # a UnicodeError where it is none
             raise RecipeError(
                 f"{path} lacks the columns {', '.join(missing)}: {cure}"
             )
