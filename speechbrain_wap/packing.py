@@ -10,12 +10,20 @@ from functools import lru_cache
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # An utterance joins a group whose longest one it reaches up to this share. On
 # a CPU, masks and copies cost more than attending to each length by itself; a
 # GPU would wait for so many small kernels to be started.
 LIKE_LENGTH_CPU = 1.0
 LIKE_LENGTH_GPU = 0.8
+# Without cuDNN's, which torch prefers on an H100 in half precision: it builds a
+# plan for each new shape, tens of milliseconds, and shapes here are ever other.
+KERNELS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 def lay_out(lens, num_steps, device):
@@ -59,8 +67,12 @@ def _pack_lengths(num_frames, num_steps, device):
 
 
 def send(tensor, device):
-    """Copies a CPU's tensor to a device without waiting for a GPU."""
-    if torch.device(device).type == "cuda":
+    """Copies a CPU's tensor to a device without waiting for a GPU.
+
+    One that lies there already stays as it is.
+    """
+    # a GPU's cannot be pinned
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # a GPU takes others through a buffer
     return tensor.to(device, non_blocking=True)
 
@@ -167,7 +179,7 @@ class Packing:
         if x.device.type == "cpu" and x.dtype == torch.bfloat16:
             x = x.float()
         parts = x.split([group.num_frames for group in self.groups])
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False), sdpa_kernel(KERNELS):
             attended = [
                 group.attend(part, num_heads)
                 for group, part in zip(self.groups, parts)
