@@ -195,11 +195,14 @@ class _Group:
         self.num_frames = sum(lengths)
         self.places = self.mask = None
         if lengths[-1] < lengths[0]:
-            valid = torch.arange(lengths[0]) < torch.tensor(lengths)[:, None]
-            places = valid.flatten().nonzero()[:, 0]
+            # a GPU's kernel takes rows of 8 keys, or a mask is copied to them
+            steps = torch.arange(-(-lengths[0] // 8) * 8)
+            valid = steps < torch.tensor(lengths)[:, None]
+            places = valid[:, : lengths[0]].flatten().nonzero()[:, 0]
             self.places = send(places, device)
-            # (b, H, queries, keys)
-            self.mask = send(valid[:, None, None, :], device)
+            # added to the scores (b, H, queries, keys)
+            mask = torch.zeros(valid.shape).masked_fill_(~valid, -torch.inf)
+            self.mask = send(mask[:, None, None, :], device)
 
     def attend(self, frames, num_heads):
         """Attends within this group's frames [N, 3 * D]; returns [N, D]."""
@@ -207,10 +210,18 @@ class _Group:
             frames = frames.unflatten(0, self.shape)
         else:
             frames = _scatter(frames, self.places, self.shape)
-        attended = _attend(frames, num_heads, self.mask).flatten(end_dim=1)
+        mask = None if self.mask is None else self._cast_mask(frames.dtype)
+        attended = _attend(frames, num_heads, mask).flatten(end_dim=1)
         if self.places is not None:
             attended = attended.index_select(0, self.places)
         return attended
+
+    def _cast_mask(self, dtype):
+        """Casts the mask, once: all layers of both branches have the type."""
+        if self.mask.dtype != dtype:
+            with torch.inference_mode(False):  # a training may be the next
+                self.mask = self.mask.to(dtype)
+        return self.mask[..., : self.shape[1]]
 
 
 class Padding:
