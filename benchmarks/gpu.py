@@ -512,7 +512,7 @@ SECTIONS = {
         + each(compare_cross_validations),
     ),
     "precision": (
-        130,
+        150,
         each(name_attention, (BF16, FP32))
         + each(compare_losses, (BF16, "--precision=fp16", "--compile"), STAGES),
     ),

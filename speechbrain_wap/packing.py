@@ -71,8 +71,9 @@ def send(tensor, device):
 
     One that lies there already stays as it is.
     """
-    # a GPU's cannot be pinned
-    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+    # a GPU's cannot be pinned, nor anything within what torch.compile makes
+    to_gpu = torch.device(device).type == "cuda" and tensor.device.type == "cpu"
+    if to_gpu and not torch.compiler.is_compiling():
         tensor = tensor.pin_memory()  # a GPU takes others through a buffer
     return tensor.to(device, non_blocking=True)
 
@@ -133,6 +134,7 @@ class Packing:
         """Takes the valid frames [N, ...] of a padded batch [B, T, ...]."""
         return x.flatten(end_dim=1).index_select(0, self.places)
 
+    @torch.compiler.disable
     def find(self, mask):
         """Finds which of the packed frames a mask [B, T] chooses.
 
