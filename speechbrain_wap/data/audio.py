@@ -36,7 +36,9 @@ def _decode(read, path, name, **part):
         reason += "; it is cut or damaged: restore it from its source"
     elif os.path.isfile(path) and os.path.getsize(path) == 0:
         reason = "it is empty"
-    elif re.search("not recognised|unsupported|unimplemented|too big", reason):
+    elif re.search(
+        "not recognised|not supported|unsupported|unimplemented|too big", reason
+    ):
         if "too big" in reason:  # of an array without end
             reason = "its header does not say how long it is"
         other = Path(path).with_suffix(".wav")
@@ -162,10 +164,15 @@ def _read_declared_size(content):
         return int.from_bytes(content[place : place + size], order)
 
     kind, declared, limit = content[:4], 0, 0x7F000000
-    if kind == b"RIFF":
-        declared = number(4, "little") + 8
-    elif kind in (b"RIFX", b"FORM"):  # AIFF, AIFC, 8SVX
-        declared = number(4, "big") + 8
+    if kind in (b"RIFF", b"RIFX", b"FORM"):  # WAV; AIFF, AIFC, 8SVX
+        order = "little" if kind == b"RIFF" else "big"
+        declared, chunk = number(4, order) + 8, 12
+        while content[chunk : chunk + 1] > b" ":  # else its name is none
+            end = chunk + 8 + number(chunk + 4, order)
+            is_sound = content[chunk : chunk + 4] in (b"data", b"SSND", b"BODY")
+            if is_sound and end < limit:  # some write one of the two wrongly
+                declared = max(declared, end) if declared < limit else end
+            chunk = end + end % 2
     elif kind in (b".snd", b"dns."):
         order = "big" if kind == b".snd" else "little"
         declared = number(4, order) + number(8, order)

@@ -35,13 +35,29 @@ AUDIO_COLUMNS = ["digest", "sound"]
 # Of an utterance that is a part of a file: which, and the sound of all of it
 SEGMENT_COLUMNS = ["start", "end", "file_sound"]
 # What people call start and end, in any unit, without spaces and underscores
-OTHER_TIMES = re.compile(
-    "(segment|seg|utterance|utt|clip|turn|speech|audio|time|t|samples?|frame|"
-    "ms)?(start|begin|beg|beginning|onset|offset|end|ending|stop|xmin|xmax|"
-    "tmin|tmax|from|to)(time|times|stamp|timestamp|at|point|position)?(in)?(s|"
-    "secs?|seconds?|ms|msec|ssmsec|millis|milliseconds|samples?|frames?|idx|"
-    "index)?|t[01]"
+PLACES = (
+    "segment|seg|utterance|utt|clip|turn|speech|audio|wav|file|video|chunk|"
+    "sentence|word|trim|cut|crop|time|t|samples?|frames?|ms"
 )
+UNITS = (
+    "(time|times|stamp|timestamp|at|point|pos|position)?(in)?(s|secs?|seconds?|"
+    "ms|msec|ssmsec|millis|milliseconds|samples?|frames?|idx|index)?"
+)
+OTHER_TIMES = re.compile(
+    f"({PLACES})?(start|begin|beg|beginning|onset|offset|end|ending|stop|xmin|"
+    f"xmax|tmin|tmax|from|to){UNITS}|t[01]|(first|last)(sample|frame)"
+)
+# What people call a duration, which with a start but no end says where one is
+OTHER_DURATIONS = re.compile(
+    f"({PLACES}|n|num|number|numberof)?(dur|duration|durations|len|length|"
+    f"samples|frames){UNITS}"
+)
+# What people call both in one cell, such as 0.5-2.5
+INTERVALS = re.compile(
+    f"({PLACES})?(segments?|intervals?|times?|timestamps?|spans?|ranges?|"
+    "bound(arie)?s)"
+)
+CHANNEL = re.compile("(audio|wav)?(channel|chan)(id|idx|index|no|nr|number)?")
 # Beside a corpus table
 SKIPPED_NAME = "skipped.csv"
 SKIPPED_COLUMNS = ["id", "reason"]
@@ -222,24 +238,35 @@ def _refuse_other_words(table, name):
     """Refuses columns that seem to say where in a file an utterance is."""
     if "stop" in table and "end" in table:
         raise RecipeError(f"{name} has the columns end and stop: remove one.")
-    known = {"start", "end", "stop"} & {*table.columns}
+    table = table.rename(columns={"stop": "end"})
+    known = {"start", "end"} & {*table.columns}
     for column, cells in table.items():
         cells = cells.astype(str)
         word = re.sub(r"[\W_]", "", str(column).casefold())
-        if word in ("channel", "channelid", "audiochannel") and cells.any():
+        if CHANNEL.fullmatch(word) and cells.any():
             raise RecipeError(
                 f"{name} has the column {column}, but all channels of a file "
                 "are averaged: write a file for each channel, or rename the "
                 "column if it means something else."
             )
-        is_time = column not in known and OTHER_TIMES.fullmatch(word)
-        is_number = cells.str.fullmatch(r"[-\d:.,]*\d\s*[a-z]{0,4}")
-        if is_time and len(known) < 2 and is_number.any():
+        is_number = cells.str.fullmatch(r"[-\d:.,]*\d\s*[a-z]{0,4}").any()
+        is_time = is_number and len(known) < 2 and OTHER_TIMES.fullmatch(word)
+        if len(known) == 1 and "duration" not in table and is_number:
+            is_time = is_time or OTHER_DURATIONS.fullmatch(word)
+        if not known and INTERVALS.fullmatch(word):
+            pair = r"\W*\d[\d:.]*\s*([-,;]|to)\s*\d[\d:.]*\W*"
+            is_time = is_time or cells.str.fullmatch(pair).any()
+        if is_time and column not in known:
             raise RecipeError(
                 f"{name} has the column {column}: if it says which part of "
                 "the audio file an utterance is, give start and end (or start "
                 "and duration) in seconds; if not, rename it."
             )
+    if known == {"end"} and "duration" in table:
+        raise RecipeError(
+            f"{name} has the columns end and duration, but no start: give "
+            "start, in seconds, and leave it empty where a file begins."
+        )
 
 
 def open_data_folder(data_folder):

@@ -384,12 +384,15 @@ class FoldPlan:
                 "fold, fold 1."
             )
         if "split" not in table:
+            column = _find_split_column(table)
+            cure = column and f": call {column} split, if it is that"
             raise RecipeError(
                 "protocol=predefined needs a column split in the corpus table, "
                 "which says train, valid or test of each utterance: it has "
-                f"{', '.join(map(str, table.columns))}."
+                f"{', '.join(map(str, table.columns))}{cure or ''}."
             )
-        told = table["split"].str.strip().str.casefold()
+        told = table["split"].fillna("").astype(str).str.strip()
+        told = told.str.casefold()
         names = told.map(SPLIT_NAMES)
         unknown = table[names.isna() & (told != "")]
         if len(unknown):
@@ -428,11 +431,14 @@ class FoldPlan:
                     "known voices; the report says so."
                 )
             return
-        if set(_find_splits(table.get("split", []))) & set(SPLITS):
+        column = _find_split_column(table)
+        if column is not None:
+            call = "" if column == "split" else "call it split and "
             logger.warning(
-                "The corpus table has a column split, which protocol="
+                f"The corpus table has a column {column}, which protocol="
                 f"{self.protocol} does not use: sessions are held out in turn. "
-                "For the splits of that column, give --protocol=predefined."
+                f"For the splits of that column, {call}give "
+                "--protocol=predefined."
             )
             return
         named = _find_splits(table["session"]).values()
@@ -548,9 +554,23 @@ def _find_splits(names):
     found = {}
     for name in set(names):
         for word in re.findall(r"[^\W\d_]+", str(name).casefold()):
+            word = word.removesuffix("set")
             if word in (*SPLIT_NAMES, "eval", "evaluation"):
                 found[SPLIT_NAMES.get(word, word)] = str(name)
     return found
+
+
+def _find_split_column(table):
+    """Finds the column that says official splits, under any name, or None."""
+    if set(_find_splits(table.get("split", []))) & set(SPLITS):
+        return "split"
+    for name in table.columns.difference(["id", "wav", "speaker", "session"]):
+        # such as Split_Set: Train, Development, Test1, Test2
+        cells = set(table[name].map(str)) - {""}
+        if 2 <= len(cells) < 10 and all(_find_splits([c]) for c in cells):
+            if "train" in _find_splits(cells):
+                return name
+    return None
 
 
 def check_splits(splits, protocol="paper"):

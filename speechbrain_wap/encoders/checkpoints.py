@@ -95,6 +95,11 @@ def resolve_source(source, revision=None):
         _check_complete(folder)
         return folder, _find_commit(folder)
     except Exception as error:
+        if type(error).__name__ == "HFValidationError":  # a path, or an URL
+            raise RecipeError(
+                f"encoder_source={source} is no folder, nor a hub id, which is "
+                "owner/name: check the path or the name."
+            )
         reason = first_line(error).rstrip(".")
         at, cure = "", ": check the name and"
         if revision is not None:

@@ -3,7 +3,8 @@
 Any torch.nn.Module may be the YAML's ``encoder`` that maps samples [B, samples]
 and relative lengths [B] (or samples alone) to frames [B, T, D], of which more
 come of longer speech: a tensor, an output of Hugging Face's with
-``last_hidden_state``, or a tuple of frames and their lengths. It is given one
+``last_hidden_state``, or a tuple of frames and their lengths. A second argument
+that need not be given is, if its name ends with "lens". It is given one
 utterance at a time, without padding, so that it need not look at the lengths.
 Its ``sample_rate`` is 16000 unless it has such an attribute.
 """
@@ -46,10 +47,14 @@ def run_module(encoder, wavs):
     """
     arguments = [wavs, torch.ones(len(wavs), device=wavs.device)]
     try:
-        inspect.signature(encoder.forward).bind(*arguments)
+        known = inspect.signature(encoder.forward)
+        second = [*known.bind(*arguments).arguments][1]
+        # it may be left out, and may be a mask, or lengths in samples
+        if known.parameters[second].default is None and second[-4:] != "lens":
+            arguments.pop()
     except TypeError:
         arguments.pop()  # SpeechBrain's Fbank, for one
-    except ValueError:  # it has none that could be looked at
+    except (ValueError, IndexError):  # none that could be looked at, or *args
         pass
     return _find_frames(encoder(*arguments))
 
@@ -68,8 +73,9 @@ def _find_frames(output):
     if not torch.is_tensor(output):
         raise RecipeError(f"returns {_describe(output)}: {CURE}.")
     if lengths is not None and output.dim() == 3 and lengths.dim() == 1:
-        whole = 1 if lengths.is_floating_point() else output.shape[1]
-        if abs(float(lengths[0]) - whole) > 0.02 * whole + 1:
+        is_share = lengths.is_floating_point()
+        whole, slack = (1, 0) if is_share else (output.shape[1], 1)
+        if abs(float(lengths[0]) - whole) > 0.02 * whole + slack:
             raise RecipeError(
                 f"says that {float(lengths[0]):g} of its {output.shape[1]} "
                 "frames count: lengths are given relative, from 0 to 1, not in "
@@ -187,6 +193,11 @@ def check_module(encoder, device="cpu"):
 def _check_frames(frames):
     """Refuses what are no frames of one utterance; the encoder's name lacks."""
     shape = list(frames.shape)
+    if frames.dim() == 2 and len(frames) > 1:
+        raise RecipeError(
+            f"gives {shape} for one utterance, without a dimension for the "
+            "batch: return [B, T, D]."
+        )
     if frames.dim() == 2:
         raise RecipeError(
             f"gives {shape} for one utterance, one vector in all: take it "

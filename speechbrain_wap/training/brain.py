@@ -341,6 +341,11 @@ class RecipeBrain(sb.Brain):
         utterances : list of dict
             As a dataset gives them.
         """
+        # what is wrong with the loaders' options is said now
+        several = utterances * (count_ranks() + 1)
+        self.make_train_loader(several, 0, **self.hparams.dataloader_options)
+        valid = {"dataset": utterances, "stage": Stage.VALID}
+        self.make_dataloader(**valid, **self.hparams.valid_dataloader_options)
         self.num_utterances = len(utterances) * count_ranks()
         self.num_batches = self.num_steps = self.steps_per_epoch = 1
         self.step, self.optimizer_step = 1, 0

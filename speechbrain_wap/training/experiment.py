@@ -17,7 +17,8 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.data.folds import SPLITS, read_manifests
-from speechbrain_wap.errors import print_any_text, report_errors
+from speechbrain_wap.data.preparation import prepare_table
+from speechbrain_wap.errors import RecipeError, print_any_text, report_errors
 from speechbrain_wap.features.extraction import cut_long_utterances
 from speechbrain_wap.files import only_process, write_text
 from speechbrain_wap.progress import switch_bars
@@ -90,6 +91,11 @@ class Experiment:
         # before anything in the folder is written over
         refuse_changes(Path(reading.output_folder, "save"), self.settings)
         self.hparams = reading.build()
+        try:
+            corpus = {**self.hparams["corpus"], "corpus_table": ""}
+            inspect.signature(prepare_table).bind(**corpus)
+        except TypeError as error:
+            raise RecipeError(f"{command.hparams_file}: corpus {error}.")
         encoder = dict(self.hparams).get("encoder")
         if getattr(encoder, "revision", None) is not None:
             # what a branch, or no revision, stands for today

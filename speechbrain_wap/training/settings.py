@@ -271,7 +271,13 @@ class HparamsFile:
         for text in self._list_texts([*self._trees()]):
             for reference in re.findall("<([^<>]*)>", text):
                 read.update(re.findall(r"\w+", reference))
-        return [
+        given = [
+            f"{place}.{key}"
+            for place, tree in self.included.items()
+            for key in self.tree[place]
+            if key not in tree
+        ]
+        return given + [
             key
             for tree in self._trees()
             for key, node in tree.items()

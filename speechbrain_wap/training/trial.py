@@ -4,8 +4,10 @@ What a YAML wires may be built and still not fit together. One step of training
 is taken with copies of it, on few frames of noise, which leaves no trace.
 """
 
+import linecache
 import logging
 import random
+import re
 import traceback
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -121,7 +123,7 @@ def make_utterances(experiment, count):
 
 
 def try_functions(hparams):
-    """Refuses a schedule of the learning rate, or a cost, that gives another.
+    """Refuses a schedule of the learning rate, a cost or a logger of no use.
 
     Arguments
     ---------
@@ -133,13 +135,12 @@ def try_functions(hparams):
     RecipeError
         If it does not; names its class.
     """
-    targets, logits = torch.tensor([0, 1, 1]), torch.zeros(3, 2)
+    targets = torch.tensor([0, 1, 1])
+    logits = 2.0 * torch.eye(2)[targets]
     for key, function in (
         ("lr_schedule", lambda schedule: float(schedule(0.0))),
-        (
-            "compute_cost",
-            lambda cost: cost(logits, targets, reduction="none").reshape(3),
-        ),
+        ("train_logger", lambda train_logger: train_logger.log_stats),
+        ("compute_cost", lambda cost: _check_cost(cost, logits, targets)),
     ):
         try:
             if key in hparams:
@@ -147,6 +148,13 @@ def try_functions(hparams):
         except Exception as error:  # of any module that a YAML may name
             part = [key, getattr(hparams[key], "func", hparams[key])]
             raise _make_error(hparams, part, error)
+
+
+def _check_cost(cost, logits, targets):
+    """Refuses a cost that does not fit, or is of other than logits."""
+    losses = cost(logits, targets, reduction="none").reshape(len(targets))
+    if (losses < 0).any():  # it would fall without end
+        raise ValueError("it is negative, as if it wanted log-probabilities")
 
 
 def _explain(error, hparams):
@@ -165,7 +173,11 @@ def _explain(error, hparams):
             code = getattr(function, "__code__", function)
             parts[id(value)] = parts[id(code)] = [key, function]
     found = ["what is wired", None]
-    for frame, _ in traceback.walk_tb(error.__traceback__):
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        line = linecache.getline(frame.f_code.co_filename, line)
+        read = re.search(r"(?:hparams|modules)\.(\w+)", line)
+        if read and found[1] is None:
+            found = [read[1], None]
         own = frame.f_locals.get("self")
         if isinstance(own, torch.optim.Optimizer):
             keys = [key for key in hparams if key.endswith("opt_class")]

@@ -181,6 +181,21 @@ def test_what_a_container_declares_is_compared_with_what_there_is(
         assert f"{path} is cut: it has" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["a.wav", "a.rifx", "a.aiff"])
+def test_a_header_that_a_program_has_patched_does_not_hide_the_loss(
+    tmp_path, signal, name
+):
+    path = tmp_path / name
+    soundfile.write(path, signal(2.0).numpy(), 16000, **CONTAINERS[name])
+    content = path.read_bytes()
+    half = content[: len(content) // 2]
+    order = "little" if half[:4] == b"RIFF" else "big"
+    size = (len(half) - 8).to_bytes(4, order)
+    path.write_bytes(half[:4] + size + half[8:])
+    with pytest.raises(RecipeError, match=f"it has {len(half)} of "):
+        inspect_audio(path)
+
+
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_ogg_declares_no_length_but_its_end(tmp_path, signal, caplog, subtype):
     path = tmp_path / "a.ogg"

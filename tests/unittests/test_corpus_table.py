@@ -125,6 +125,9 @@ PARTS = HEADER.strip() + ",{}\na,all.wav,x,1,joy,{}\nb,all.wav,y,2,rage,{}\n"
         ("duration,text", "3,start", "4,end", None),
         ("onset,channel", ",", "unknown,", None),
         ("from,max", "studio1,3", "phone2,4", None),
+        # a date, and lengths where nothing is cut
+        ("time,num_frames", "2020-01-02,99", "12:30,99", None),
+        ("start,duration,length", "0,1,8", "1,1,8", [[0, 1], [1, 2]]),
     ],
 )
 def test_start_and_end_are_read_and_duration_alone_means_nothing(
@@ -158,6 +161,12 @@ def test_start_and_end_are_read_and_duration_alone_means_nothing(
         ("end,start,stop", "1,0,1", "1,0,1", "columns end and stop: remove"),
         ("start,end,start", "1,2,1", "1,2,1", "has the column start twice"),
         ("onset,onset ", "1,2", "1,2", "has the column onset: if it says"),
+        (
+            "stop,duration",
+            "1,1",
+            "2,1",
+            "has .* end and duration, but no start",
+        ),
     ],
 )
 def test_times_that_cannot_be_are_named_with_utterance_and_line(
@@ -173,7 +182,9 @@ xmin,xmax Start,End start_ms,end_ms start_sample,end_sample StartTime,EndTime
 Begin_Time,End_Time tmin,tmax start_s,end_s segment_start,segment_end
 start(sec),end(sec) frame_offset,num_frames start_idx,end_idx t_start,t_end
 beg,end sample_start,sample_end start-seconds,end-seconds start,end_time
-time_start,time_stop utt_begin,utt_end from,to t0,t1""".split()
+time_start,time_stop utt_begin,utt_end from,to t0,t1 start,dur start,length
+start,num_frames end,n_samples trim_start,trim_end start_pos,end_pos wav_start,x
+first_sample,last_sample start,duration_s""".split()
 
 
 @pytest.mark.parametrize("columns", OTHER_WORDS)
@@ -185,7 +196,15 @@ def test_other_words_for_start_and_end_are_refused_by_name(write_csv, columns):
     assert f"has the column {names[0]}:" in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["channel", "Channel"])
+@pytest.mark.parametrize("cell", ["0-1.5", "[0.0; 1.5]", "00:01 to 00:02.5"])
+@pytest.mark.parametrize("name", ["segment", "Interval", "timestamps"])
+def test_both_times_in_one_cell_are_refused_by_name(write_csv, name, cell):
+    csv = write_csv(PARTS.format(name, cell, "1-2"))
+    with pytest.raises(RecipeError, match=f"column {name}: .* start and end"):
+        read_own_corpus(csv)
+
+
+@pytest.mark.parametrize("name", ["channel", "Channel", "channel_idx"])
 def test_a_channel_is_refused_by_name(write_csv, name):
     csv = write_csv(PARTS.format(f"{name},x", "0,1", "1,2"))
     with pytest.raises(RecipeError, match=f"column {name}, but all channels"):

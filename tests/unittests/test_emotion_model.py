@@ -198,8 +198,11 @@ def test_an_utterance_of_length_zero_changes_no_other(record_fault):
     more = torch.cat([feats, torch.full_like(feats[:1], float("nan"))])
     logits = model(more, torch.cat([lens, torch.zeros(1)]))
     assert_near(logits[:-1], model(feats, lens))
-    # what the classifier says of nothing
+    # what the classifier says of nothing, and where there is nothing else
     assert torch.equal(logits[-1], model.classifier.w.bias)
+    alone = model(feats[:1], torch.zeros(1))
+    assert torch.equal(alone, model.classifier.w.bias[None])
+    alone.sum().backward()
     happened = "embedding 0; others as without it"
     record_fault("modules", "an utterance of length 0", happened, "")
 

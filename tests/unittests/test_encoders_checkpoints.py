@@ -426,3 +426,13 @@ def test_only_one_form_of_the_weights_is_downloaded(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     SpeechEncoder("someone/hubert")
     assert asked == ["config.json", files[0]]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["/none/here", "../none", "a/b/c", "https://huggingface.co/a/b", "a/b@v1"],
+)
+def test_what_can_be_no_hub_id_is_not_blamed_on_the_network(offline, source):
+    says = f"encoder_source={source} is no folder, nor a hub id.*check the path"
+    with pytest.raises(RecipeError, match=says):
+        SpeechEncoder(source)

@@ -90,6 +90,32 @@ def test_an_encoder_may_take_samples_alone():
         assert run_module(encoder, torch.rand(1, 8000)).shape[1] in (25, 51)
 
 
+class OptionalMask(Blocks):
+    """As transformers' models, whose second argument is no length."""
+
+    def forward(self, wavs, attention_mask=None):
+        assert attention_mask is None
+        return super().forward(wavs, None)
+
+
+class OptionalSamples(Blocks):
+    """As torchaudio's models, whose lengths are in samples."""
+
+    def forward(self, wavs, lengths=None):
+        frames = super().forward(wavs, None)
+        if lengths is not None:
+            frames[:, int(lengths) // 320 :] = 0.0
+            lengths = torch.div(lengths, 320, rounding_mode="floor")
+        return frames, lengths
+
+
+@pytest.mark.parametrize("encoder", [OptionalMask(), OptionalSamples()])
+def test_what_need_not_be_given_is_not_unless_it_is_called_lens(encoder):
+    check_module(encoder)
+    wavs = torch.rand(1, 6400)
+    assert torch.equal(run_module(encoder, wavs), Blocks()(wavs, None))
+
+
 @pytest.mark.parametrize(
     "encoder, sentence",
     [
@@ -103,6 +129,8 @@ def test_an_encoder_may_take_samples_alone():
             Own(lambda z: z.mT),
             "gives [1, 320, 50] .*: transpose it",
         ),
+        (Own(lambda z: z[0]), "gives [50, 320] for one utterance, without a d"),
+        (Own(lambda z: (z, 0.02 * torch.ones(1))), "says that 0.02 of its 50"),
         (Own(lambda z: z.flatten(1)), "gives [1, 16000] for one utterance"),
         (Own(lambda z: torch.stack([z, z])), "gives [2, 1, 50, 320]"),
         (Own(lambda z: z.repeat(2, 1, 1)), "gives [2, 50, 320] for one utt"),

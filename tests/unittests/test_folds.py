@@ -236,6 +236,8 @@ def test_the_column_split_says_who_trains_validates_and_tests(names):
     "fold, column, reason",
     [
         (1, None, "needs a column split.*it has emo, id, session"),
+        (1, {"Set": ["train", "dev", "test"]}, "session.*, Set: call Set spl"),
+        (1, [0, 1, 2], "u0: split=0 is none of"),
         (1, ["train", "eval", "test"], "u1: split=eval is none of"),
         (1, ["train", "dev", "test1"], "u2: split=test1 is none of"),
         (1, ["train", "dev", "fold 3"], "u2: split=fold 3 is none of"),
@@ -247,7 +249,9 @@ def test_the_column_split_says_who_trains_validates_and_tests(names):
 )
 def test_a_column_split_that_does_not_say_it_is_refused(fold, column, reason):
     table = make_table("aba", session="one")
-    if column is not None:
+    if isinstance(column, dict):
+        table = table.assign(**column)
+    elif column is not None:
         table["split"] = column
     with pytest.raises(RecipeError, match=reason):
         FoldPlan(fold, "predefined").split(table)
@@ -259,8 +263,13 @@ def test_a_column_split_that_does_not_say_it_is_refused(fold, column, reason):
         ("split", ["train", "dev", "test"], "column split.*=predefined"),
         ("split", ["Test1", "Test2", "x"], "column split.*=predefined"),
         ("split", ["left", "right", "left"], None),
+        ("Split_Set", ["Train", "Test1", "Development"], "call it split and"),
+        ("partition", ["train", "", "validation"], "column partition,"),
+        ("text", ["the train", "a test", "is late"], None),
+        ("part", ["test", "dev", "dev"], None),
         ("session", ["train", "dev", "test"], "called dev, test, train"),
         ("session", ["MELD_Train", "eval-2", "x"], "called MELD_Train, eval-2"),
+        ("session", ["trainset", "Dev set", "x"], "called Dev set, trainset"),
         ("session", ["trainer", "device", "latest"], None),
     ],
 )

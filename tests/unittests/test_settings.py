@@ -403,12 +403,15 @@ my_cost: !name:torch.nn.functional.cross_entropy
     label_smoothing: !ref <label_smooting>
 __mine: [!ref <my_part> , !ref <my_cost> ]
 """
-    path = copy_yaml(workplace, "classifier", (text, text + mine))
+    given = "    max_frames: !ref <max_frames>\n"
+    changes = (text, text + mine), (given, f"{given}    sap_head: 2\n")
+    path = copy_yaml(workplace, "classifier", *changes)
     script = Path(find_yaml()).parents[1] / "train_classifier.py"
     for _ in range(2):  # said once
         read(path, *SMALL).warn_of_unread(str(script), ())
     said = [r.getMessage().partition("the key ")[2] for r in caplog.records]
     assert list(filter(None, said)) == [
+        "system.sap_head: did you mean sap_heads?",
         "learning_rate: did you mean lr?",
         "epochs: did you mean number_of_epochs?",
     ]

@@ -178,6 +178,33 @@ LBFGS = "classifier_opt_class: !name:torch.optim.LBFGS\n    lr: 0.1\n"
     "old, new, says",
     [
         (COST, COST.replace("cross_entropy", "mse_loss"), "compute_cost .mse_"),
+        (COST, COST.replace("cross_entropy", "nll_loss"), "it is negative"),
+        (
+            COST,
+            "compute_cost: !name:speechbrain.nnet.losses.nll_loss",
+            "compute_cost .nll_loss.*it is negative",
+        ),
+        (
+            "train_logger: !new:speechbrain.utils.train_logger.FileTrainLogger"
+            "\n    save_file: !ref <train_log>\n",
+            "train_logger: null\n",
+            "train_logger fails",
+        ),
+        (
+            "\ndataloader_options:\n",
+            "\ndataloader_options:\n    shuffle: True\n",
+            "dataloader_options fails .* shuffle=True",
+        ),
+        (
+            "\nvalid_dataloader_options:\n",
+            "\nvalid_dataloader_options:\n    batch_sise: 3\n",
+            "valid_dataloader_options fails .*'batch_sise'",
+        ),
+        (
+            "    model: !ref <model>\n\n",
+            "    modell: !ref <model>\n\n",
+            "model fails .* no attribute 'model'",
+        ),
         (OPTIMISER, LBFGS, "opt_class or classifier_opt_class .LBFGS.*closure"),
     ],
 )
@@ -185,6 +212,13 @@ def test_functions_that_do_not_fit_are_named(make, old, new, says):
     script, experiment = make("classifier", *OWN, changes=[(old, new)])
     with pytest.raises(RecipeError, match=says):
         script.try_out(experiment, CLASSES)
+
+
+def test_an_argument_of_the_corpus_that_nothing_takes_is_named(make):
+    changes = [("\ncorpus:\n", "\ncorpus:\n    folder: x\n")]
+    for stage in ("adapter", "classifier"):
+        with pytest.raises(RecipeError, match="corpus .* argument 'folder'"):
+            make(stage, *OWN, changes=changes)
 
 
 def test_what_cannot_be_copied_is_not_tried_but_said(make, caplog):

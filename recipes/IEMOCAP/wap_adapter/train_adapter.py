@@ -52,7 +52,8 @@ NEEDED = (
     "student teacher predictor local_attributes masks targets objective "
     "modules opt_class lr_schedule epoch_counter train_logger checkpointer "
     "corpora corpus fold fold_plan adapter_data seed encoder_source "
-    "encoder_layer number_of_epochs batch_size probe_every"
+    "encoder_layer number_of_epochs batch_size probe_every "
+    "dataloader_options valid_dataloader_options"
 ).split()
 
 
