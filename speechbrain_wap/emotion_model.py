@@ -38,13 +38,15 @@ from speechbrain_wap.packing import send
 from speechbrain_wap.wap_transformer import measure_frames
 
 
-def build_model(system, **sizes):
+def build_model(system, num_classes=None, **sizes):
     """Builds a system once the sizes of its input are known, for the YAML.
 
     Arguments
     ---------
     system : callable
         What the system's YAML wires with ``!name:``.
+    num_classes : int, optional
+        Number of classes, where they are known.
     **sizes : dict
         "input_size" and "num_encoder_layers" of the encoder's frames.
 
@@ -70,6 +72,24 @@ def build_model(system, **sizes):
             "num_classes) and maps (feats, lens, mask) to logits [B, C]: see "
             "speechbrain_wap/emotion_model.py."
         )
+    return model if num_classes is None else add_classes(model, num_classes)
+
+
+def add_classes(model, num_classes):
+    """Tells a system the number of classes, and gives it back.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        A system.
+    num_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    model : torch.nn.Module
+    """
+    model.set_classes(num_classes)
     return model
 
 
