@@ -442,7 +442,9 @@ class EmotionRecognizer(Pretrained):
         starts = [start]
         while starts[-1] + window < end:
             starts.append(min(starts[-1] + hop, end - window))
-        parts = [(one, min(one + window, end)) for one in starts]
+        parts = [
+            (round(one, 3), round(min(one + window, end), 3)) for one in starts
+        ]
         # a window speaks for what is nearer to its middle than to another's
         middles = [sum(part) / 2 for part in parts]
         borders = [(a + b) / 2 for a, b in zip(middles, middles[1:])]

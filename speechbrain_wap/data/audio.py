@@ -35,6 +35,8 @@ def _decode(read, path, name, **part):
         reason = reason.removeprefix(f"Error opening {encode_name(path)!r}: ")
     if re.search("lost sync|malformed|fseek", reason):
         reason += "; it is cut or damaged: restore it from its source"
+    elif not os.path.exists(path):
+        raise RecipeError(f"{name} does not exist.")
     elif os.path.isfile(path) and os.path.getsize(path) == 0:
         reason = "it is empty"
     elif re.search("not recognised|unsupported|unimplemented|too big", reason):
