@@ -22,10 +22,7 @@ from speechbrain_wap.data.audio import measure_duration, read_audio
 from speechbrain_wap.encoders.speech_encoder import digest_encoder
 from speechbrain_wap.errors import RecipeError, first_line
 from speechbrain_wap.features.cache import PRECISIONS
-from speechbrain_wap.features.extraction import (
-    encode_utterance,
-    find_longest,
-)
+from speechbrain_wap.features.extraction import encode_utterance, find_longest
 from speechbrain_wap.files import digest_file
 from speechbrain_wap.packing import valid_frames
 from speechbrain_wap.silence import find_speech

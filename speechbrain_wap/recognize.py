@@ -30,7 +30,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-AUDIO_SUFFIXES = (".wav",)
+from speechbrain_wap.data.corpus_table import AUDIO_SUFFIXES
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.report import markdown_table, save_figure
 from speechbrain_wap.files import write_text

@@ -347,7 +347,7 @@ def read_blocks(path, step, seconds=10.0):
         See :func:`read_audio`.
     """
     _decode(audio_io.info, path, str(path))
-    with soundfile.SoundFile(path) as file:
+    with soundfile.SoundFile(encode_name(path)) as file:
         size = round(step * file.samplerate) * round(seconds / step)
         try:
             for block in file.blocks(size, dtype="float32", always_2d=True):

@@ -18,6 +18,7 @@ All folds of a results folder, as a model that averages their probabilities:
 
 import argparse
 import io
+import os
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -298,6 +299,8 @@ def _describe_encoder(run, key, output, bundle):
     described = deepcopy(node)
     name = node.tag.value.replace("!new:", "!name:")
     described.yaml_set_ctag(Tag(suffix=name))
+    if os.path.isdir(str(described.get("source"))):
+        described["source"] = os.path.abspath(described["source"])
     if bundle:
         folder = getattr(getattr(encoder, "front_end", None), "folder", None)
         if folder is None:
@@ -305,7 +308,8 @@ def _describe_encoder(run, key, output, bundle):
                 f"--bundle_encoder: {type(encoder).__name__} has no checkpoint "
                 "to put in; leave it out."
             )
-        described["source"] = name = f"{key.replace('feats', 'encoder')}"
+        described["source"] = name = key.replace("feats", "encoder")
+        described.pop("revision", None)
         (output / name).mkdir(exist_ok=True)
         for pattern in CHECKPOINT_FILES:
             for path in sorted(Path(folder).glob(pattern)):
