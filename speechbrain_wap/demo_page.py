@@ -39,7 +39,7 @@ def make_page(model, device):
         result = recognise(model, device, path)
         segments = recognise(model, device, path, {})
         if "error" in segments:
-            raise gradio.Error(segments["error"].replace(f"{path} ", "It "))
+            raise gradio.Error(segments["error"].replace(path, "The recording"))
         timeline = Path(path).with_suffix(".timeline.png")
         draw_segments({**segments, "file": "timeline"}, timeline)
         rows = [

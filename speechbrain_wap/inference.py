@@ -8,6 +8,7 @@ What a model folder holds is written by ``python -m speechbrain_wap export``.
 """
 
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,17 +16,18 @@ from typing import NamedTuple
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.inference.interfaces import Pretrained
 from torch.nn.utils.rnn import pad_sequence
 
 from speechbrain_wap.data.audio import measure_duration, read_audio
+from speechbrain_wap.data.silence import find_speech
 from speechbrain_wap.encoders.speech_encoder import digest_encoder
-from speechbrain_wap.errors import RecipeError, first_line
+from speechbrain_wap.errors import RecipeError, check_number, first_line
 from speechbrain_wap.features.cache import PRECISIONS
 from speechbrain_wap.features.extraction import encode_utterance, find_longest
-from speechbrain_wap.files import digest_file
+from speechbrain_wap.files import digest_file, expand_path
 from speechbrain_wap.packing import valid_frames
-from speechbrain_wap.silence import find_speech
 
 # What a model folder has to hold, whatever the system
 HPARAMS_FILE = "hyperparams.yaml"
@@ -57,13 +59,13 @@ class Embeddings(NamedTuple):
     codes: torch.Tensor | None
 
 
-def load_weights(module, path, digest):
-    """Loads exported weights into a module, for a model folder's YAML.
+def load_checked(target, path, digest):
+    """Loads what was exported and nothing else, for a model folder's YAML.
 
     Arguments
     ---------
-    module : torch.nn.Module
-        What has them.
+    target : torch.nn.Module or speechbrain.dataio.encoder.CategoricalEncoder
+        What takes the weights, or the labels.
     path : str
         The file.
     digest : str
@@ -80,36 +82,10 @@ def load_weights(module, path, digest):
         raise RecipeError(
             f"{path} is damaged or another model's: export the model again."
         )
-    module.load_state_dict(torch.load(path, "cpu", weights_only=True))
-
-
-class AveragedModels(torch.nn.Module):
-    """Averages the probabilities of several models, as those of all folds.
-
-    Arguments
-    ---------
-    models : list of torch.nn.Module
-        Systems of the same classes.
-
-    Example
-    -------
-    >>> from speechbrain_wap.baselines.linear import MeanPoolingClassifier
-    >>> model = MeanPoolingClassifier(input_size=8)
-    >>> model.set_classes(3)
-    >>> feats, lens = torch.rand(1, 5, 8), torch.ones(1)
-    >>> two = AveragedModels([model, model])(feats, lens)
-    >>> bool(two.exp().allclose(model(feats, lens).softmax(dim=-1)))
-    True
-    """
-
-    def __init__(self, models):
-        super().__init__()
-        self.models = torch.nn.ModuleList(models)
-
-    def forward(self, feats, lens=None, mask=None):
-        """Computes logarithms of the average probabilities, shape [B, C]."""
-        logits = torch.stack([m(feats, lens, mask) for m in self.models])
-        return logits.float().softmax(dim=-1).mean(dim=0).log()
+    if isinstance(target, CategoricalEncoder):
+        target.load(path)
+    else:
+        target.load_state_dict(torch.load(path, "cpu", weights_only=True))
 
 
 class EmotionRecognizer(Pretrained):
@@ -164,10 +140,10 @@ class EmotionRecognizer(Pretrained):
         }
         super().__init__(modules, hparams, run_opts, **kwargs)
         (self.sample_rate,) = rates
-        self.longest = None  # seconds of an utterance that are encoded
-        if hparams["long_utterances"] == "cut":
-            limits = list(encoders.values()), hparams["max_frames"]
-            self.longest = find_longest(*limits)
+        # seconds of an utterance that are encoded; None if nobody knows
+        limits = list(encoders.values()), hparams["max_frames"]
+        self.longest = find_longest(*limits)
+        self.is_cut = hparams["long_utterances"] == "cut"
         labels = hparams["label_encoder"].ind2lab
         self.classes = [labels[number] for number in range(len(labels))]
 
@@ -193,7 +169,7 @@ class EmotionRecognizer(Pretrained):
         RecipeError
             If it is no model folder, or a file is missing or damaged.
         """
-        folder = Path(source).expanduser()
+        folder = Path(expand_path(source))
         if not folder.exists():
             try:  # all of it: a bundled encoder lies in a folder of its own
                 folder = Path(snapshot_download(str(source)))
@@ -209,7 +185,16 @@ class EmotionRecognizer(Pretrained):
                     f"{source} is no model folder, for it has no {name}: give "
                     "one that python -m speechbrain_wap export has made."
                 )
-        return super().from_hparams(str(folder), hparams_file, **kwargs)
+        if str(folder) not in sys.path:  # modules of one's own lie in it
+            sys.path.append(str(folder))
+        try:
+            return super().from_hparams(str(folder), hparams_file, **kwargs)
+        except RecipeError:
+            raise
+        except Exception as error:  # of whatever the YAML wires
+            raise RecipeError(
+                f"{source} cannot be loaded: {first_line(error)}"
+            ) from error
 
     def train(self, mode=True):
         """Stays in eval mode, whatever is called around it."""
@@ -238,7 +223,7 @@ class EmotionRecognizer(Pretrained):
         RecipeError
             If it cannot be read; names it.
         """
-        if self.longest is not None:  # as in training, see D12
+        if self.is_cut and self.longest is not None:  # as in training (D12)
             last = (start or 0.0) + self.longest
             duration = measure_duration(path)
             if min(duration if end is None else end, duration) > last:
@@ -341,10 +326,14 @@ class EmotionRecognizer(Pretrained):
 
     def _encode(self, wavs, wav_lens):
         """Computes the encoders' frames as the feature cache holds them."""
+        self.eval()  # mods.train() may have been called
         wavs = wavs[None] if wavs.dim() == 1 else wavs
         if wav_lens is None:
             wav_lens = torch.ones(len(wavs))
         num_samples, _ = valid_frames(wav_lens.cpu(), wavs.shape[1])
+        if self.is_cut and self.longest is not None:
+            most = round(self.longest * self.sample_rate) + 1
+            num_samples = num_samples.clamp(max=most)
         signals = [w[:n] for w, n in zip(wavs.cpu(), num_samples.tolist())]
         feats, lens = {}, {}
         for name, front_end in self.hparams.front_ends.items():
@@ -373,8 +362,8 @@ class EmotionRecognizer(Pretrained):
             seconds = len(signal) / self.sample_rate
             raise RecipeError(
                 f"{seconds:.1f} s are {len(frames)} frames, more than the "
-                f"{most} that the model takes: use diarize_file, or recognize "
-                "--long."
+                f"{most} that the model takes: for long audio, there is "
+                "diarize_file (recognize --long), with shorter windows."
             )
         return frames[:most].to(PRECISIONS[front_end["precision"]])
 
@@ -420,9 +409,10 @@ class EmotionRecognizer(Pretrained):
         RecipeError
             If it cannot be read, or a number is no length.
         """
-        for name, value in (("window", window), ("hop", hop)):
-            if not value > 0.0:
-                raise RecipeError(f"{name}={value} must be above 0 seconds.")
+        check_number("window", window, least=0.1, most=self.longest)
+        check_number("hop", hop, least=0.01)
+        check_number("pause", pause, least=0)
+        check_number("quiet", quiet, least=0)
         stretches, duration = find_speech(path, pause, quiet)
         segments, place = [], 0.0
         for start, end in stretches:

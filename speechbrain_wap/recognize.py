@@ -11,6 +11,8 @@ Long recordings, with times and silence:
 
 --long              segments of each recording instead of one emotion
 --window=4 --hop=2  with --long, what is classified at a time, in seconds
+--pause=0.5         with --long, the shortest silence, in seconds
+--quiet=35          ... and how far below the loudest speech it is, in decibels
 --format=table      or json, csv, or, with --long, rttm
 --output=FILE       where to write it instead of the screen
 --figure=FOLDER     with --long, a picture of each recording
@@ -26,18 +28,23 @@ import glob
 import io
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
+from matplotlib import style
 from matplotlib.figure import Figure
 
 from speechbrain_wap.data.corpus_table import AUDIO_SUFFIXES
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import RecipeError, check_whole, escape_controls
 from speechbrain_wap.evaluation.report import markdown_table, save_figure
-from speechbrain_wap.files import write_text
-from speechbrain_wap.inference import SILENCE, EmotionRecognizer
+from speechbrain_wap.files import expand_path, quote_formula, write_text
+from speechbrain_wap.inference import EmotionRecognizer
+from speechbrain_wap.progress import Bar, are_bars_shown
 from speechbrain_wap.training.jobs import run_jobs
 
 FORMATS = ("table", "json", "csv", "rttm")
+COLOURS = style.library["tableau-colorblind10"]["axes.prop_cycle"]
 
 
 def list_files(names):
@@ -47,17 +54,17 @@ def list_files(names):
     ---------
     names : list of str
         Files, patterns such as "calls/*.mp3", and folders, which stand for all
-        audio in them.
+        audio in them, however deep.
 
     Returns
     -------
     files : list of str
-        Each once, in the order of the names; a name that there is no file of is
+        Each once, in the order of the names; a name that stands for none is
         kept, to be reported.
     """
     files = []
     for name in names:
-        path = Path(name).expanduser()
+        path = Path(expand_path(name))
         if path.is_dir():
             found = sorted(
                 str(file)
@@ -65,9 +72,7 @@ def list_files(names):
                 if file.suffix.lower() in AUDIO_SUFFIXES
                 and not file.name.startswith(".")
             )
-            if not found:
-                raise RecipeError(f"{name} holds no audio file.")
-            files += found
+            files += found or [str(path)]
         elif path.exists():  # whatever characters it is called by
             files.append(str(path))
         else:
@@ -143,15 +148,30 @@ def _list_rows(results):
     return header, rows
 
 
+def _name_results(results):
+    """Names each file by its stem, or by its path where that is not enough."""
+    files = [Path(result["file"]) for result in results]
+    stems = Counter(file.stem for file in files)
+    return [
+        file.stem if stems[file.stem] == 1 else "_".join(file.parts).strip("/_")
+        for file in files
+    ]
+
+
 def _format_rttm(results):
     """Writes segments in the format of NIST's Rich Transcription."""
+
+    def join(text):
+        """Makes one word."""
+        return escape_controls("_".join(text.split()))
+
     return "".join(
-        f"SPEAKER {Path(result['file']).stem.replace(' ', '_')} 1 "
-        f"{part['start']:.3f} {part['end'] - part['start']:.3f} <NA> <NA> "
-        f"{part['emotion'].replace(' ', '_')} <NA> <NA>\n"
-        for result in results
+        f"SPEAKER {join(name)} 1 {part['start']:.3f} "
+        f"{part['end'] - part['start']:.3f} <NA> <NA> "
+        f"{join(part['emotion'])} <NA> <NA>\n"
+        for name, result in zip(_name_results(results), results)
         for part in result["segments"]
-        if part["emotion"] != SILENCE
+        if "probabilities" in part
     )
 
 
@@ -185,7 +205,9 @@ def format_results(results, kind):
     if kind == "table":
         return markdown_table(header, rows) + "\n"
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    csv.writer(text, lineterminator="\n").writerows(
+        map(quote_formula, row) for row in [header, *rows]
+    )
     return text.getvalue()
 
 
@@ -201,30 +223,25 @@ def draw_segments(result, path):
     """
     figure = Figure(figsize=(9, 2.6))
     axes = figure.subplots()
+    axes.set_prop_cycle(COLOURS)  # a class has the same one in all pictures
     segments = result["segments"]
-    classes = next(
-        (list(s["probabilities"]) for s in segments if "probabilities" in s), []
-    )
-    for number, name in enumerate(classes):
-        bottom = [
-            sum(list(s["probabilities"].values())[:number])
-            for s in segments
-            if "probabilities" in s
-        ]
-        spoken = [s for s in segments if "probabilities" in s]
-        axes.bar(
-            [s["start"] for s in spoken],
-            [s["probabilities"][name] for s in spoken],
-            [s["end"] - s["start"] for s in spoken],
-            bottom,
-            align="edge",
-            label=name,
-        )
-    axes.set_xlim(0, max((s["end"] for s in segments), default=1.0))
+    spoken = [s for s in segments if "probabilities" in s]
+    starts = [s["start"] for s in spoken]
+    widths = [s["end"] - s["start"] for s in spoken]
+    bottom = np.zeros(len(spoken))
+    for name in spoken[0]["probabilities"] if spoken else ():
+        heights = [s["probabilities"][name] for s in spoken]
+        # the space, for a legend leaves out what begins with "_"
+        label = f" {escape_controls(name)}"
+        axes.bar(starts, heights, widths, bottom, align="edge", label=label)
+        bottom += heights
+    axes.set_xlim(0, segments[-1]["end"])
     axes.set_ylim(0, 1)
     axes.set_xlabel("seconds")
-    axes.set_title(Path(result["file"]).name, fontsize=10, parse_math=False)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    title = escape_controls(Path(result["file"]).name)
+    axes.set_title(title, fontsize=10)
+    if spoken:
+        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     save_figure(figure, path)
 
 
@@ -249,6 +266,8 @@ def parse_options(arguments):
     add("--long", action="store_true")
     add("--window", type=float, default=4.0)
     add("--hop", type=float, default=2.0)
+    add("--pause", type=float, default=0.5)
+    add("--quiet", type=float, default=35.0)
     add("--format", choices=FORMATS, default="table")
     add("--output")
     add("--figure")
@@ -256,14 +275,19 @@ def parse_options(arguments):
     add("--device", default="cpu")
     add("--serve", action="store_true")
     options = parser.parse_args(arguments)
-    if not options.files and not options.serve:
-        parser.error("give a file, a folder or a pattern")
+    if bool(options.files) == options.serve:
+        parser.error("give files, folders or patterns, or else --serve")
     if options.format == "rttm" and not options.long:
         parser.error("--format=rttm is for --long")
     if options.figure and not options.long:
         parser.error("--figure is for --long")
-    if options.jobs < 1:
-        parser.error(f"--jobs={options.jobs} must be at least 1")
+    check_whole("--jobs", options.jobs, least=1)
+    for key in ("model", "output", "figure"):
+        if getattr(options, key):
+            path = expand_path(getattr(options, key), f"--{key}=")
+            setattr(options, key, path)
+    if options.output and Path(options.output).is_dir():
+        parser.error(f"--output={options.output} is a folder: name a file")
     return options
 
 
@@ -280,9 +304,15 @@ def main(arguments):
     files = list_files(options.files)
     long = None
     if options.long:
-        long = {"window": options.window, "hop": options.hop}
+        keys = ("window", "hop", "pause", "quiet")
+        long = {key: getattr(options, key) for key in keys}
     tasks = [(options.model, options.device, file, long) for file in files]
-    results = dict(run_jobs(options.jobs, recognise, tasks))
+    done = run_jobs(options.jobs, recognise, tasks)
+    is_watched = are_bars_shown()
+    with Bar(
+        done, total=len(files), unit="file", disable=not is_watched
+    ) as bar:
+        results = dict(bar)
     results = [results[number] for number in range(len(files))]
     failed = [result for result in results if "error" in result]
     done = [result for result in results if "error" not in result]
@@ -293,8 +323,8 @@ def main(arguments):
         write_text(options.output, text)
     else:
         sys.stdout.write(text)
-    for result in done if options.figure else ():
-        name = f"{Path(result['file']).stem}.png"
-        draw_segments(result, Path(options.figure) / name)
+    if options.figure:
+        for name, result in zip(_name_results(done), done):
+            draw_segments(result, Path(options.figure, f"{name}.png"))
     if failed:
         sys.exit(1 if done else 2)

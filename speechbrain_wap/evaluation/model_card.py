@@ -6,7 +6,12 @@ import yaml
 
 import speechbrain_wap
 from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
-from speechbrain_wap.evaluation.report import SCORES, markdown_table, percent
+from speechbrain_wap.evaluation.report import (
+    SCORES,
+    escape_markdown,
+    markdown_table,
+    percent,
+)
 from speechbrain_wap.files import write_text
 
 PROTOCOLS = {
@@ -36,8 +41,6 @@ speech.wav`. Both need the package `speechbrain_wap`.
 
 ## Training
 
-| | |
-|---|---|
 {training}
 
 ## Scores
@@ -76,8 +79,9 @@ def find_licence(encoder):
 def name_corpus(run):
     """Names the corpus that a run was trained on: its folder or its table."""
     tree = run.tree
-    data = str(tree.get("corpus_csv") or tree.get("data_folder") or "")
-    return Path(data).stem or "unknown"
+    if tree.get("corpus_csv"):
+        return Path(tree["corpus_csv"]).stem
+    return Path(tree.get("data_folder") or "unknown").name
 
 
 def write_model_card(runs, output, is_bundled):
@@ -113,7 +117,7 @@ def write_model_card(runs, output, is_bundled):
         "epochs": f"{epochs}; the {settings.get('model_selection')} one",
         "features, evaluation": ", ".join(
             [
-                *(str(n.get("precision")) for n in first.front_ends.values()),
+                *(cache.precision for cache in first.caches.values()),
                 str(settings.get("eval_precision") or "fp32"),
             ]
         ),
@@ -172,10 +176,10 @@ def write_model_card(runs, output, is_bundled):
         top["base_model"] = str(source)
     text = CARD.format(
         header=yaml.safe_dump(top, sort_keys=False, allow_unicode=True),
-        classes=", ".join(classes),
+        classes=escape_markdown(", ".join(classes)),
         what=f"{what} Exported by speechbrain_wap "
         f"{speechbrain_wap.__version__}.",
-        training="\n".join(f"| {k} | {v} |" for k, v in facts.items()),
+        training=markdown_table(["", ""], facts.items()),
         scores=markdown_table(header, rows),
         caveat=caveat,
     )

@@ -4,6 +4,7 @@ import numpy as np
 from scipy.ndimage import binary_closing, binary_dilation, binary_opening
 
 from speechbrain_wap.data.audio import read_blocks
+from speechbrain_wap.errors import RecipeError
 
 STEP = 0.02  # seconds of which the energy is measured
 SMOOTH = 10  # steps over which the loudest speech is averaged
@@ -36,15 +37,23 @@ def find_speech(path, pause=0.5, quiet=35.0):
     Raises
     ------
     RecipeError
-        If it cannot be read.
+        If it cannot be read, or is too short.
     """
-    energies, num_samples, rate = [], 0, None
+    energies, num_samples, step = [], 0, STEP
     for block, rate in read_blocks(path, STEP):
         num_samples += len(block)
-        size = round(STEP * rate)
-        steps = np.split(block, range(size, len(block), size))
-        energies += [float(np.mean(np.square(step))) for step in steps]
+        size = max(1, round(STEP * rate))
+        step = size / rate  # 20 ms are no whole number of samples at any rate
+        parts = np.split(block, range(size, len(block), size))
+        energies += [float(np.mean(np.square(part))) for part in parts]
+    if len(energies) < SHORTEST:
+        raise RecipeError(
+            f"{path} is too short: of less than {SHORTEST * STEP:g} s, nobody "
+            "can tell whether it is speech."
+        )
     energies = np.asarray(energies)
+    if not np.isfinite(energies).all():
+        raise RecipeError(f"{path} holds samples that are NaN or infinite.")
     duration = num_samples / rate
     smooth = np.convolve(energies, np.full(SMOOTH, 1 / SMOOTH), "same")
     loudest = 10 * np.log10(smooth.max() + 1e-12)
@@ -60,5 +69,5 @@ def find_speech(path, pause=0.5, quiet=35.0):
     speaks = binary_dilation(speaks, np.ones(2 * MARGIN + 1))
     speaks = speaks[num_gap : num_gap + len(energies)]
     edges = np.flatnonzero(np.diff(np.pad(speaks, 1).astype(int)))
-    times = [min(edge * STEP, duration) for edge in edges.tolist()]
+    times = [min(edge * step, duration) for edge in edges.tolist()]
     return list(zip(times[::2], times[1::2])), duration
