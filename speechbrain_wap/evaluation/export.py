@@ -53,7 +53,12 @@ from speechbrain_wap.files import (
     read_json,
     write_text,
 )
-from speechbrain_wap.training.adapter_folder import find_finished
+from speechbrain_wap.training.adapter_folder import (
+    RECORD,
+    find_finished,
+    identify_adapter,
+    read_adapter_record,
+)
 from speechbrain_wap.training.checkpoints import Checkpointer
 
 logger = get_logger(__name__)
@@ -424,15 +429,20 @@ def _export_attributes(run, output):
     folder = run.tree.get("adapter_folder")
     if not folder:
         return {}
-    path = Path(folder) / "hyperparams.yaml"
-    if not path.is_file():
+    # a results folder may have been moved
+    for place in (Path(folder), run.folder.parent / "adapter"):
+        if (place / RECORD).is_file():
+            identity = identify_adapter(read_adapter_record(place))
+            if identity == run.settings["adapter_identity"]:
+                break
+    else:
         logger.warning(
-            f"adapter_folder={folder} is gone: the model has no local "
-            "attributes, and encode_batch gives no codes."
+            f"adapter_folder={folder} is gone, or has been trained since: the "
+            "model has no local attributes, and encode_batch gives no codes."
         )
         return {}
-    tree = read_yaml(path)
-    weights = find_finished(folder).paramfiles["local_attributes"]
+    tree = read_yaml(place / "hyperparams.yaml")
+    weights = find_finished(place).paramfiles["local_attributes"]
     shutil.copyfile(weights, output / "local_attributes.ckpt")
     return {
         "local_attributes": deepcopy(tree["local_attributes"]),
