@@ -1,20 +1,21 @@
 """A page on this machine to try a model: record, upload, look at it."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.recognize import draw_segments, recognise
+from speechbrain_wap.evaluation.timeline import draw_segments
 
 
-def make_page(model, device):
+def make_page(recognizer, name):
     """Makes the page.
 
     Arguments
     ---------
-    model : str
-        A model folder.
-    device : str
-        Where it runs.
+    recognizer : speechbrain_wap.inference.EmotionRecognizer
+        The model.
+    name : str
+        What it is called.
 
     Returns
     -------
@@ -36,22 +37,25 @@ def make_page(model, device):
         """Recognises a recording; gives bars, timeline and table."""
         if not path:
             raise gradio.Error("Record something, or give a file.")
-        result = recognise(model, device, path)
-        segments = recognise(model, device, path, {})
-        if "error" in segments:
-            raise gradio.Error(segments["error"].replace(path, "The recording"))
+        bars = None  # what is too long to be one utterance has segments only
+        try:
+            (segments,) = recognizer.diarize_file(path).values()
+            with suppress(RecipeError):
+                probabilities = recognizer.classify_file(path)[0][0].tolist()
+                bars = dict(zip(recognizer.classes, probabilities))
+        except RecipeError as error:
+            raise gradio.Error(str(error).replace(path, "The recording"))
         timeline = Path(path).with_suffix(".timeline.png")
-        draw_segments({**segments, "file": "timeline"}, timeline)
+        draw_segments(segments, "", timeline)
         rows = [
             [part["start"], part["end"], part["emotion"], part.get("score")]
-            for part in segments["segments"]
+            for part in segments
         ]
-        # what is too long to be one utterance has segments only
-        return result.get("probabilities"), str(timeline), rows
+        return bars, str(timeline), rows
 
     with gradio.Blocks(title="Speech emotion recognition") as page:
         gradio.Markdown(
-            f"# Speech emotion recognition\n{Path(model).resolve().name}; it "
+            f"# Speech emotion recognition\n{name}; it "
             "says how speech sounds, not what somebody feels."
         )
         audio = gradio.Audio(
@@ -66,18 +70,18 @@ def make_page(model, device):
     return page
 
 
-def serve(model, device, port=None):
+def serve(recognizer, name, port=None):
     """Opens the page, until it is interrupted.
 
     Arguments
     ---------
-    model, device : str
+    recognizer, name
         See :func:`make_page`.
     port : int, optional
         Of this machine; a free one by default.
     """
     # of this machine only, and nothing is sent anywhere
-    make_page(model, device).launch(
+    make_page(recognizer, name).launch(
         server_name="127.0.0.1",
         server_port=port,
         share=False,

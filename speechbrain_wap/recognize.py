@@ -31,20 +31,17 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-from matplotlib import style
-from matplotlib.figure import Figure
-
 from speechbrain_wap.data.corpus_table import AUDIO_SUFFIXES
+from speechbrain_wap.demo_page import serve
 from speechbrain_wap.errors import RecipeError, check_whole, escape_controls
-from speechbrain_wap.evaluation.report import markdown_table, save_figure
+from speechbrain_wap.evaluation.report import markdown_table
+from speechbrain_wap.evaluation.timeline import draw_segments
 from speechbrain_wap.files import expand_path, quote_formula, write_text
 from speechbrain_wap.inference import EmotionRecognizer
 from speechbrain_wap.progress import Bar, are_bars_shown
 from speechbrain_wap.training.jobs import run_jobs
 
 FORMATS = ("table", "json", "csv", "rttm")
-COLOURS = style.library["tableau-colorblind10"]["axes.prop_cycle"]
 
 
 def list_files(names):
@@ -211,40 +208,6 @@ def format_results(results, kind):
     return text.getvalue()
 
 
-def draw_segments(result, path):
-    """Draws a recording's probabilities over time.
-
-    Arguments
-    ---------
-    result : dict
-        Of :func:`recognise`, with segments.
-    path : str
-        The picture to write.
-    """
-    figure = Figure(figsize=(9, 2.6))
-    axes = figure.subplots()
-    axes.set_prop_cycle(COLOURS)  # a class has the same one in all pictures
-    segments = result["segments"]
-    spoken = [s for s in segments if "probabilities" in s]
-    starts = [s["start"] for s in spoken]
-    widths = [s["end"] - s["start"] for s in spoken]
-    bottom = np.zeros(len(spoken))
-    for name in spoken[0]["probabilities"] if spoken else ():
-        heights = [s["probabilities"][name] for s in spoken]
-        # the space, for a legend leaves out what begins with "_"
-        label = f" {escape_controls(name)}"
-        axes.bar(starts, heights, widths, bottom, align="edge", label=label)
-        bottom += heights
-    axes.set_xlim(0, segments[-1]["end"])
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("seconds")
-    title = escape_controls(Path(result["file"]).name)
-    axes.set_title(title, fontsize=10)
-    if spoken:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    save_figure(figure, path)
-
-
 # The command ------------------------------------------------------------------
 
 
@@ -297,9 +260,7 @@ def main(arguments):
     # a model that cannot be loaded is no fault of the files
     _load(options.model, options.device)
     if options.serve:
-        from speechbrain_wap.demo_page import serve
-
-        serve(options.model, options.device)
+        serve(_load(options.model, options.device), options.model)
         return
     files = list_files(options.files)
     long = None
@@ -325,6 +286,7 @@ def main(arguments):
         sys.stdout.write(text)
     if options.figure:
         for name, result in zip(_name_results(done), done):
-            draw_segments(result, Path(options.figure, f"{name}.png"))
+            path = Path(options.figure, f"{name}.png")
+            draw_segments(result["segments"], Path(result["file"]).name, path)
     if failed:
         sys.exit(1 if done else 2)

@@ -20,10 +20,13 @@ import argparse
 import importlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
 import sysconfig
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from pathlib import Path
 
@@ -508,6 +511,23 @@ def _check_onnx(run):
     return onnxscript and onnxruntime
 
 
+@contextmanager
+def _silence():
+    """Keeps to itself what torch says while it exports, pages of it."""
+    nowhere = io.StringIO()
+    logging.disable()
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(nowhere),
+            redirect_stderr(nowhere),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def export_onnx(model, run, path):
     """Writes a model for ONNX Runtime, frames and relative lengths to logits.
 
@@ -530,18 +550,20 @@ def export_onnx(model, run, path):
     batch = torch.export.Dim("batch", min=1, max=1024)
     frames = torch.export.Dim("frames", min=1, max=run.settings["max_frames"])
     try:
-        program = torch.onnx.export(
-            model,
-            run.draw_frames(3, 20),
-            dynamo=True,
-            input_names=["feats", "lens"],
-            output_names=["logits"],
-            dynamic_shapes=({0: batch, 1: frames}, {0: batch}),
-            verbose=False,
-        )
+        with _silence():
+            program = torch.onnx.export(
+                model,
+                run.draw_frames(3, 20),
+                dynamo=True,
+                input_names=["feats", "lens"],
+                output_names=["logits"],
+                dynamic_shapes=({0: batch, 1: frames}, {0: batch}),
+                verbose=False,
+            )
     except Exception as error:  # of any system
         raise RecipeError(
-            f"--onnx: {system} cannot be exported: {first_line(error)}"
+            f"--onnx: {system} cannot be exported: "
+            f"{first_line(error.__cause__ or error)}"
         )
     program.save(path)
     session = onnxruntime.InferenceSession(
