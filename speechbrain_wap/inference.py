@@ -409,10 +409,7 @@ class EmotionRecognizer(Pretrained):
         RecipeError
             If it cannot be read, or a number is no length.
         """
-        check_number("window", window, least=0.1, most=self.longest)
-        check_number("hop", hop, least=0.01)
-        check_number("pause", pause, least=0)
-        check_number("quiet", quiet, least=0)
+        self.check_lengths(window, hop, pause, quiet)
         stretches, duration = find_speech(path, pause, quiet)
         segments, place = [], 0.0
         for start, end in stretches:
@@ -423,6 +420,13 @@ class EmotionRecognizer(Pretrained):
         if duration > place:
             segments.append(_make_segment(place, duration))
         return {str(path): _merge(segments) if merge else segments}
+
+    def check_lengths(self, window, hop, pause, quiet):
+        """Refuses what is no length for :meth:`diarize_file`."""
+        check_number("window", window, least=0.1, most=self.longest)
+        check_number("hop", hop, least=0.01)
+        check_number("pause", pause, least=0)
+        check_number("quiet", quiet, least=0)
 
     def _classify_stretch(self, path, start, end, window, hop):
         """Classifies a stretch of speech, a window for each part of it."""

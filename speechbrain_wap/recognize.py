@@ -258,15 +258,16 @@ def main(arguments):
     """Recognises the files that a command line names."""
     options = parse_options(arguments)
     # a model that cannot be loaded is no fault of the files
-    _load(options.model, options.device)
+    recognizer = _load(options.model, options.device)
     if options.serve:
-        serve(_load(options.model, options.device), options.model)
+        serve(recognizer, options.model)
         return
     files = list_files(options.files)
     long = None
     if options.long:
         keys = ("window", "hop", "pause", "quiet")
         long = {key: getattr(options, key) for key in keys}
+        recognizer.check_lengths(**long)
     tasks = [(options.model, options.device, file, long) for file in files]
     done = run_jobs(options.jobs, recognise, tasks)
     is_watched = are_bars_shown()
