@@ -37,7 +37,7 @@ segments = recognizer.diarize_file("an_hour.wav")
 With SpeechBrain alone: `foreign_class(source,
 pymodule_file="custom_interface.py", classname="CustomInterface")`. On the
 command line: `python -m speechbrain_wap recognize path/to/this/folder
-speech.wav`. Both need the package `speechbrain_wap`.
+speech.wav`. Both need the package `speechbrain_wap`.{note}
 
 ## Training
 
@@ -60,6 +60,10 @@ or before the law, nor for any decision about a person; in some places, as under
 the European Union's AI Act, such uses are forbidden. The licences of corpus and
 encoder hold for this model, too.
 """
+
+# SpeechBrain fetches the files that it knows of
+BUNDLED = """ From the hub, take the first way:
+the encoder is in a folder that `foreign_class` does not fetch."""
 
 
 def find_licence(encoder):
@@ -176,6 +180,7 @@ def write_model_card(runs, output, is_bundled):
         top["base_model"] = str(source)
     text = CARD.format(
         header=yaml.safe_dump(top, sort_keys=False, allow_unicode=True),
+        note=BUNDLED if is_bundled else "",
         classes=escape_markdown(", ".join(classes)),
         what=f"{what} Exported by speechbrain_wap "
         f"{speechbrain_wap.__version__}.",

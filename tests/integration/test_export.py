@@ -17,7 +17,11 @@ from torch.nn.utils.rnn import pad_sequence
 from speechbrain_wap import recognize
 from speechbrain_wap.data.audio import read_audio
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.export import LARGEST_ERROR
+from speechbrain_wap.evaluation.export import (
+    LARGEST_ERROR,
+    TrainedRun,
+    export_onnx,
+)
 from speechbrain_wap.inference import EmotionRecognizer
 
 CLASSIFIER = ["train_classifier.py", "classifier"]
@@ -402,6 +406,14 @@ def test_the_encoder_is_in_the_folder_or_recognised(
         assert predict(recognizer, run) < 1e-5
         assert predict(recognizer, run, batched=True) < 1e-5
         assert "; in this folder" in (moved / "README.md").read_text("utf-8")
+        for options in ({}, {"savedir": str(tmp_path / "saved")}):
+            recognizer = foreign_class(
+                str(moved),
+                pymodule_file="custom_interface.py",
+                classname="CustomInterface",
+                **options,
+            )
+            assert predict(recognizer, run, batched=True) < 1e-5
     finally:
         shutil.rmtree(source, ignore_errors=True)
         shutil.copytree(kept, source)
@@ -434,6 +446,15 @@ def test_onnx_gives_the_same_logits_for_any_batch_and_length(
     # none is left that is not of this model
     export(run_folder, output)
     assert not (output / "model.onnx").exists()
+
+    class Branching(torch.nn.Module):
+        def forward(self, feats, lens, mask=None):
+            return feats.mean(1)[:, : 3 if feats.sum() > 0 else 4]
+
+    capfd.readouterr()
+    with pytest.raises(RecipeError, match="--onnx: Branching cannot be exp"):
+        export_onnx(Branching(), TrainedRun(run_folder), tmp_path / "b.onnx")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_is_no_finished_run_is_refused(run_folder, tmp_path):
