@@ -44,7 +44,8 @@ def make_page(recognizer, name):
                 probabilities = recognizer.classify_file(path)[0][0].tolist()
                 bars = dict(zip(recognizer.classes, probabilities))
         except RecipeError as error:
-            raise gradio.Error(str(error).replace(path, "The recording"))
+            place = f"{Path(path).parent}/"  # gradio's own
+            raise gradio.Error(str(error).replace(place, ""))
         timeline = Path(path).with_suffix(".timeline.png")
         draw_segments(segments, "", timeline)
         rows = [
@@ -53,10 +54,12 @@ def make_page(recognizer, name):
         ]
         return bars, str(timeline), rows
 
-    with gradio.Blocks(title="Speech emotion recognition") as page:
+    # nothing is sent anywhere
+    title = "Speech emotion recognition"
+    with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(
-            f"# Speech emotion recognition\n{name}; it "
-            "says how speech sounds, not what somebody feels."
+            f"# {title}\n{name}; it says how speech sounds, not what somebody "
+            "feels."
         )
         audio = gradio.Audio(
             sources=["microphone", "upload"], type="filepath", label="Speech"
@@ -70,20 +73,26 @@ def make_page(recognizer, name):
     return page
 
 
-def serve(recognizer, name, port=None):
-    """Opens the page, until it is interrupted.
+def serve(recognizer, name, **options):
+    """Opens the page, on this machine only, until it is interrupted.
 
     Arguments
     ---------
     recognizer, name
         See :func:`make_page`.
-    port : int, optional
-        Of this machine; a free one by default.
+    **options : dict
+        Further ones of Gradio's ``launch``.
+
+    Returns
+    -------
+    page : gradio.Blocks
     """
-    # of this machine only, and nothing is sent anywhere
-    make_page(recognizer, name).launch(
+    page = make_page(recognizer, name)
+    page.launch(
         server_name="127.0.0.1",
-        server_port=port,
         share=False,
         enable_monitoring=False,
+        footer_links=[],
+        **options,
     )
+    return page

@@ -38,7 +38,7 @@ from speechbrain_wap.evaluation.report import markdown_table
 from speechbrain_wap.evaluation.timeline import draw_segments
 from speechbrain_wap.files import expand_path, quote_formula, write_text
 from speechbrain_wap.inference import EmotionRecognizer
-from speechbrain_wap.progress import Bar, are_bars_shown
+from speechbrain_wap.progress import Bar, are_bars_shown, switch_bars
 from speechbrain_wap.training.jobs import run_jobs
 
 FORMATS = ("table", "json", "csv", "rttm")
@@ -81,6 +81,7 @@ def list_files(names):
 @functools.lru_cache(maxsize=1)
 def _load(model, device):
     """Loads a model, once in each process."""
+    switch_bars(True)  # nor those of an encoder are seen without a terminal
     return EmotionRecognizer.from_hparams(model, run_opts={"device": device})
 
 
