@@ -1,6 +1,7 @@
 """A page on this machine to try a model: record, upload, look at it."""
 
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from speechbrain_wap.errors import RecipeError
@@ -33,10 +34,12 @@ def make_page(recognizer, name):
             "--serve needs gradio: pip install 'speechbrain-wap[demo]'."
         )
 
+    refuse = partial(gradio.Error, print_exception=False)
+
     def show(path):
         """Recognises a recording; gives bars, timeline and table."""
         if not path:
-            raise gradio.Error("Record something, or give a file.")
+            raise refuse("Record something, or give a file.")
         bars = None  # what is too long to be one utterance has segments only
         try:
             (segments,) = recognizer.diarize_file(path).values()
@@ -45,9 +48,9 @@ def make_page(recognizer, name):
                 bars = dict(zip(recognizer.classes, probabilities))
         except RecipeError as error:
             place = f"{Path(path).parent}/"  # gradio's own
-            raise gradio.Error(str(error).replace(place, ""))
+            raise refuse(str(error).replace(place, ""))
         timeline = Path(path).with_suffix(".timeline.png")
-        draw_segments(segments, "", timeline)
+        draw_segments(segments, Path(path).name, timeline)
         rows = [
             [part["start"], part["end"], part["emotion"], part.get("score")]
             for part in segments
@@ -62,13 +65,22 @@ def make_page(recognizer, name):
             "feels."
         )
         audio = gradio.Audio(
-            sources=["microphone", "upload"], type="filepath", label="Speech"
+            sources=["upload", "microphone"],
+            type="filepath",
+            label="Speech",
+            buttons=["download"],
         )
         button = gradio.Button("Recognise", variant="primary")
         label = gradio.Label(label="All of it")
-        timeline = gradio.Image(label="Timeline", type="filepath")
+        timeline = gradio.Image(
+            label="Timeline",
+            interactive=False,
+            buttons=["download", "fullscreen"],
+        )
         header = ["start", "end", "emotion", "probability"]
-        table = gradio.Dataframe(headers=header, label="Segments")
+        table = gradio.Dataframe(
+            headers=header, label="Segments", interactive=False
+        )
         button.click(show, audio, [label, timeline, table])
     return page
 

@@ -36,7 +36,7 @@ def _decode(read, path, name, **part):
     if re.search("lost sync|malformed|fseek", reason):
         reason += "; it is cut or damaged: restore it from its source"
     elif not os.path.exists(path):
-        raise RecipeError(f"{name} does not exist.")
+        reason = "it does not exist"
     elif os.path.isdir(path):
         reason = "it is a folder"
     elif os.path.isfile(path) and os.path.getsize(path) == 0:
