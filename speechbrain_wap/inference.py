@@ -283,9 +283,9 @@ class EmotionRecognizer(Pretrained):
         label : list of str
             Its class's name.
         """
-        feats, lens = self._encode(wavs, wav_lens)
+        inputs = self._encode(wavs, wav_lens)
         with torch.no_grad(), self.inference_ctx:
-            logits = self.mods.model(feats, lens)
+            logits = self.mods.model(*inputs)
         probabilities = logits.float().softmax(dim=-1)
         score, index = probabilities.max(dim=-1)
         return probabilities, score, index, [self.classes[i] for i in index]
@@ -306,26 +306,26 @@ class EmotionRecognizer(Pretrained):
         -------
         embeddings : Embeddings
         """
-        feats, lens = self._encode(wavs, wav_lens)
+        inputs = self._encode(wavs, wav_lens)
         model = self.mods.model
         frames = utterances = codes = None
         with torch.no_grad(), self.inference_ctx:
             if hasattr(model, "backbone"):
-                frames = model.backbone(feats, lens)
+                frames = model.backbone(*inputs)
             if hasattr(model, "pool"):
-                utterances = model.pool(feats, lens)
+                utterances = model.pool(*inputs)
         if frames is not None and "local_attributes" in self.mods:
-            _, valid = valid_frames(lens, frames.shape[1])
+            _, valid = valid_frames(inputs[1], frames.shape[1])
             targets = self.hparams.targets
             wanted = targets.normalise(targets.select(frames, valid))
             codes = torch.full(valid.shape, -1, device=frames.device)
             codes[valid.to(codes.device)] = self.mods.local_attributes.assign(
                 wanted
             )
-        return Embeddings(frames, lens, utterances, codes)
+        return Embeddings(frames, inputs[1], utterances, codes)
 
     def _encode(self, wavs, wav_lens):
-        """Computes the encoders' frames as the feature cache holds them."""
+        """Computes frames as the feature cache holds them; lens, no mask."""
         self.eval()  # mods.train() may have been called
         wavs = wavs[None] if wavs.dim() == 1 else wavs
         if wav_lens is None:
@@ -346,12 +346,10 @@ class EmotionRecognizer(Pretrained):
             feats[name] = pad_sequence(frames, batch_first=True)
             feats[name] = feats[name].to(self.device)
         if list(feats) == ["feats"]:
-            return feats["feats"], lens["feats"]
-        names = {key: key.removeprefix("feats_") for key in feats}
-        return (
-            {names[key]: value for key, value in feats.items()},
-            {names[key]: value for key, value in lens.items()},
-        )
+            return feats["feats"], lens["feats"], None
+        names = [key.removeprefix("feats_") for key in feats]
+        feats, lens = (dict(zip(names, x.values())) for x in (feats, lens))
+        return feats, lens, dict.fromkeys(names)
 
     def _encode_alone(self, name, front_end, signal):
         """Encodes samples [n], and rounds the frames as the cache does."""

@@ -200,7 +200,7 @@ class TrainedRun:
         )
 
     def draw_frames(self, num_utterances, num_frames):
-        """Draws a batch of frames and relative lengths, the same each time."""
+        """Draws what a model is given: frames, relative lengths, no mask."""
         random = torch.Generator().manual_seed(0)
         lens = 0.5 + 0.5 * torch.rand(num_utterances, generator=random)
         feats, all_lens = {}, {}
@@ -210,7 +210,9 @@ class TrainedRun:
             size = num_utterances, num_frames, *shape
             feats[name] = torch.randn(size, generator=random)
             all_lens[name] = lens
-        return (feats[""], lens) if "" in feats else (feats, all_lens)
+        if "" in feats:
+            return feats[""], lens, None
+        return feats, all_lens, dict.fromkeys(feats)
 
 
 def read_yaml(path):
@@ -553,7 +555,7 @@ def export_onnx(model, run, path):
         with _silence():
             program = torch.onnx.export(
                 model,
-                run.draw_frames(3, 20),
+                run.draw_frames(3, 20)[:2],
                 dynamo=True,
                 input_names=["feats", "lens"],
                 output_names=["logits"],
@@ -570,7 +572,7 @@ def export_onnx(model, run, path):
         str(path), providers=["CPUExecutionProvider"]
     )
     for size in ((1, 1), (1, 57), (5, 31)):
-        feats, lens = run.draw_frames(*size)
+        feats, lens, _ = run.draw_frames(*size)
         given = {"feats": feats.numpy(), "lens": lens.numpy()}
         (logits,) = session.run(None, given)
         with torch.no_grad():
