@@ -368,7 +368,14 @@ class EmotionRecognizer(Pretrained):
     # Long audio ---------------------------------------------------------------
 
     def diarize_file(
-        self, path, window=4.0, hop=2.0, pause=0.5, quiet=35.0, merge=True
+        self,
+        path,
+        window=4.0,
+        hop=2.0,
+        pause=0.5,
+        quiet=35.0,
+        merge=True,
+        speech=None,
     ):
         """Tells the emotions of a recording of any length, and its silence.
 
@@ -393,6 +400,11 @@ class EmotionRecognizer(Pretrained):
         merge : bool
             Whether neighbours of the same emotion become one segment, with
             their average probabilities.
+        speech : list of tuple, optional
+            Start and end of each stretch of speech, in their order, in seconds,
+            of a detector of one's own, such as SpeechBrain's
+            ``VAD.get_speech_segments(path).tolist()``. By default they are
+            found by their energy (``pause``, ``quiet``).
 
         Returns
         -------
@@ -408,9 +420,17 @@ class EmotionRecognizer(Pretrained):
             If it cannot be read, or a number is no length.
         """
         self.check_lengths(window, hop, pause, quiet)
-        stretches, duration = find_speech(path, pause, quiet)
+        if speech is None:
+            speech, duration = find_speech(path, pause, quiet)
+        else:
+            duration = measure_duration(path)
         segments, place = [], 0.0
-        for start, end in stretches:
+        for start, end in speech:
+            if not place <= start < end:
+                raise RecipeError(
+                    f"speech from {start} s to {end} s does not follow what "
+                    f"ends at {place} s: give stretches in their order."
+                )
             if start > place:
                 segments.append(_make_segment(place, start))
             segments += self._classify_stretch(path, start, end, window, hop)

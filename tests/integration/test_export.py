@@ -374,7 +374,8 @@ def hubert_run(tiny, make_checkpoint, tmp_path_factory):
     rest = [o for o in tiny if not o.startswith(SYSTEM_KEYS)]
     call(
         *(*CLASSIFIER, *rest, f"--encoder_source={source}", "--system=linear"),
-        *("--number_of_epochs=1", f"--output_folder={folder / 'run'}"),
+        *("--encoder_layer=weighted", "--number_of_epochs=1"),
+        f"--output_folder={folder / 'run'}",
     )
     return folder / "run", folder / "hubert"
 

@@ -152,6 +152,22 @@ def test_short_and_silent_recordings(recognizer, tmp_path, write_sound):
     ]
 
 
+def test_another_detector_may_say_where_speech_is(recognizer, talk):
+    speech = [[2.0, 5.0], [5.0, 6.5], [13.0, 13.5]]  # as SpeechBrain's has it
+    (segments,) = recognizer.diarize_file(
+        talk, merge=False, speech=speech
+    ).values()
+    spoken = [s for s in segments if "windows" in s]
+    assert [s["windows"] for s in spoken] == [[part] for part in speech]
+    assert [s["emotion"] for s in segments[::3]] == ["silence", "silence"]
+    assert segments[-1]["end"] == 16.0
+    for wrong in ([[3, 2]], [[0, 2], [1, 3]], [[-1, 2]]):
+        with pytest.raises(RecipeError, match="does not follow what ends at"):
+            recognizer.diarize_file(talk, speech=wrong)
+    with pytest.raises(RecipeError, match="lasts 16.000 s, but"):
+        recognizer.diarize_file(talk, speech=[[14, 20]])
+
+
 @pytest.mark.parametrize(
     "numbers, says",
     [
