@@ -525,13 +525,19 @@ def _open_encoder(front_end, folder):
         source = make.keywords.get("source")
         if source and (folder / source).is_dir():  # bundled
             make = partial(make, source=str(folder / source))
-    encoder = make()
+    cure = (
+        f"name the right one as source in {folder / HPARAMS_FILE}, or export "
+        "the model with --bundle_encoder."
+    )
+    try:
+        encoder = make()
+    except RecipeError as error:
+        raise RecipeError(f"{error} For this model: {cure}")
     digest = digest_encoder(encoder)
     if digest != front_end["digest"]:
         raise RecipeError(
             f"the encoder {source or type(encoder).__name__} is another one "
             f"than the model in {folder} was trained with (its digest is "
-            f"{digest}, not {front_end['digest']}): get that one, or export "
-            "with --bundle_encoder."
+            f"{digest}, not {front_end['digest']}): {cure}"
         )
     return encoder

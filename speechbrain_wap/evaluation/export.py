@@ -340,8 +340,8 @@ def _clear(output):
     # last to be written, so that a folder without it is none yet
     for name in ("hyperparams.yaml", "local_attributes.ckpt", "model.onnx"):
         (output / name).unlink(missing_ok=True)
-    for path in output.glob("encoder*/"):
-        shutil.rmtree(path)
+    for path in output.glob("encoder*/config.json"):
+        shutil.rmtree(path.parent)
 
 
 def _check_rebuilt(node, model, run):
@@ -369,7 +369,7 @@ def _copy_modules(text, output):
     installed = {sysconfig.get_path(key) for key in ("stdlib", "purelib")}
     installed.add(sysconfig.get_path("platlib"))
     for name in sorted(set(re.findall(r"!(?:new|name|apply):(\w+)", text))):
-        path = importlib.import_module(name).__file__
+        path = getattr(importlib.import_module(name), "__file__", None)
         # a package of several files has to be installed
         is_own = path and not path.endswith("__init__.py")
         if is_own and not any(path.startswith(place) for place in installed):
