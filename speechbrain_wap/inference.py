@@ -193,7 +193,8 @@ class EmotionRecognizer(Pretrained):
             raise
         except Exception as error:  # of whatever the YAML wires
             raise RecipeError(
-                f"{source} cannot be loaded: {first_line(error)}"
+                f"{source} cannot be loaded ({first_line(error)}): install "
+                "what it names, or export the model again."
             ) from error
 
     def train(self, mode=True):

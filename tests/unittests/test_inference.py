@@ -237,16 +237,16 @@ def test_a_file_that_is_no_speech_is_refused(
 ):
     path = tmp_path / name
     spoil(path)
-    for method, reason in (
-        (recognizer.classify_file, says),
-        (recognizer.diarize_file, long or says),
+    for method, reason, option in (
+        (recognizer.classify_file, says, ""),
+        (recognizer.diarize_file, long or says, " --long"),
     ):
         with pytest.raises(RecipeError, match=re.escape(str(path))) as error:
             method(path)
         said = str(error.value)
         assert len(said.splitlines()) == 1 and said.endswith(".")
         assert (reason or "cannot be read as audio") in said
-        record_fault("files to recognise", name, said, "nothing")
+        record_fault("files to recognise", name + option, said, "nothing")
 
 
 def test_models_are_averaged_by_their_probabilities(recognizer):
