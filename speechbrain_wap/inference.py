@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.inference.interfaces import Pretrained
 from torch.nn.utils.rnn import pad_sequence
@@ -173,7 +172,7 @@ class EmotionRecognizer(Pretrained):
         if not folder.exists():
             try:  # all of it: a bundled encoder lies in a folder of its own
                 folder = Path(snapshot_download(str(source)))
-            except (OSError, ValueError, HFValidationError) as error:
+            except (OSError, ValueError) as error:
                 raise RecipeError(
                     f"{source} is no folder, and neither the hub nor its "
                     f"local cache gives it ({first_line(error)}): give a "
@@ -185,8 +184,9 @@ class EmotionRecognizer(Pretrained):
                     f"{source} is no model folder, for it has no {name}: give "
                     "one that python -m speechbrain_wap export has made."
                 )
-        if str(folder) not in sys.path:  # modules of one's own lie in it
-            sys.path.append(str(folder))
+        place = str(folder.resolve())
+        if place not in sys.path:  # modules of one's own lie in it
+            sys.path.append(place)
         try:
             return super().from_hparams(str(folder), hparams_file, **kwargs)
         except RecipeError:

@@ -96,8 +96,6 @@ class TrainedRun:
         Its YAML.
     caches : dict
         Its feature caches by name; a single one is called "".
-    encoders : dict
-        Their encoders by the features' key.
     model : ruamel.yaml.comments.CommentedMap
         The YAML node of its model, with the sizes as numbers.
 
@@ -123,24 +121,18 @@ class TrainedRun:
         self.nodes = nodes or {"": self.tree["feature_cache"]}
         caches = build(list(self.nodes.values()))
         self.caches = dict(zip(self.nodes, caches))
-        self.encoders = {
-            feats_key(name): cache.encoder
-            for name, cache in self.caches.items()
-        }
         self._check_encoders()
         self.model = _replace_sizes(self.tree["model"])
 
     def _check_encoders(self):
         """Refuses other encoders than in training."""
         trained = self.settings["encoder_key"]
-        trained = (
-            json.loads(trained) if "" not in self.caches else {"": trained}
-        )
+        keys = {"": trained} if "" in self.caches else json.loads(trained)
         for name, cache in self.caches.items():
-            if cache.key == trained[name]:
+            if cache.key == keys[name]:
                 continue
             # which also depends on the versions of libraries
-            path = Path(cache.cache_folder, trained[name], "cache.json")
+            path = Path(cache.cache_folder, keys[name], "cache.json")
             then = read_json(path, CURE)["encoder"] if path.is_file() else None
             now = json.dumps(cache.description["encoder"], default=str)
             if then != json.loads(now):
@@ -299,6 +291,7 @@ def export(runs, output, bundle_encoder=False, onnx=False):
     _check_output(output)
     if onnx:
         _check_onnx(first)
+    bundled = _find_checkpoints(first) if bundle_encoder else {}
     models, nodes = [run.build_model() for run in runs], []
     num_classes = len(first.scores["classes"])
     for run in runs:
@@ -325,7 +318,7 @@ def export(runs, output, bundle_encoder=False, onnx=False):
         labels.save(output / "label_encoder.ckpt")
         wired = {"model": node}
         wired |= {} if others else _export_attributes(first, output)
-        text = _describe(first, wired, output, bundle_encoder)
+        text = _describe(first, wired, output, bundled)
         _copy_modules(text, output)
         write_text(output / "custom_interface.py", INTERFACE)
         write_model_card(runs, output, bundle_encoder)
@@ -355,7 +348,7 @@ def _check_rebuilt(node, model, run):
             logits, expected = copy.eval()(*given), model(*given)
         if torch.allclose(logits, expected, atol=1e-5, equal_nan=True):
             return
-    except RuntimeError as error:
+    except Exception as error:  # of any system
         reason = first_line(error)
     raise RecipeError(
         f"the system of {run.folder} cannot be made again of its state_dict ("
@@ -400,7 +393,21 @@ def _check_output(output):
         )
 
 
-def _describe_encoder(run, name, output, bundle):
+def _find_checkpoints(run):
+    """Finds the folders of the encoders' checkpoints, by the caches' names."""
+    folders = {}
+    for name, cache in run.caches.items():
+        front_end = getattr(cache.encoder, "front_end", None)
+        folders[name] = getattr(front_end, "folder", None)
+        if folders[name] is None:
+            raise RecipeError(
+                f"--bundle_encoder: {type(cache.encoder).__name__} has no "
+                "checkpoint to put in; leave it out."
+            )
+    return folders
+
+
+def _describe_encoder(run, name, output, bundled):
     """Makes the node of an encoder, made once the model folder is known."""
     node, encoder = run.nodes[name]["encoder"], run.caches[name].encoder
     described = deepcopy(node)
@@ -411,20 +418,14 @@ def _describe_encoder(run, name, output, bundle):
         described["revision"] = encoder.revision  # the commit that was found
     if os.path.isdir(str(getattr(encoder, "source", ""))):
         described["source"] = os.path.abspath(encoder.source)
-    if bundle:
-        folder = getattr(getattr(encoder, "front_end", None), "folder", None)
-        if folder is None:
-            raise RecipeError(
-                f"--bundle_encoder: {type(encoder).__name__} has no checkpoint "
-                "to put in; leave it out."
-            )
+    if name in bundled:
         described["source"] = target = feats_key(name).replace(
             "feats", "encoder"
         )
         described.pop("revision", None)
         (output / target).mkdir()
         for pattern in (*CHECKPOINT_FILES, "README.md", "LICENSE*"):
-            for path in sorted(Path(folder).glob(pattern)):
+            for path in Path(bundled[name]).glob(pattern):
                 shutil.copyfile(path, output / target / path.name)
     return described
 
@@ -455,12 +456,12 @@ def _export_attributes(run, output):
     }
 
 
-def _describe(run, wired, output, bundle_encoder):
+def _describe(run, wired, output, bundled):
     """Writes the text of hyperparams.yaml, in which references are resolved."""
     tree = CommentedMap()
     tree["front_ends"] = {
         feats_key(name): {
-            "encoder": _describe_encoder(run, name, output, bundle_encoder),
+            "encoder": _describe_encoder(run, name, output, bundled),
             "precision": cache.precision,
             "digest": Quoted(digest_encoder(cache.encoder)),
         }

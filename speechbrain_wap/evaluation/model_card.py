@@ -103,7 +103,8 @@ def write_model_card(runs, output, is_bundled):
     first, settings = runs[0], runs[0].settings
     corpus, classes = name_corpus(first), first.scores["classes"]
     encoders = []
-    for encoder in first.encoders.values():
+    for cache in first.caches.values():
+        encoder = cache.encoder
         name = getattr(encoder, "name", type(encoder).__name__)
         licence = find_licence(encoder) or "see its own page"
         layers = ""
@@ -175,7 +176,8 @@ def write_model_card(runs, output, is_bundled):
         "datasets": [corpus],
         "model-index": [{"name": name, "results": [result]}],
     }
-    source = getattr(first.encoders.get("feats"), "source", None)
+    cache = first.caches.get("")
+    source = getattr(getattr(cache, "encoder", None), "source", None)
     if source and not Path(str(source)).is_dir() and source != "fbank":
         top["base_model"] = str(source)
     text = CARD.format(

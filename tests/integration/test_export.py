@@ -286,13 +286,19 @@ def test_the_card_says_what_the_model_is_and_of_what_the_scores_are(
         assert text in card
 
 
-def test_the_best_epoch_is_exported_where_it_was_tested(tiny, tmp_path):
+def test_the_best_epoch_is_exported_where_it_was_tested(
+    tiny, tmp_path, monkeypatch
+):
     run = tmp_path / "run"
     call(
         *(*CLASSIFIER, *tiny, "--model_selection=best", "--lr=0.01"),
         *("--number_of_epochs=3", f"--output_folder={run}"),
+        "--eval_precision=bf16",
     )
-    recognizer = EmotionRecognizer.from_hparams(export(run, tmp_path / "m"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    export("~/run", "~/m")
+    recognizer = EmotionRecognizer.from_hparams("~/m")
+    assert recognizer.precision == "bf16"
     assert predict(recognizer, run, batched=True) < 1e-5
     # it has been trained on, but not to the end
     scores = read_json(run, "scores.json")
@@ -474,8 +480,11 @@ def test_what_is_no_finished_run_is_refused(run_folder, tmp_path):
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     with pytest.raises(RecipeError, match="is a file: give a folder"):
         export(run_folder, tmp_path / "mine" / "thesis.txt")
+    model = export(run_folder, tmp_path / "m")
+    before = {path: path.read_bytes() for path in model.iterdir()}
     with pytest.raises(RecipeError, match="has no checkpoint to put in"):
-        export(run_folder, tmp_path / "m", "--bundle_encoder")
+        export(run_folder, model, "--bundle_encoder")
+    assert {path: path.read_bytes() for path in model.iterdir()} == before
     copy = tmp_path / "copy"
     shutil.copytree(run_folder, copy)
     (copy / "hyperparams.yaml").write_text("a: [1\n")
