@@ -238,7 +238,7 @@ def parse_options(arguments):
     add("--jobs", type=int, default=1)
     add("--device", default="cpu")
     add("--serve", action="store_true")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if bool(options.files) == options.serve:
         parser.error("give files, folders or patterns, or else --serve")
     if options.format == "rttm" and not options.long:
@@ -261,7 +261,7 @@ def main(arguments):
     # a model that cannot be loaded is no fault of the files
     recognizer = _load(options.model, options.device)
     if options.serve:
-        serve(recognizer, options.model)
+        serve(recognizer, Path(options.model).resolve().name)
         return
     files = list_files(options.files)
     long = None
@@ -271,10 +271,8 @@ def main(arguments):
         recognizer.check_lengths(**long)
     tasks = [(options.model, options.device, file, long) for file in files]
     done = run_jobs(options.jobs, recognise, tasks)
-    is_watched = are_bars_shown()
-    with Bar(
-        done, total=len(files), unit="file", disable=not is_watched
-    ) as bar:
+    is_still = not are_bars_shown()
+    with Bar(done, total=len(files), unit="file", disable=is_still) as bar:
         results = dict(bar)
     results = [results[number] for number in range(len(files))]
     failed = [result for result in results if "error" in result]

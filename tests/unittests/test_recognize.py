@@ -101,7 +101,7 @@ def test_segments_in_each_format(folder, model, recognise, tmp_path):
     options = {"window": 3.0, "hop": 1.5, "pause": 0.3, "quiet": 30.0}
     (segments,) = recognizer.diarize_file(path, **options).values()
     typed = [f"--{key}={value}" for key, value in options.items()]
-    out, err, status = recognise(path, "--long", *typed, "--format=json")
+    out, err, status = recognise("--long", *typed, path, "--format=json")
     assert (err, status) == ("", 0)
     assert json.loads(out) == [{"file": str(path), "segments": segments}]
     out, _, _ = recognise(path, "--long", *typed, "--format=csv")
