@@ -82,6 +82,11 @@ def test_a_recording_is_recognised(browser, page, tmp_path, write_sound):
     assert foreign == []
 
 
+def test_real_speech_is_recognised(browser, page, shared):
+    path = shared("corpora", "EmoDB", "wav", "03a01Fa.wav")
+    upload(browser, page, path)("low", "high", "%", "1.94", "silence")
+
+
 def test_what_cannot_be_read_is_said_in_a_sentence(browser, page, tmp_path):
     path = tmp_path / "text.wav"
     path.write_text("no audio" * 99)
