@@ -1,20 +1,22 @@
 """A page on this machine to try a model: record, upload, look at it."""
 
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.recognize import draw_segments, recognise
+from speechbrain_wap.evaluation.timeline import draw_segments
 
 
-def make_page(model, device):
+def make_page(recognizer, name):
     """Makes the page.
 
     Arguments
     ---------
-    model : str
-        A model folder.
-    device : str
-        Where it runs.
+    recognizer : speechbrain_wap.inference.EmotionRecognizer
+        The model.
+    name : str
+        What it is called.
 
     Returns
     -------
@@ -32,54 +34,77 @@ def make_page(model, device):
             "--serve needs gradio: pip install 'speechbrain-wap[demo]'."
         )
 
+    refuse = partial(gradio.Error, print_exception=False)
+
     def show(path):
         """Recognises a recording; gives bars, timeline and table."""
         if not path:
-            raise gradio.Error("Record something, or give a file.")
-        result = recognise(model, device, path)
-        segments = recognise(model, device, path, {})
-        if "error" in segments:
-            raise gradio.Error(segments["error"].replace(f"{path} ", "It "))
+            raise refuse("Record something, or give a file.")
+        bars = None  # what is too long to be one utterance has segments only
+        try:
+            (segments,) = recognizer.diarize_file(path).values()
+            with suppress(RecipeError):
+                probabilities = recognizer.classify_file(path)[0][0].tolist()
+                bars = dict(zip(recognizer.classes, probabilities))
+        except RecipeError as error:
+            place = f"{Path(path).parent}/"  # gradio's own
+            raise refuse(str(error).replace(place, ""))
         timeline = Path(path).with_suffix(".timeline.png")
-        draw_segments({**segments, "file": "timeline"}, timeline)
+        draw_segments(segments, Path(path).name, timeline)
         rows = [
             [part["start"], part["end"], part["emotion"], part.get("score")]
-            for part in segments["segments"]
+            for part in segments
         ]
-        # what is too long to be one utterance has segments only
-        return result.get("probabilities"), str(timeline), rows
+        return bars, str(timeline), rows
 
-    with gradio.Blocks(title="Speech emotion recognition") as page:
+    # nothing is sent anywhere
+    title = "Speech emotion recognition"
+    with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(
-            f"# Speech emotion recognition\n{Path(model).resolve().name}; it "
-            "says how speech sounds, not what somebody feels."
+            f"# {title}\n{name}; it says how speech sounds, not what somebody "
+            "feels."
         )
         audio = gradio.Audio(
-            sources=["microphone", "upload"], type="filepath", label="Speech"
+            sources=["upload", "microphone"],
+            type="filepath",
+            label="Speech",
+            buttons=["download"],
         )
         button = gradio.Button("Recognise", variant="primary")
         label = gradio.Label(label="All of it")
-        timeline = gradio.Image(label="Timeline", type="filepath")
+        timeline = gradio.Image(
+            label="Timeline",
+            interactive=False,
+            buttons=["download", "fullscreen"],
+        )
         header = ["start", "end", "emotion", "probability"]
-        table = gradio.Dataframe(headers=header, label="Segments")
+        table = gradio.Dataframe(
+            headers=header, label="Segments", interactive=False
+        )
         button.click(show, audio, [label, timeline, table])
     return page
 
 
-def serve(model, device, port=None):
-    """Opens the page, until it is interrupted.
+def serve(recognizer, name, **options):
+    """Opens the page, on this machine only, until it is interrupted.
 
     Arguments
     ---------
-    model, device : str
+    recognizer, name
         See :func:`make_page`.
-    port : int, optional
-        Of this machine; a free one by default.
+    **options : dict
+        Further ones of Gradio's ``launch``.
+
+    Returns
+    -------
+    page : gradio.Blocks
     """
-    # of this machine only, and nothing is sent anywhere
-    make_page(model, device).launch(
+    page = make_page(recognizer, name)
+    page.launch(
         server_name="127.0.0.1",
-        server_port=port,
         share=False,
         enable_monitoring=False,
+        footer_links=[],
+        **options,
     )
+    return page

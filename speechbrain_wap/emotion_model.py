@@ -232,3 +232,32 @@ class EmotionModel(nn.Module):
         self.pooling.set_output_statistics(
             pooled.mean(dim=0), pooled.std(dim=0, unbiased=False)
         )
+
+
+class AveragedModels(nn.Module):
+    """Averages the probabilities of several models, as those of all folds.
+
+    Arguments
+    ---------
+    models : list of torch.nn.Module
+        Systems of the same classes.
+
+    Example
+    -------
+    >>> from speechbrain_wap.baselines.linear import MeanPoolingClassifier
+    >>> model = MeanPoolingClassifier(input_size=8)
+    >>> model.set_classes(3)
+    >>> feats, lens = torch.rand(1, 5, 8), torch.ones(1)
+    >>> two = AveragedModels([model, model])(feats, lens)
+    >>> bool(two.exp().allclose(model(feats, lens).softmax(dim=-1)))
+    True
+    """
+
+    def __init__(self, models):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, feats, lens=None, mask=None):
+        """Computes logarithms of the average probabilities, shape [B, C]."""
+        logits = torch.stack([m(feats, lens, mask) for m in self.models])
+        return logits.float().softmax(dim=-1).mean(dim=0).log()

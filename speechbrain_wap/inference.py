@@ -8,24 +8,25 @@ What a model folder holds is written by ``python -m speechbrain_wap export``.
 """
 
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.inference.interfaces import Pretrained
 from torch.nn.utils.rnn import pad_sequence
 
 from speechbrain_wap.data.audio import measure_duration, read_audio
+from speechbrain_wap.data.silence import find_speech
 from speechbrain_wap.encoders.speech_encoder import digest_encoder
-from speechbrain_wap.errors import RecipeError, first_line
+from speechbrain_wap.errors import RecipeError, check_number, first_line
 from speechbrain_wap.features.cache import PRECISIONS
 from speechbrain_wap.features.extraction import encode_utterance, find_longest
-from speechbrain_wap.files import digest_file
+from speechbrain_wap.files import digest_file, expand_path
 from speechbrain_wap.packing import valid_frames
-from speechbrain_wap.silence import find_speech
 
 # What a model folder has to hold, whatever the system
 HPARAMS_FILE = "hyperparams.yaml"
@@ -57,13 +58,13 @@ class Embeddings(NamedTuple):
     codes: torch.Tensor | None
 
 
-def load_weights(module, path, digest):
-    """Loads exported weights into a module, for a model folder's YAML.
+def load_checked(target, path, digest):
+    """Loads what was exported and nothing else, for a model folder's YAML.
 
     Arguments
     ---------
-    module : torch.nn.Module
-        What has them.
+    target : torch.nn.Module or speechbrain.dataio.encoder.CategoricalEncoder
+        What takes the weights, or the labels.
     path : str
         The file.
     digest : str
@@ -80,36 +81,10 @@ def load_weights(module, path, digest):
         raise RecipeError(
             f"{path} is damaged or another model's: export the model again."
         )
-    module.load_state_dict(torch.load(path, "cpu", weights_only=True))
-
-
-class AveragedModels(torch.nn.Module):
-    """Averages the probabilities of several models, as those of all folds.
-
-    Arguments
-    ---------
-    models : list of torch.nn.Module
-        Systems of the same classes.
-
-    Example
-    -------
-    >>> from speechbrain_wap.baselines.linear import MeanPoolingClassifier
-    >>> model = MeanPoolingClassifier(input_size=8)
-    >>> model.set_classes(3)
-    >>> feats, lens = torch.rand(1, 5, 8), torch.ones(1)
-    >>> two = AveragedModels([model, model])(feats, lens)
-    >>> bool(two.exp().allclose(model(feats, lens).softmax(dim=-1)))
-    True
-    """
-
-    def __init__(self, models):
-        super().__init__()
-        self.models = torch.nn.ModuleList(models)
-
-    def forward(self, feats, lens=None, mask=None):
-        """Computes logarithms of the average probabilities, shape [B, C]."""
-        logits = torch.stack([m(feats, lens, mask) for m in self.models])
-        return logits.float().softmax(dim=-1).mean(dim=0).log()
+    if isinstance(target, CategoricalEncoder):
+        target.load(path)
+    else:
+        target.load_state_dict(torch.load(path, "cpu", weights_only=True))
 
 
 class EmotionRecognizer(Pretrained):
@@ -164,10 +139,10 @@ class EmotionRecognizer(Pretrained):
         }
         super().__init__(modules, hparams, run_opts, **kwargs)
         (self.sample_rate,) = rates
-        self.longest = None  # seconds of an utterance that are encoded
-        if hparams["long_utterances"] == "cut":
-            limits = list(encoders.values()), hparams["max_frames"]
-            self.longest = find_longest(*limits)
+        # seconds of an utterance that are encoded; None if nobody knows
+        limits = list(encoders.values()), hparams["max_frames"]
+        self.longest = find_longest(*limits)
+        self.is_cut = hparams["long_utterances"] == "cut"
         labels = hparams["label_encoder"].ind2lab
         self.classes = [labels[number] for number in range(len(labels))]
 
@@ -193,11 +168,11 @@ class EmotionRecognizer(Pretrained):
         RecipeError
             If it is no model folder, or a file is missing or damaged.
         """
-        folder = Path(source).expanduser()
+        folder = Path(expand_path(source))
         if not folder.exists():
             try:  # all of it: a bundled encoder lies in a folder of its own
                 folder = Path(snapshot_download(str(source)))
-            except (OSError, ValueError, HFValidationError) as error:
+            except (OSError, ValueError) as error:
                 raise RecipeError(
                     f"{source} is no folder, and neither the hub nor its "
                     f"local cache gives it ({first_line(error)}): give a "
@@ -209,7 +184,18 @@ class EmotionRecognizer(Pretrained):
                     f"{source} is no model folder, for it has no {name}: give "
                     "one that python -m speechbrain_wap export has made."
                 )
-        return super().from_hparams(str(folder), hparams_file, **kwargs)
+        place = str(folder.resolve())
+        if place not in sys.path:  # modules of one's own lie in it
+            sys.path.append(place)
+        try:
+            return super().from_hparams(str(folder), hparams_file, **kwargs)
+        except RecipeError:
+            raise
+        except Exception as error:  # of whatever the YAML wires
+            raise RecipeError(
+                f"{source} cannot be loaded ({first_line(error)}): install "
+                "what it names, or export the model again."
+            ) from error
 
     def train(self, mode=True):
         """Stays in eval mode, whatever is called around it."""
@@ -238,7 +224,7 @@ class EmotionRecognizer(Pretrained):
         RecipeError
             If it cannot be read; names it.
         """
-        if self.longest is not None:  # as in training, see D12
+        if self.is_cut and self.longest is not None:  # as in training (D12)
             last = (start or 0.0) + self.longest
             duration = measure_duration(path)
             if min(duration if end is None else end, duration) > last:
@@ -298,9 +284,9 @@ class EmotionRecognizer(Pretrained):
         label : list of str
             Its class's name.
         """
-        feats, lens = self._encode(wavs, wav_lens)
+        inputs = self._encode(wavs, wav_lens)
         with torch.no_grad(), self.inference_ctx:
-            logits = self.mods.model(feats, lens)
+            logits = self.mods.model(*inputs)
         probabilities = logits.float().softmax(dim=-1)
         score, index = probabilities.max(dim=-1)
         return probabilities, score, index, [self.classes[i] for i in index]
@@ -321,30 +307,34 @@ class EmotionRecognizer(Pretrained):
         -------
         embeddings : Embeddings
         """
-        feats, lens = self._encode(wavs, wav_lens)
+        inputs = self._encode(wavs, wav_lens)
         model = self.mods.model
         frames = utterances = codes = None
         with torch.no_grad(), self.inference_ctx:
             if hasattr(model, "backbone"):
-                frames = model.backbone(feats, lens)
+                frames = model.backbone(*inputs)
             if hasattr(model, "pool"):
-                utterances = model.pool(feats, lens)
+                utterances = model.pool(*inputs)
         if frames is not None and "local_attributes" in self.mods:
-            _, valid = valid_frames(lens, frames.shape[1])
+            _, valid = valid_frames(inputs[1], frames.shape[1])
             targets = self.hparams.targets
             wanted = targets.normalise(targets.select(frames, valid))
             codes = torch.full(valid.shape, -1, device=frames.device)
             codes[valid.to(codes.device)] = self.mods.local_attributes.assign(
                 wanted
             )
-        return Embeddings(frames, lens, utterances, codes)
+        return Embeddings(frames, inputs[1], utterances, codes)
 
     def _encode(self, wavs, wav_lens):
-        """Computes the encoders' frames as the feature cache holds them."""
+        """Computes frames as the feature cache holds them; lens, no mask."""
+        self.eval()  # mods.train() may have been called
         wavs = wavs[None] if wavs.dim() == 1 else wavs
         if wav_lens is None:
             wav_lens = torch.ones(len(wavs))
         num_samples, _ = valid_frames(wav_lens.cpu(), wavs.shape[1])
+        if self.is_cut and self.longest is not None:
+            most = round(self.longest * self.sample_rate) + 1
+            num_samples = num_samples.clamp(max=most)
         signals = [w[:n] for w, n in zip(wavs.cpu(), num_samples.tolist())]
         feats, lens = {}, {}
         for name, front_end in self.hparams.front_ends.items():
@@ -357,12 +347,10 @@ class EmotionRecognizer(Pretrained):
             feats[name] = pad_sequence(frames, batch_first=True)
             feats[name] = feats[name].to(self.device)
         if list(feats) == ["feats"]:
-            return feats["feats"], lens["feats"]
-        names = {key: key.removeprefix("feats_") for key in feats}
-        return (
-            {names[key]: value for key, value in feats.items()},
-            {names[key]: value for key, value in lens.items()},
-        )
+            return feats["feats"], lens["feats"], None
+        names = [key.removeprefix("feats_") for key in feats]
+        feats, lens = (dict(zip(names, x.values())) for x in (feats, lens))
+        return feats, lens, dict.fromkeys(names)
 
     def _encode_alone(self, name, front_end, signal):
         """Encodes samples [n], and rounds the frames as the cache does."""
@@ -373,15 +361,22 @@ class EmotionRecognizer(Pretrained):
             seconds = len(signal) / self.sample_rate
             raise RecipeError(
                 f"{seconds:.1f} s are {len(frames)} frames, more than the "
-                f"{most} that the model takes: use diarize_file, or recognize "
-                "--long."
+                f"{most} that the model takes: for long audio, there is "
+                "diarize_file (recognize --long), with shorter windows."
             )
         return frames[:most].to(PRECISIONS[front_end["precision"]])
 
     # Long audio ---------------------------------------------------------------
 
     def diarize_file(
-        self, path, window=4.0, hop=2.0, pause=0.5, quiet=35.0, merge=True
+        self,
+        path,
+        window=4.0,
+        hop=2.0,
+        pause=0.5,
+        quiet=35.0,
+        merge=True,
+        speech=None,
     ):
         """Tells the emotions of a recording of any length, and its silence.
 
@@ -406,6 +401,11 @@ class EmotionRecognizer(Pretrained):
         merge : bool
             Whether neighbours of the same emotion become one segment, with
             their average probabilities.
+        speech : list of tuple, optional
+            Start and end of each stretch of speech, in their order, in seconds,
+            of a detector of one's own, such as SpeechBrain's
+            ``VAD.get_speech_segments(path).tolist()``. By default they are
+            found by their energy (``pause``, ``quiet``).
 
         Returns
         -------
@@ -420,12 +420,18 @@ class EmotionRecognizer(Pretrained):
         RecipeError
             If it cannot be read, or a number is no length.
         """
-        for name, value in (("window", window), ("hop", hop)):
-            if not value > 0.0:
-                raise RecipeError(f"{name}={value} must be above 0 seconds.")
-        stretches, duration = find_speech(path, pause, quiet)
+        self.check_lengths(window, hop, pause, quiet)
+        if speech is None:
+            speech, duration = find_speech(path, pause, quiet)
+        else:
+            duration = measure_duration(path)
         segments, place = [], 0.0
-        for start, end in stretches:
+        for start, end in speech:
+            if not place <= start < end:
+                raise RecipeError(
+                    f"speech from {start} s to {end} s does not follow what "
+                    f"ends at {place} s: give stretches in their order."
+                )
             if start > place:
                 segments.append(_make_segment(place, start))
             segments += self._classify_stretch(path, start, end, window, hop)
@@ -433,6 +439,13 @@ class EmotionRecognizer(Pretrained):
         if duration > place:
             segments.append(_make_segment(place, duration))
         return {str(path): _merge(segments) if merge else segments}
+
+    def check_lengths(self, window, hop, pause, quiet):
+        """Refuses what is no length for :meth:`diarize_file`."""
+        check_number("window", window, least=0.1, most=self.longest)
+        check_number("hop", hop, least=0.01)
+        check_number("pause", pause, least=0)
+        check_number("quiet", quiet, least=0)
 
     def _classify_stretch(self, path, start, end, window, hop):
         """Classifies a stretch of speech, a window for each part of it."""
@@ -513,13 +526,19 @@ def _open_encoder(front_end, folder):
         source = make.keywords.get("source")
         if source and (folder / source).is_dir():  # bundled
             make = partial(make, source=str(folder / source))
-    encoder = make()
+    cure = (
+        f"name the right one as source in {folder / HPARAMS_FILE}, or export "
+        "the model with --bundle_encoder."
+    )
+    try:
+        encoder = make()
+    except RecipeError as error:
+        raise RecipeError(f"{error} For this model: {cure}")
     digest = digest_encoder(encoder)
     if digest != front_end["digest"]:
         raise RecipeError(
             f"the encoder {source or type(encoder).__name__} is another one "
             f"than the model in {folder} was trained with (its digest is "
-            f"{digest}, not {front_end['digest']}): get that one, or export "
-            "with --bundle_encoder."
+            f"{digest}, not {front_end['digest']}): {cure}"
         )
     return encoder

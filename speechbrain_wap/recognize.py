@@ -11,6 +11,8 @@ Long recordings, with times and silence:
 
 --long              segments of each recording instead of one emotion
 --window=4 --hop=2  with --long, what is classified at a time, in seconds
+--pause=0.5         with --long, the shortest silence, in seconds
+--quiet=35          ... and how far below the loudest speech it is, in decibels
 --format=table      or json, csv, or, with --long, rttm
 --output=FILE       where to write it instead of the screen
 --figure=FOLDER     with --long, a picture of each recording
@@ -26,15 +28,17 @@ import glob
 import io
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from speechbrain_wap.data.corpus_table import AUDIO_SUFFIXES
-from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.report import markdown_table, save_figure
-from speechbrain_wap.files import write_text
-from speechbrain_wap.inference import SILENCE, EmotionRecognizer
+from speechbrain_wap.demo_page import serve
+from speechbrain_wap.errors import RecipeError, check_whole, escape_controls
+from speechbrain_wap.evaluation.report import markdown_table
+from speechbrain_wap.evaluation.timeline import draw_segments
+from speechbrain_wap.files import expand_path, quote_formula, write_text
+from speechbrain_wap.inference import EmotionRecognizer
+from speechbrain_wap.progress import Bar, are_bars_shown, switch_bars
 from speechbrain_wap.training.jobs import run_jobs
 
 FORMATS = ("table", "json", "csv", "rttm")
@@ -47,17 +51,17 @@ def list_files(names):
     ---------
     names : list of str
         Files, patterns such as "calls/*.mp3", and folders, which stand for all
-        audio in them.
+        audio in them, however deep.
 
     Returns
     -------
     files : list of str
-        Each once, in the order of the names; a name that there is no file of is
+        Each once, in the order of the names; a name that stands for none is
         kept, to be reported.
     """
     files = []
     for name in names:
-        path = Path(name).expanduser()
+        path = Path(expand_path(name))
         if path.is_dir():
             found = sorted(
                 str(file)
@@ -65,9 +69,7 @@ def list_files(names):
                 if file.suffix.lower() in AUDIO_SUFFIXES
                 and not file.name.startswith(".")
             )
-            if not found:
-                raise RecipeError(f"{name} holds no audio file.")
-            files += found
+            files += found or [str(path)]
         elif path.exists():  # whatever characters it is called by
             files.append(str(path))
         else:
@@ -79,6 +81,7 @@ def list_files(names):
 @functools.lru_cache(maxsize=1)
 def _load(model, device):
     """Loads a model, once in each process."""
+    switch_bars(True)  # nor those of an encoder are seen without a terminal
     return EmotionRecognizer.from_hparams(model, run_opts={"device": device})
 
 
@@ -143,15 +146,30 @@ def _list_rows(results):
     return header, rows
 
 
+def _name_results(results):
+    """Names each file by its stem, or by its path where that is not enough."""
+    files = [Path(result["file"]) for result in results]
+    stems = Counter(file.stem for file in files)
+    return [
+        file.stem if stems[file.stem] == 1 else "_".join(file.parts).strip("/_")
+        for file in files
+    ]
+
+
 def _format_rttm(results):
     """Writes segments in the format of NIST's Rich Transcription."""
+
+    def join(text):
+        """Makes one word."""
+        return escape_controls("_".join(text.split()))
+
     return "".join(
-        f"SPEAKER {Path(result['file']).stem.replace(' ', '_')} 1 "
-        f"{part['start']:.3f} {part['end'] - part['start']:.3f} <NA> <NA> "
-        f"{part['emotion'].replace(' ', '_')} <NA> <NA>\n"
-        for result in results
+        f"SPEAKER {join(name)} 1 {part['start']:.3f} "
+        f"{part['end'] - part['start']:.3f} <NA> <NA> "
+        f"{join(part['emotion'])} <NA> <NA>\n"
+        for name, result in zip(_name_results(results), results)
         for part in result["segments"]
-        if part["emotion"] != SILENCE
+        if "probabilities" in part
     )
 
 
@@ -185,47 +203,10 @@ def format_results(results, kind):
     if kind == "table":
         return markdown_table(header, rows) + "\n"
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
-
-
-def draw_segments(result, path):
-    """Draws a recording's probabilities over time.
-
-    Arguments
-    ---------
-    result : dict
-        Of :func:`recognise`, with segments.
-    path : str
-        The picture to write.
-    """
-    figure = Figure(figsize=(9, 2.6))
-    axes = figure.subplots()
-    segments = result["segments"]
-    classes = next(
-        (list(s["probabilities"]) for s in segments if "probabilities" in s), []
+    csv.writer(text, lineterminator="\n").writerows(
+        map(quote_formula, row) for row in [header, *rows]
     )
-    for number, name in enumerate(classes):
-        bottom = [
-            sum(list(s["probabilities"].values())[:number])
-            for s in segments
-            if "probabilities" in s
-        ]
-        spoken = [s for s in segments if "probabilities" in s]
-        axes.bar(
-            [s["start"] for s in spoken],
-            [s["probabilities"][name] for s in spoken],
-            [s["end"] - s["start"] for s in spoken],
-            bottom,
-            align="edge",
-            label=name,
-        )
-    axes.set_xlim(0, max((s["end"] for s in segments), default=1.0))
-    axes.set_ylim(0, 1)
-    axes.set_xlabel("seconds")
-    axes.set_title(Path(result["file"]).name, fontsize=10, parse_math=False)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    save_figure(figure, path)
+    return text.getvalue()
 
 
 # The command ------------------------------------------------------------------
@@ -249,21 +230,28 @@ def parse_options(arguments):
     add("--long", action="store_true")
     add("--window", type=float, default=4.0)
     add("--hop", type=float, default=2.0)
+    add("--pause", type=float, default=0.5)
+    add("--quiet", type=float, default=35.0)
     add("--format", choices=FORMATS, default="table")
     add("--output")
     add("--figure")
     add("--jobs", type=int, default=1)
     add("--device", default="cpu")
     add("--serve", action="store_true")
-    options = parser.parse_args(arguments)
-    if not options.files and not options.serve:
-        parser.error("give a file, a folder or a pattern")
+    options = parser.parse_intermixed_args(arguments)
+    if bool(options.files) == options.serve:
+        parser.error("give files, folders or patterns, or else --serve")
     if options.format == "rttm" and not options.long:
         parser.error("--format=rttm is for --long")
     if options.figure and not options.long:
         parser.error("--figure is for --long")
-    if options.jobs < 1:
-        parser.error(f"--jobs={options.jobs} must be at least 1")
+    check_whole("--jobs", options.jobs, least=1)
+    for key in ("model", "output", "figure"):
+        if getattr(options, key):
+            path = expand_path(getattr(options, key), f"--{key}=")
+            setattr(options, key, path)
+    if options.output and Path(options.output).is_dir():
+        parser.error(f"--output={options.output} is a folder: name a file")
     return options
 
 
@@ -271,18 +259,21 @@ def main(arguments):
     """Recognises the files that a command line names."""
     options = parse_options(arguments)
     # a model that cannot be loaded is no fault of the files
-    _load(options.model, options.device)
+    recognizer = _load(options.model, options.device)
     if options.serve:
-        from speechbrain_wap.demo_page import serve
-
-        serve(options.model, options.device)
+        serve(recognizer, Path(options.model).resolve().name)
         return
     files = list_files(options.files)
     long = None
     if options.long:
-        long = {"window": options.window, "hop": options.hop}
+        keys = ("window", "hop", "pause", "quiet")
+        long = {key: getattr(options, key) for key in keys}
+        recognizer.check_lengths(**long)
     tasks = [(options.model, options.device, file, long) for file in files]
-    results = dict(run_jobs(options.jobs, recognise, tasks))
+    done = run_jobs(options.jobs, recognise, tasks)
+    is_still = not are_bars_shown()
+    with Bar(done, total=len(files), unit="file", disable=is_still) as bar:
+        results = dict(bar)
     results = [results[number] for number in range(len(files))]
     failed = [result for result in results if "error" in result]
     done = [result for result in results if "error" not in result]
@@ -293,8 +284,9 @@ def main(arguments):
         write_text(options.output, text)
     else:
         sys.stdout.write(text)
-    for result in done if options.figure else ():
-        name = f"{Path(result['file']).stem}.png"
-        draw_segments(result, Path(options.figure) / name)
+    if options.figure:
+        for name, result in zip(_name_results(done), done):
+            path = Path(options.figure, f"{name}.png")
+            draw_segments(result["segments"], Path(result["file"]).name, path)
     if failed:
         sys.exit(1 if done else 2)

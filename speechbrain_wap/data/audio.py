@@ -36,7 +36,9 @@ def _decode(read, path, name, **part):
     if re.search("lost sync|malformed|fseek", reason):
         reason += "; it is cut or damaged: restore it from its source"
     elif not os.path.exists(path):
-        raise RecipeError(f"{name} does not exist.")
+        reason = "it does not exist"
+    elif os.path.isdir(path):
+        reason = "it is a folder"
     elif os.path.isfile(path) and os.path.getsize(path) == 0:
         reason = "it is empty"
     elif re.search(
@@ -355,7 +357,7 @@ def read_blocks(path, step, seconds=10.0):
     """
     _decode(audio_io.info, path, str(path))
     with soundfile.SoundFile(encode_name(path)) as file:
-        size = round(step * file.samplerate) * round(seconds / step)
+        size = max(1, round(step * file.samplerate)) * round(seconds / step)
         try:
             for block in file.blocks(size, dtype="float32", always_2d=True):
                 yield block.mean(axis=1), file.samplerate

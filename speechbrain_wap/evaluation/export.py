@@ -17,15 +17,22 @@ All folds of a results folder, as a model that averages their probabilities:
 """
 
 import argparse
+import importlib
 import io
+import json
+import logging
 import os
+import re
 import shutil
+import sysconfig
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from pathlib import Path
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
-from ruamel.yaml import YAML
+from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.comments import CommentedMap, Tag, TaggedScalar
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString as Quoted
 from speechbrain.dataio.encoder import CategoricalEncoder
@@ -34,20 +41,34 @@ from speechbrain.utils.logger import get_logger
 import speechbrain_wap
 from speechbrain_wap.data.batches import OneByOne
 from speechbrain_wap.data.datasets import feats_key, make_labelled_dataset
+from speechbrain_wap.emotion_model import AveragedModels
 from speechbrain_wap.encoders.checkpoints import CHECKPOINT_FILES
 from speechbrain_wap.encoders.speech_encoder import (
     count_encoder_layers,
     digest_encoder,
     get_encoder_dim,
 )
-from speechbrain_wap.errors import RecipeError, first_line
+from speechbrain_wap.errors import RecipeError, first_line, report_path_errors
 from speechbrain_wap.evaluation.model_card import write_model_card
-from speechbrain_wap.files import digest_file, read_json, write_text
-from speechbrain_wap.training.adapter_folder import find_finished
+from speechbrain_wap.files import (
+    digest_file,
+    expand_path,
+    read_json,
+    write_text,
+)
+from speechbrain_wap.training.adapter_folder import (
+    RECORD,
+    find_finished,
+    identify_adapter,
+    read_adapter_record,
+)
 from speechbrain_wap.training.checkpoints import Checkpointer
 
 logger = get_logger(__name__)
 
+CURE = "run train_classifier.py again."
+# What models that are averaged must agree on, beside classes and encoder
+SHARED = ("system", "max_frames", "long_utterances", "eval_precision")
 LARGEST_ERROR = 1e-4  # of logits by ONNX Runtime against PyTorch's
 INTERFACE = '''"""The model, for SpeechBrain's foreign_class."""
 
@@ -71,13 +92,12 @@ class TrainedRun:
     ----------
     scores, settings : dict
         What the run recorded.
-    front_ends : dict
-        The YAML nodes of its encoders and their precision, by the features'
-        key.
+    tree : ruamel.yaml.comments.CommentedMap
+        Its YAML.
+    caches : dict
+        Its feature caches by name; a single one is called "".
     model : ruamel.yaml.comments.CommentedMap
         The YAML node of its model, with the sizes as numbers.
-    encoders : dict
-        The encoders, by the features' key.
 
     Raises
     ------
@@ -86,57 +106,59 @@ class TrainedRun:
     """
 
     def __init__(self, folder):
-        self.folder = Path(folder)
+        self.folder = Path(expand_path(folder))
         for name in ("hyperparams.yaml", "scores.json", "save/settings.json"):
             if not (self.folder / name).is_file():
                 raise RecipeError(
                     f"{folder} is no finished run of train_classifier.py, for "
                     f"it has no {name}: give its output folder."
                 )
-        cure = "run train_classifier.py again."
-        self.scores = read_json(self.folder / "scores.json", cure, ["classes"])
+        self.scores = read_json(self.folder / "scores.json", CURE, ["classes"])
         path = self.folder / "save/settings.json"
-        self.settings = read_json(path, cure, ["settings"])["settings"]
-        text = (self.folder / "hyperparams.yaml").read_text("utf-8")
-        self.tree = tree = YAML().load(text)
-        caches = tree.get("feature_caches") or {"": tree["feature_cache"]}
-        self.front_ends = {feats_key(k): node for k, node in caches.items()}
-        nodes = {key: node["encoder"] for key, node in self.front_ends.items()}
-        self.encoders = dict(zip(nodes, build(list(nodes.values()))))
-        # what the YAML computes of the encoder is a number here
-        self.sizes = {
-            id(tree.get(key)): size(self.encoders.get("feats"))
-            for key, size in (
-                ("encoder_dim", get_encoder_dim),
-                ("num_encoder_layers", count_encoder_layers),
-            )
-            if "feats" in self.encoders and isinstance(tree.get(key), list)
-        }
-        self.model = self._replace_sizes(tree["model"])
+        self.settings = read_json(path, CURE, ["settings"])["settings"]
+        self.tree = read_yaml(self.folder / "hyperparams.yaml")
+        nodes = self.tree.get("feature_caches")
+        self.nodes = nodes or {"": self.tree["feature_cache"]}
+        caches = build(list(self.nodes.values()))
+        self.caches = dict(zip(self.nodes, caches))
+        self._check_encoders()
+        self.model = _replace_sizes(self.tree["model"])
 
-    def _replace_sizes(self, node):
-        """Copies a node, with numbers for what is computed of the encoder."""
-        if id(node) in self.sizes:
-            return self.sizes[id(node)]
-        if isinstance(node, dict):
-            copy = CommentedMap()
-            for key, value in node.items():
-                copy[key] = self._replace_sizes(value)
-            if node.tag.value:
-                copy.yaml_set_ctag(node.tag)
-            return copy
-        return deepcopy(node)
+    def _check_encoders(self):
+        """Refuses other encoders than in training."""
+        trained = self.settings["encoder_key"]
+        keys = {"": trained} if "" in self.caches else json.loads(trained)
+        for name, cache in self.caches.items():
+            if cache.key == keys[name]:
+                continue
+            # which also depends on the versions of libraries
+            path = Path(cache.cache_folder, keys[name], "cache.json")
+            then = read_json(path, CURE)["encoder"] if path.is_file() else None
+            now = json.dumps(cache.description["encoder"], default=str)
+            if then != json.loads(now):
+                encoder = cache.encoder
+                raise RecipeError(
+                    "the encoder "
+                    f"{getattr(encoder, 'source', type(encoder).__name__)} is "
+                    f"another one than the run in {self.folder} was trained "
+                    "with: put that one in its place."
+                )
 
     def find_weights(self):
         """Finds the weights that were tested, a path."""
+        checkpointer = Checkpointer(self.folder / "save")
         best = self.settings.get("model_selection") == "best"
-        checkpoint = Checkpointer(self.folder / "save").find_checkpoint(
+        checkpoint = checkpointer.find_checkpoint(
             max_key="UA" if best else None
         )
         if checkpoint is None:
+            raise RecipeError(f"{self.folder}/save holds no checkpoint: {CURE}")
+        newest = checkpointer.find_checkpoint().meta.get("epoch")
+        if newest != self.scores["number_of_epochs"]:
             raise RecipeError(
-                f"{self.folder}/save holds no checkpoint: run "
-                "train_classifier.py again."
+                f"{self.folder} was tested after epoch "
+                f"{self.scores['number_of_epochs']}, but has been trained "
+                "since: run train_classifier.py to its end."
             )
         return checkpoint.paramfiles["model"]
 
@@ -159,32 +181,75 @@ class TrainedRun:
 
     def _list_training_data(self):
         """Makes the dataset that a model's hooks see in training."""
-        path = self.folder / "train.json"
-        entries = read_json(path, "run train_classifier.py again.")
-        caches = build(list(self.front_ends.values()))
-        names = [key.removeprefix("feats").strip("_") for key in self.encoders]
+        entries = read_json(self.folder / "train.json", CURE)
         return make_labelled_dataset(
             entries,
-            dict(zip(names, caches)),
+            self.caches,
             self.scores["classes"],
             sorted({entry["speaker"] for entry in entries.values()}),
             max_frames=self.settings["max_frames"],
             long_utterances="cut",
         )
 
+    def draw_frames(self, num_utterances, num_frames):
+        """Draws what a model is given: frames, relative lengths, no mask."""
+        random = torch.Generator().manual_seed(0)
+        lens = 0.5 + 0.5 * torch.rand(num_utterances, generator=random)
+        feats, all_lens = {}, {}
+        for name, cache in self.caches.items():
+            layers = count_encoder_layers(cache.encoder)
+            shape = [layers] * (layers > 1) + [get_encoder_dim(cache.encoder)]
+            size = num_utterances, num_frames, *shape
+            feats[name] = torch.randn(size, generator=random)
+            all_lens[name] = lens
+        if "" in feats:
+            return feats[""], lens, None
+        return feats, all_lens, dict.fromkeys(feats)
+
+
+def read_yaml(path):
+    """Reads a YAML file of a run, with what it wires as nodes."""
+    try:
+        return YAML().load(Path(path).read_text("utf-8"))
+    except (YAMLError, ValueError) as error:
+        raise RecipeError(f"{path} is damaged ({first_line(error)}): {CURE}")
+
 
 def build(nodes):
     """Builds YAML nodes, a list of what they wire."""
-    stream = io.StringIO()
-    YAML().dump({"nodes": deepcopy(nodes)}, stream)
     try:
-        return load_hyperpyyaml(stream.getvalue())["nodes"]
+        return load_hyperpyyaml(_write_yaml({"nodes": nodes}))["nodes"]
     except (ImportError, ValueError, TypeError) as error:
+        if isinstance(error, RecipeError):
+            raise
         raise RecipeError(
             f"the run's YAML cannot be built again: {first_line(error)}; its "
             "modules have to be importable, as from a package, or from the "
             "current folder."
         )
+
+
+def _write_yaml(tree):
+    """Writes nodes as YAML."""
+    stream, yaml = io.StringIO(), YAML()
+    yaml.representer.ignore_aliases = lambda data: True
+    yaml.dump(tree, stream)
+    return stream.getvalue()
+
+
+def _replace_sizes(node):
+    """Copies a node, with numbers for what is computed of the encoder."""
+    name = getattr(getattr(node, "tag", None), "value", None)
+    if name and name.startswith("!apply:speechbrain_wap.encoders."):
+        return build([node])[0]
+    if isinstance(node, dict):
+        copy = CommentedMap()
+        for key, value in node.items():
+            copy[key] = _replace_sizes(value)
+        if name:
+            copy.yaml_set_ctag(node.tag)
+        return copy
+    return deepcopy(node)
 
 
 def tag(name, **arguments):
@@ -221,15 +286,14 @@ def export(runs, output, bundle_encoder=False, onnx=False):
     RecipeError
         If the runs do not fit each other, or something cannot be exported.
     """
-    first, output = runs[0], Path(output)
+    first, output = runs[0], Path(expand_path(output))
     _check_alike(runs)
     _check_output(output)
-    models = [run.build_model() for run in runs]
-    output.mkdir(parents=True, exist_ok=True)
-    # last, so that a folder without it is none yet
-    (output / "hyperparams.yaml").unlink(missing_ok=True)
+    if onnx:
+        _check_onnx(first)
+    bundled = _find_checkpoints(first) if bundle_encoder else {}
+    models, nodes = [run.build_model() for run in runs], []
     num_classes = len(first.scores["classes"])
-    nodes = []
     for run in runs:
         node = deepcopy(run.model)
         if node.tag.value == "!apply:speechbrain_wap.emotion_model.build_model":
@@ -238,41 +302,77 @@ def export(runs, output, bundle_encoder=False, onnx=False):
             name = "!apply:speechbrain_wap.emotion_model.add_classes"
             node = tag(name, model=node, num_classes=num_classes)
         nodes.append(node)
-    if len(runs) == 1:
-        (model,), (node,) = models, nodes
-    else:
-        from speechbrain_wap.inference import AveragedModels
-
+    (model, *others), (node, *_) = models, nodes
+    if others:
         model = AveragedModels(models)
-        node = tag(
-            "!new:speechbrain_wap.inference.AveragedModels", models=nodes
+        name = "!new:speechbrain_wap.emotion_model.AveragedModels"
+        node = tag(name, models=nodes)
+    _check_rebuilt(node, model, first)
+    with report_path_errors():
+        _clear(output)
+        torch.save(model.state_dict(), output / "model.ckpt")
+        labels = CategoricalEncoder()
+        labels.update_from_iterable(
+            first.scores["classes"], sequence_input=False
         )
-    torch.save(model.state_dict(), output / "model.ckpt")
-    labels = CategoricalEncoder()
-    labels.update_from_iterable(first.scores["classes"], sequence_input=False)
-    labels.save(output / "label_encoder.ckpt")
-    loadables = {"model": node}
-    loadables |= _export_attributes(first, output) if len(runs) == 1 else {}
-    front_ends = {
-        key: {
-            "encoder": _describe_encoder(first, key, output, bundle_encoder),
-            "precision": str(first.front_ends[key].get("precision", "float16")),
-            "digest": Quoted(digest_encoder(first.encoders[key])),
-        }
-        for key in first.encoders
-    }
-    text = _write_yaml(first, front_ends, loadables, output)
-    write_text(output / "custom_interface.py", INTERFACE)
-    write_model_card(runs, output, bundle_encoder)
-    if onnx:
-        export_onnx(model, first, output / "model.onnx")
-    write_text(output / "hyperparams.yaml", text)
+        labels.save(output / "label_encoder.ckpt")
+        wired = {"model": node}
+        wired |= {} if others else _export_attributes(first, output)
+        text = _describe(first, wired, output, bundled)
+        _copy_modules(text, output)
+        write_text(output / "custom_interface.py", INTERFACE)
+        write_model_card(runs, output, bundle_encoder)
+        if onnx:
+            export_onnx(model, first, output / "model.onnx")
+        write_text(output / "hyperparams.yaml", text)
+
+
+def _clear(output):
+    """Makes the folder, or removes what an earlier model might leave in it."""
+    output.mkdir(parents=True, exist_ok=True)
+    # last to be written, so that a folder without it is none yet
+    for name in ("hyperparams.yaml", "local_attributes.ckpt", "model.onnx"):
+        (output / name).unlink(missing_ok=True)
+    for path in output.glob("encoder*/config.json"):
+        shutil.rmtree(path.parent)
+
+
+def _check_rebuilt(node, model, run):
+    """Refuses a model that its weights do not make again."""
+    given = run.draw_frames(2, 20)
+    reason = "it gives other logits"
+    try:
+        (copy,) = build([node])
+        copy.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            logits, expected = copy.eval()(*given), model(*given)
+        if torch.allclose(logits, expected, atol=1e-5, equal_nan=True):
+            return
+    except Exception as error:  # of any system
+        reason = first_line(error)
+    raise RecipeError(
+        f"the system of {run.folder} cannot be made again of its state_dict ("
+        f"{reason}): keep all that it learns in parameters, or in buffers that "
+        "set_classes registers."
+    )
+
+
+def _copy_modules(text, output):
+    """Copies the modules of one's own that a YAML names."""
+    installed = {sysconfig.get_path(key) for key in ("stdlib", "purelib")}
+    installed.add(sysconfig.get_path("platlib"))
+    for name in sorted(set(re.findall(r"!(?:new|name|apply):(\w+)", text))):
+        path = getattr(importlib.import_module(name), "__file__", None)
+        # a package of several files has to be installed
+        is_own = path and not path.endswith("__init__.py")
+        if is_own and not any(path.startswith(place) for place in installed):
+            shutil.copyfile(path, output / Path(path).name)
 
 
 def _check_alike(runs):
     """Refuses to average what is not alike."""
     for run in runs[1:]:
-        for key in ("class_names", "encoder_key", "system", "max_frames"):
+        for key in ("class_names", "encoder_key", *SHARED):
             one, other = (r.settings.get(key) for r in (runs[0], run))
             if one != other:
                 raise RecipeError(
@@ -293,27 +393,40 @@ def _check_output(output):
         )
 
 
-def _describe_encoder(run, key, output, bundle):
-    """Makes the node of an encoder, made once the model folder is known."""
-    node, encoder = run.front_ends[key]["encoder"], run.encoders[key]
-    described = deepcopy(node)
-    name = node.tag.value.replace("!new:", "!name:")
-    described.yaml_set_ctag(Tag(suffix=name))
-    if os.path.isdir(str(described.get("source"))):
-        described["source"] = os.path.abspath(described["source"])
-    if bundle:
-        folder = getattr(getattr(encoder, "front_end", None), "folder", None)
-        if folder is None:
+def _find_checkpoints(run):
+    """Finds the folders of the encoders' checkpoints, by the caches' names."""
+    folders = {}
+    for name, cache in run.caches.items():
+        front_end = getattr(cache.encoder, "front_end", None)
+        folders[name] = getattr(front_end, "folder", None)
+        if folders[name] is None:
             raise RecipeError(
-                f"--bundle_encoder: {type(encoder).__name__} has no checkpoint "
-                "to put in; leave it out."
+                f"--bundle_encoder: {type(cache.encoder).__name__} has no "
+                "checkpoint to put in; leave it out."
             )
-        described["source"] = name = key.replace("feats", "encoder")
+    return folders
+
+
+def _describe_encoder(run, name, output, bundled):
+    """Makes the node of an encoder, made once the model folder is known."""
+    node, encoder = run.nodes[name]["encoder"], run.caches[name].encoder
+    described = deepcopy(node)
+    described.yaml_set_ctag(
+        Tag(suffix=node.tag.value.replace("new", "name", 1))
+    )
+    if getattr(encoder, "revision", None):
+        described["revision"] = encoder.revision  # the commit that was found
+    if os.path.isdir(str(getattr(encoder, "source", ""))):
+        described["source"] = os.path.abspath(encoder.source)
+    if name in bundled:
+        described["source"] = target = feats_key(name).replace(
+            "feats", "encoder"
+        )
         described.pop("revision", None)
-        (output / name).mkdir(exist_ok=True)
-        for pattern in CHECKPOINT_FILES:
-            for path in sorted(Path(folder).glob(pattern)):
-                shutil.copyfile(path, output / name / path.name)
+        (output / target).mkdir()
+        for pattern in (*CHECKPOINT_FILES, "README.md", "LICENSE*"):
+            for path in Path(bundled[name]).glob(pattern):
+                shutil.copyfile(path, output / target / path.name)
     return described
 
 
@@ -322,15 +435,20 @@ def _export_attributes(run, output):
     folder = run.tree.get("adapter_folder")
     if not folder:
         return {}
-    path = Path(folder) / "hyperparams.yaml"
-    if not path.is_file():
+    # a results folder may have been moved
+    for place in (Path(folder), run.folder.parent / "adapter"):
+        if (place / RECORD).is_file():
+            identity = identify_adapter(read_adapter_record(place))
+            if identity == run.settings["adapter_identity"]:
+                break
+    else:
         logger.warning(
-            f"adapter_folder={folder} is gone: the model has no local "
-            "attributes, and encode_batch gives no codes."
+            f"adapter_folder={folder} is gone, or has been trained since: the "
+            "model has no local attributes, and encode_batch gives no codes."
         )
         return {}
-    tree = YAML().load(path.read_text("utf-8"))
-    weights = find_finished(folder).paramfiles["local_attributes"]
+    tree = read_yaml(place / "hyperparams.yaml")
+    weights = find_finished(place).paramfiles["local_attributes"]
     shutil.copyfile(weights, output / "local_attributes.ckpt")
     return {
         "local_attributes": deepcopy(tree["local_attributes"]),
@@ -338,41 +456,79 @@ def _export_attributes(run, output):
     }
 
 
-def _write_yaml(run, front_ends, wired, output):
-    """Writes hyperparams.yaml, in which references are resolved."""
-    weights = [name for name in wired if name != "targets"]
+def _describe(run, wired, output, bundled):
+    """Writes the text of hyperparams.yaml, in which references are resolved."""
     tree = CommentedMap()
-    tree["front_ends"] = front_ends
+    tree["front_ends"] = {
+        feats_key(name): {
+            "encoder": _describe_encoder(run, name, output, bundled),
+            "precision": cache.precision,
+            "digest": Quoted(digest_encoder(cache.encoder)),
+        }
+        for name, cache in run.caches.items()
+    }
     tree["max_frames"] = run.settings["max_frames"]
     tree["long_utterances"] = run.settings["long_utterances"]
     tree["precision"] = run.settings.get("eval_precision") or "fp32"
     tree.update(wired)
     name = "!new:speechbrain.dataio.encoder.CategoricalEncoder"
     tree["label_encoder"] = tag(name)
-    tree["modules"] = {name: refer_to(name) for name in weights}
-    loadables = {**tree["modules"], "label_encoder": refer_to("label_encoder")}
+    modules = [name for name in wired if name != "targets"]
+    tree["modules"] = {name: refer_to(name) for name in modules}
+    loaded = [*modules, "label_encoder"]
     tree["pretrainer"] = tag(
         "!new:speechbrain.utils.parameter_transfer.Pretrainer",
-        loadables=loadables,
+        loadables={name: refer_to(name) for name in loaded},
         custom_hooks={
             name: tag(
-                "!name:speechbrain_wap.inference.load_weights",
+                "!name:speechbrain_wap.inference.load_checked",
                 digest=Quoted(digest_file(output / f"{name}.ckpt")),
             )
-            for name in weights
+            for name in loaded
         },
     )
-    stream, yaml = io.StringIO(), YAML()
-    yaml.representer.ignore_aliases = lambda data: True
-    yaml.dump(tree, stream)
     return (
         "# A model that recognises emotions: see README.md. Exported by\n"
         f"# speechbrain_wap {speechbrain_wap.__version__}.\n\n"
-        f"{stream.getvalue()}"
+        f"{_write_yaml(tree)}"
     )
 
 
 # ONNX -------------------------------------------------------------------------
+
+
+def _check_onnx(run):
+    """Refuses what cannot be exported to ONNX here."""
+    if "" not in run.caches:
+        raise RecipeError(
+            "--onnx: a system that takes several streams of features is not "
+            "supported."
+        )
+    try:
+        import onnxruntime
+        import onnxscript  # which torch needs
+    except ImportError as error:
+        raise RecipeError(
+            f"--onnx needs {error.name}: pip install 'speechbrain-wap[onnx]'."
+        )
+    return onnxscript and onnxruntime
+
+
+@contextmanager
+def _silence():
+    """Keeps to itself what torch says while it exports, pages of it."""
+    nowhere = io.StringIO()
+    logging.disable()
+    try:
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(nowhere),
+            redirect_stderr(nowhere),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def export_onnx(model, run, path):
@@ -392,53 +548,32 @@ def export_onnx(model, run, path):
     RecipeError
         If a package is missing, or the system cannot be exported.
     """
+    onnxruntime = _check_onnx(run)
     system = type(model).__name__
-    if list(run.encoders) != ["feats"]:
-        raise RecipeError(
-            f"--onnx: {system} takes several streams of features, which is "
-            "not supported."
-        )
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  which torch needs
-    except ImportError as error:
-        raise RecipeError(
-            f"--onnx needs {error.name}: pip install onnx onnxscript "
-            "onnxruntime."
-        )
-    encoder = run.encoders["feats"]
-    layers = count_encoder_layers(encoder)
-    shape = [layers] * (layers > 1) + [get_encoder_dim(encoder)]
-    random = torch.Generator().manual_seed(0)
-
-    def draw(num_utterances, num_frames):
-        """Draws a batch."""
-        size = num_utterances, num_frames, *shape
-        lens = 0.5 + 0.5 * torch.rand(num_utterances, generator=random)
-        return torch.randn(size, generator=random), lens
-
     batch = torch.export.Dim("batch", min=1, max=1024)
     frames = torch.export.Dim("frames", min=1, max=run.settings["max_frames"])
     try:
-        program = torch.onnx.export(
-            model,
-            draw(3, 20),
-            dynamo=True,
-            input_names=["feats", "lens"],
-            output_names=["logits"],
-            dynamic_shapes=({0: batch, 1: frames}, {0: batch}),
-            verbose=False,
-        )
+        with _silence():
+            program = torch.onnx.export(
+                model,
+                run.draw_frames(3, 20)[:2],
+                dynamo=True,
+                input_names=["feats", "lens"],
+                output_names=["logits"],
+                dynamic_shapes=({0: batch, 1: frames}, {0: batch}),
+                verbose=False,
+            )
     except Exception as error:  # of any system
         raise RecipeError(
-            f"--onnx: {system} cannot be exported: {first_line(error)}"
+            f"--onnx: {system} cannot be exported: "
+            f"{first_line(error.__cause__ or error)}"
         )
     program.save(path)
     session = onnxruntime.InferenceSession(
         str(path), providers=["CPUExecutionProvider"]
     )
     for size in ((1, 1), (1, 57), (5, 31)):
-        feats, lens = draw(*size)
+        feats, lens, _ = run.draw_frames(*size)
         given = {"feats": feats.numpy(), "lens": lens.numpy()}
         (logits,) = session.run(None, given)
         with torch.no_grad():
@@ -456,13 +591,16 @@ def export_onnx(model, run, path):
 
 
 def find_runs(results_folder, seed):
-    """Finds the finished runs of all folds of a seed."""
-    folders = sorted(Path(results_folder).glob(f"seed{seed}/fold*/classifier"))
-    runs = [TrainedRun(f) for f in folders if (f / "scores.json").is_file()]
+    """Finds the runs of all folds of a seed, which must be finished."""
+    place = Path(expand_path(results_folder))
+    runs = [
+        TrainedRun(folder)
+        for folder in place.glob(f"seed{seed}/fold*/classifier")
+    ]
     if not runs:
         raise RecipeError(
-            f"{results_folder} holds no finished fold of seed {seed}: give the "
-            "output folder of cross_validate.py and one of its seeds."
+            f"{results_folder} holds no fold of seed {seed}: give the output "
+            "folder of cross_validate.py and one of its seeds."
         )
     return sorted(runs, key=lambda run: run.scores["fold"])
 
@@ -488,8 +626,17 @@ def main(arguments):
     options = parser.parse_args(arguments)
     if bool(options.run_folder) == bool(options.results_folder):
         parser.error("give either --run_folder or --results_folder")
-    if options.results_folder and not (options.all_folds and options.seed):
-        parser.error("--results_folder goes with --all_folds and --seed")
+    if (
+        len(
+            {
+                bool(options.results_folder),
+                options.all_folds,
+                options.seed is not None,
+            }
+        )
+        > 1
+    ):
+        parser.error("--results_folder, --all_folds and --seed go together")
     if options.run_folder:
         runs = [TrainedRun(options.run_folder)]
     else:

@@ -6,7 +6,12 @@ import yaml
 
 import speechbrain_wap
 from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
-from speechbrain_wap.evaluation.report import SCORES, markdown_table, percent
+from speechbrain_wap.evaluation.report import (
+    SCORES,
+    escape_markdown,
+    markdown_table,
+    percent,
+)
 from speechbrain_wap.files import write_text
 
 PROTOCOLS = {
@@ -32,12 +37,10 @@ segments = recognizer.diarize_file("an_hour.wav")
 With SpeechBrain alone: `foreign_class(source,
 pymodule_file="custom_interface.py", classname="CustomInterface")`. On the
 command line: `python -m speechbrain_wap recognize path/to/this/folder
-speech.wav`. Both need the package `speechbrain_wap`.
+speech.wav`. Both need the package `speechbrain_wap`.{note}
 
 ## Training
 
-| | |
-|---|---|
 {training}
 
 ## Scores
@@ -58,6 +61,10 @@ the European Union's AI Act, such uses are forbidden. The licences of corpus and
 encoder hold for this model, too.
 """
 
+# SpeechBrain fetches the files that it knows of
+BUNDLED = """ From the hub, take the first way:
+the encoder is in a folder that `foreign_class` does not fetch."""
+
 
 def find_licence(encoder):
     """Reads the licence off a checkpoint's own model card, None without one."""
@@ -76,8 +83,9 @@ def find_licence(encoder):
 def name_corpus(run):
     """Names the corpus that a run was trained on: its folder or its table."""
     tree = run.tree
-    data = str(tree.get("corpus_csv") or tree.get("data_folder") or "")
-    return Path(data).stem or "unknown"
+    if tree.get("corpus_csv"):
+        return Path(tree["corpus_csv"]).stem
+    return Path(tree.get("data_folder") or "unknown").name
 
 
 def write_model_card(runs, output, is_bundled):
@@ -95,7 +103,8 @@ def write_model_card(runs, output, is_bundled):
     first, settings = runs[0], runs[0].settings
     corpus, classes = name_corpus(first), first.scores["classes"]
     encoders = []
-    for encoder in first.encoders.values():
+    for cache in first.caches.values():
+        encoder = cache.encoder
         name = getattr(encoder, "name", type(encoder).__name__)
         licence = find_licence(encoder) or "see its own page"
         layers = ""
@@ -113,7 +122,7 @@ def write_model_card(runs, output, is_bundled):
         "epochs": f"{epochs}; the {settings.get('model_selection')} one",
         "features, evaluation": ", ".join(
             [
-                *(str(n.get("precision")) for n in first.front_ends.values()),
+                *(cache.precision for cache in first.caches.values()),
                 str(settings.get("eval_precision") or "fp32"),
             ]
         ),
@@ -167,15 +176,17 @@ def write_model_card(runs, output, is_bundled):
         "datasets": [corpus],
         "model-index": [{"name": name, "results": [result]}],
     }
-    source = getattr(first.encoders.get("feats"), "source", None)
+    cache = first.caches.get("")
+    source = getattr(getattr(cache, "encoder", None), "source", None)
     if source and not Path(str(source)).is_dir() and source != "fbank":
         top["base_model"] = str(source)
     text = CARD.format(
         header=yaml.safe_dump(top, sort_keys=False, allow_unicode=True),
-        classes=", ".join(classes),
+        note=BUNDLED if is_bundled else "",
+        classes=escape_markdown(", ".join(classes)),
         what=f"{what} Exported by speechbrain_wap "
         f"{speechbrain_wap.__version__}.",
-        training="\n".join(f"| {k} | {v} |" for k, v in facts.items()),
+        training=markdown_table(["", ""], facts.items()),
         scores=markdown_table(header, rows),
         caveat=caveat,
     )
