@@ -21,7 +21,6 @@ Long recordings, with times and silence:
 --serve             a page on this machine to try the model, see README.md
 """
 
-import argparse
 import csv
 import functools
 import glob
@@ -33,7 +32,12 @@ from pathlib import Path
 
 from speechbrain_wap.data.corpus_table import AUDIO_SUFFIXES
 from speechbrain_wap.demo_page import serve
-from speechbrain_wap.errors import RecipeError, check_whole, escape_controls
+from speechbrain_wap.errors import (
+    CommandParser,
+    RecipeError,
+    check_whole,
+    escape_controls,
+)
 from speechbrain_wap.evaluation.report import markdown_table
 from speechbrain_wap.evaluation.timeline import draw_segments
 from speechbrain_wap.files import expand_path, quote_formula, write_text
@@ -214,16 +218,7 @@ def format_results(results, kind):
 
 def parse_options(arguments):
     """Reads the command line."""
-
-    class Parser(argparse.ArgumentParser):
-        """Says what is wrong in a sentence."""
-
-        def error(self, message):
-            raise RecipeError(
-                f"recognize: {message}; --help says what it takes."
-            )
-
-    parser = Parser(add_help=False, allow_abbrev=False)
+    parser = CommandParser("recognize")
     add = parser.add_argument
     add("model")
     add("files", nargs="*")

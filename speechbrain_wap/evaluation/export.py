@@ -16,7 +16,6 @@ All folds of a results folder, as a model that averages their probabilities:
                   checked against PyTorch (needs onnx, onnxscript, onnxruntime)
 """
 
-import argparse
 import importlib
 import io
 import json
@@ -48,7 +47,12 @@ from speechbrain_wap.encoders.speech_encoder import (
     digest_encoder,
     get_encoder_dim,
 )
-from speechbrain_wap.errors import RecipeError, first_line, report_path_errors
+from speechbrain_wap.errors import (
+    CommandParser,
+    RecipeError,
+    first_line,
+    report_path_errors,
+)
 from speechbrain_wap.evaluation.model_card import write_model_card
 from speechbrain_wap.files import (
     digest_file,
@@ -607,14 +611,7 @@ def find_runs(results_folder, seed):
 
 def main(arguments):
     """Exports what a command line names."""
-
-    class Parser(argparse.ArgumentParser):
-        """Says what is wrong in a sentence."""
-
-        def error(self, message):
-            raise RecipeError(f"export: {message}; --help says what it takes.")
-
-    parser = Parser(add_help=False, allow_abbrev=False)
+    parser = CommandParser("export")
     add = parser.add_argument
     add("--run_folder")
     add("--results_folder")
@@ -626,16 +623,9 @@ def main(arguments):
     options = parser.parse_args(arguments)
     if bool(options.run_folder) == bool(options.results_folder):
         parser.error("give either --run_folder or --results_folder")
-    if (
-        len(
-            {
-                bool(options.results_folder),
-                options.all_folds,
-                options.seed is not None,
-            }
-        )
-        > 1
-    ):
+    of_folds = [options.results_folder, options.all_folds]
+    of_folds.append(options.seed is not None)
+    if any(of_folds) != all(of_folds):
         parser.error("--results_folder, --all_folds and --seed go together")
     if options.run_folder:
         runs = [TrainedRun(options.run_folder)]
