@@ -1,5 +1,6 @@
 # Two commands do all the set-up:
-#   make demo   environment, install, mini corpus, both stages, five folds
+#   make demo   environment, install, mini corpus, both stages, five folds, a
+#               trained model at work
 #   make test   environment, install, all tests
 # and two do more:
 #   make faults bad input and kills by the hundred, a table of what happened
@@ -10,6 +11,8 @@ VENV ?= .venv
 BIN := $(CURDIR)/$(VENV)/bin
 DEMO ?= demo_output
 RECIPE := recipes/IEMOCAP/wap_adapter
+# Of the session that the first fold has not trained on
+HEARD := Session1/sentences/wav/Ses01F_impro01
 
 .PHONY: demo test faults bench lint install clean
 
@@ -33,6 +36,10 @@ demo: install
 		--max_frames=250 --mlp_residual=True --num_attributes=64 \
 		--batch_size=16 --lr=0.001 --classifier_lr=0.005 \
 		--adapter.number_of_epochs=4 --classifier.number_of_epochs=8
+	"$(BIN)/python" -m speechbrain_wap export --output=$(DEMO)/model \
+		--run_folder=$(DEMO)/results/seed1993/fold1/classifier
+	OMP_NUM_THREADS=1 "$(BIN)/python" -m speechbrain_wap recognize \
+		$(DEMO)/model $(DEMO)/corpus/$(HEARD)/Ses01F_impro01_F00*.wav
 
 # Two processes, each with whole files, the long ones first.
 test: install

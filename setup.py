@@ -50,6 +50,8 @@ setup(
         "matplotlib>=3.8",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.7", "setuptools>=70.1"]
+        "demo": ["gradio>=6"],
+        "onnx": ["onnx", "onnxscript", "onnxruntime"],
+        "test": ["pytest>=8", "pytest-xdist>=3.7", "setuptools>=70.1"],
     },
 )

@@ -13,7 +13,9 @@ from speechbrain_wap.training.experiment import run_command
 # A command's module has main(arguments), and says in its docstring what it does
 COMMANDS = {
     "compare": "speechbrain_wap.evaluation.compare",
+    "export": "speechbrain_wap.evaluation.export",
     "features": "speechbrain_wap.features.command",
+    "recognize": "speechbrain_wap.recognize",
 }
 
 
@@ -22,7 +24,7 @@ def _describe_commands():
     text = f"{__doc__.strip()}\n\nCommands:"
     for command, name in COMMANDS.items():
         module = importlib.import_module(name)
-        text += f"\n  {command:<10}{module.__doc__.strip().splitlines()[0]}"
+        text += f"\n  {command:<11}{module.__doc__.strip().splitlines()[0]}"
     return text
 
 

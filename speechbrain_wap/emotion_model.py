@@ -38,13 +38,15 @@ from speechbrain_wap.packing import send
 from speechbrain_wap.wap_transformer import measure_frames
 
 
-def build_model(system, **sizes):
+def build_model(system, num_classes=None, **sizes):
     """Builds a system once the sizes of its input are known, for the YAML.
 
     Arguments
     ---------
     system : callable
         What the system's YAML wires with ``!name:``.
+    num_classes : int, optional
+        Number of classes, where they are known.
     **sizes : dict
         "input_size" and "num_encoder_layers" of the encoder's frames.
 
@@ -70,6 +72,24 @@ def build_model(system, **sizes):
             "num_classes) and maps (feats, lens, mask) to logits [B, C]: see "
             "speechbrain_wap/emotion_model.py."
         )
+    return model if num_classes is None else add_classes(model, num_classes)
+
+
+def add_classes(model, num_classes):
+    """Tells a system the number of classes, and gives it back.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        A system.
+    num_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    model : torch.nn.Module
+    """
+    model.set_classes(num_classes)
     return model
 
 
@@ -212,3 +232,32 @@ class EmotionModel(nn.Module):
         self.pooling.set_output_statistics(
             pooled.mean(dim=0), pooled.std(dim=0, unbiased=False)
         )
+
+
+class AveragedModels(nn.Module):
+    """Averages the probabilities of several models, as those of all folds.
+
+    Arguments
+    ---------
+    models : list of torch.nn.Module
+        Systems of the same classes.
+
+    Example
+    -------
+    >>> from speechbrain_wap.baselines.linear import MeanPoolingClassifier
+    >>> model = MeanPoolingClassifier(input_size=8)
+    >>> model.set_classes(3)
+    >>> feats, lens = torch.rand(1, 5, 8), torch.ones(1)
+    >>> two = AveragedModels([model, model])(feats, lens)
+    >>> bool(two.exp().allclose(model(feats, lens).softmax(dim=-1)))
+    True
+    """
+
+    def __init__(self, models):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, feats, lens=None, mask=None):
+        """Computes logarithms of the average probabilities, shape [B, C]."""
+        logits = torch.stack([m(feats, lens, mask) for m in self.models])
+        return logits.float().softmax(dim=-1).mean(dim=0).log()

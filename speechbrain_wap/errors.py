@@ -1,5 +1,6 @@
 """The one exception that a user is meant to read, and checks that raise it."""
 
+import argparse
 import errno
 import logging
 import math
@@ -20,6 +21,31 @@ class RecipeError(ValueError):
     The message is one sentence (or two) that names the file, key or utterance
     and the cure. The scripts print it without a traceback.
     """
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Reads a command's options, and says in a sentence what is wrong.
+
+    Arguments
+    ---------
+    command : str
+        Its name.
+
+    Example
+    -------
+    >>> CommandParser("export").parse_args(["--what"])
+    Traceback (most recent call last):
+    ...
+    speechbrain_wap.errors.RecipeError: export: unrecognized arguments: \
+--what; --help says what it takes.
+    """
+
+    def __init__(self, command):
+        super().__init__(command, add_help=False, allow_abbrev=False)
+
+    def error(self, message):
+        """Raises what argparse would print."""
+        raise RecipeError(f"{self.prog}: {message}; --help says what it takes.")
 
 
 def first_line(error):

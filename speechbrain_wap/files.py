@@ -141,17 +141,23 @@ def write_table(path, table):
     table : pandas.DataFrame
         The table.
     """
-    table = table.rename(columns=_quote_formula).copy()
+    table = table.rename(columns=quote_formula).copy()
     for name in table.select_dtypes(exclude="number"):
         is_key = name in ("id", "wav", "speaker", "session")
         harmless = r"[+@-][\w.-]*" if is_key else ""
-        table[name] = [_quote_formula(cell, harmless) for cell in table[name]]
+        table[name] = [quote_formula(cell, harmless) for cell in table[name]]
     with write_atomically(path) as temporary:
         table.to_csv(temporary, index=False, **ANY_BYTES)
 
 
-def _quote_formula(cell, harmless=""):
-    """Puts an apostrophe before what a spreadsheet would compute."""
+def quote_formula(cell, harmless=""):
+    """Puts an apostrophe before what a spreadsheet would compute.
+
+    Example
+    -------
+    >>> quote_formula("=1+1"), quote_formula("-0.5"), quote_formula("joy")
+    ("'=1+1", '-0.5', 'joy')
+    """
     if not isinstance(cell, str) or not FORMULA.match(cell):
         return cell
     with suppress(ValueError):

@@ -10,12 +10,20 @@ from functools import lru_cache
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # An utterance joins a group whose longest one it reaches up to this share. On
 # a CPU, masks and copies cost more than attending to each length by itself; a
 # GPU would wait for so many small kernels to be started.
 LIKE_LENGTH_CPU = 1.0
 LIKE_LENGTH_GPU = 0.8
+# Without cuDNN's, which torch prefers on an H100 in half precision: it builds a
+# plan for each new shape, tens of milliseconds, and shapes here are ever other.
+KERNELS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 def lay_out(lens, num_steps, device):
@@ -59,8 +67,13 @@ def _pack_lengths(num_frames, num_steps, device):
 
 
 def send(tensor, device):
-    """Copies a CPU's tensor to a device without waiting for a GPU."""
-    if torch.device(device).type == "cuda":
+    """Copies a CPU's tensor to a device without waiting for a GPU.
+
+    One that lies there already stays as it is.
+    """
+    # a GPU's cannot be pinned, nor anything within what torch.compile makes
+    to_gpu = torch.device(device).type == "cuda" and tensor.device.type == "cpu"
+    if to_gpu and not torch.compiler.is_compiling():
         tensor = tensor.pin_memory()  # a GPU takes others through a buffer
     return tensor.to(device, non_blocking=True)
 
@@ -121,6 +134,7 @@ class Packing:
         """Takes the valid frames [N, ...] of a padded batch [B, T, ...]."""
         return x.flatten(end_dim=1).index_select(0, self.places)
 
+    @torch.compiler.disable
     def find(self, mask):
         """Finds which of the packed frames a mask [B, T] chooses.
 
@@ -169,7 +183,7 @@ class Packing:
         if x.device.type == "cpu" and x.dtype == torch.bfloat16:
             x = x.float()
         parts = x.split([group.num_frames for group in self.groups])
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False), sdpa_kernel(KERNELS):
             attended = [
                 group.attend(part, num_heads)
                 for group, part in zip(self.groups, parts)
@@ -185,11 +199,14 @@ class _Group:
         self.num_frames = sum(lengths)
         self.places = self.mask = None
         if lengths[-1] < lengths[0]:
-            valid = torch.arange(lengths[0]) < torch.tensor(lengths)[:, None]
-            places = valid.flatten().nonzero()[:, 0]
+            # a GPU's kernel takes rows of 8 keys, or a mask is copied to them
+            steps = torch.arange(-(-lengths[0] // 8) * 8)
+            valid = steps < torch.tensor(lengths)[:, None]
+            places = valid[:, : lengths[0]].flatten().nonzero()[:, 0]
             self.places = send(places, device)
-            # (b, H, queries, keys)
-            self.mask = send(valid[:, None, None, :], device)
+            # added to the scores (b, H, queries, keys)
+            mask = torch.zeros(valid.shape).masked_fill_(~valid, -torch.inf)
+            self.mask = send(mask[:, None, None, :], device)
 
     def attend(self, frames, num_heads):
         """Attends within this group's frames [N, 3 * D]; returns [N, D]."""
@@ -197,10 +214,18 @@ class _Group:
             frames = frames.unflatten(0, self.shape)
         else:
             frames = _scatter(frames, self.places, self.shape)
-        attended = _attend(frames, num_heads, self.mask).flatten(end_dim=1)
+        mask = None if self.mask is None else self._cast_mask(frames.dtype)
+        attended = _attend(frames, num_heads, mask).flatten(end_dim=1)
         if self.places is not None:
             attended = attended.index_select(0, self.places)
         return attended
+
+    def _cast_mask(self, dtype):
+        """Casts the mask, once: all layers of both branches have the type."""
+        if self.mask.dtype != dtype:
+            with torch.inference_mode(False):  # a training may be the next
+                self.mask = self.mask.to(dtype)
+        return self.mask[..., : self.shape[1]]
 
 
 class Padding:

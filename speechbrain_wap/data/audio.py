@@ -8,6 +8,7 @@ import shlex
 from functools import partial
 from pathlib import Path
 
+import soundfile
 import soxr
 import torch
 from speechbrain.dataio import audio_io
@@ -34,6 +35,10 @@ def _decode(read, path, name, **part):
         reason = reason.removeprefix(f"Error opening {encode_name(path)!r}: ")
     if re.search("lost sync|malformed|fseek", reason):
         reason += "; it is cut or damaged: restore it from its source"
+    elif not os.path.exists(path):
+        reason = "it does not exist"
+    elif os.path.isdir(path):
+        reason = "it is a folder"
     elif os.path.isfile(path) and os.path.getsize(path) == 0:
         reason = "it is empty"
     elif re.search(
@@ -303,3 +308,58 @@ def inspect_audio(path, start=None, end=None):
     if isinstance(found, RecipeError):
         raise found
     return found
+
+
+def measure_duration(path):
+    """Reads the duration of a file off its header, in seconds.
+
+    Arguments
+    ---------
+    path : str
+        An audio file.
+
+    Returns
+    -------
+    duration : float
+
+    Raises
+    ------
+    RecipeError
+        If it cannot be read as audio.
+    """
+    info = _decode(audio_io.info, path, str(path))
+    return info.frames / info.sample_rate
+
+
+def read_blocks(path, step, seconds=10.0):
+    """Reads a file piece by piece, mono, at its own sample rate.
+
+    Arguments
+    ---------
+    path : str
+        An audio file of any length.
+    step : float
+        Of how many seconds a piece is a multiple.
+    seconds : float
+        About how long a piece is.
+
+    Yields
+    ------
+    block : numpy.ndarray
+        Samples, shape [n].
+    sample_rate : int
+        In Hz.
+
+    Raises
+    ------
+    RecipeError
+        See :func:`read_audio`.
+    """
+    _decode(audio_io.info, path, str(path))
+    with soundfile.SoundFile(encode_name(path)) as file:
+        size = max(1, round(step * file.samplerate)) * round(seconds / step)
+        try:
+            for block in file.blocks(size, dtype="float32", always_2d=True):
+                yield block.mean(axis=1), file.samplerate
+        except RuntimeError as error:
+            raise RecipeError(f"{path} cannot be read to its end: {error}.")

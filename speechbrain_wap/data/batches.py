@@ -69,6 +69,25 @@ class Collate:
         return batch
 
 
+class OneByOne:
+    """Batches of one utterance each, as a model's hooks see them.
+
+    Arguments
+    ---------
+    dataset : speechbrain.dataio.dataset.DynamicItemDataset
+        The utterances; they are gone through as often as is asked for.
+    device : torch.device
+        Where the batches are.
+    """
+
+    def __init__(self, dataset, device):
+        self.dataset, self.device = dataset, device
+
+    def __iter__(self):
+        for item in self.dataset:
+            yield PaddedBatch([item]).to(self.device)
+
+
 def _join_frames(utterances):
     """Joins frames [T, D] of utterances, [N, D]; and counts them, [B]."""
     return torch.cat(utterances), torch.tensor(list(map(len, utterances)))

@@ -91,6 +91,7 @@ def _read_csv(path, required, cure):
             )
         missing = [name for name in required if name not in header]
         if missing:
+            Path(path).read_text("utf-8")  # a UnicodeError where it is none
             raise RecipeError(
                 f"{path} lacks the columns {', '.join(missing)}: {cure}"
             )

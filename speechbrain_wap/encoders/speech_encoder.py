@@ -7,6 +7,7 @@ the padding, so that features would depend on what else was in the batch.
 
 import hashlib
 import inspect
+import json
 import os
 import sys
 from contextlib import contextmanager, suppress
@@ -310,3 +311,26 @@ def get_identity(encoder):
                 identity["code"] = hashlib.sha256(file.read()).hexdigest()
     identity["class"] = type(encoder).__qualname__
     return identity
+
+
+def digest_encoder(encoder):
+    """Digests what an encoder is, by its content, wherever it lies.
+
+    Arguments
+    ---------
+    encoder : torch.nn.Module
+        See :func:`get_identity`.
+
+    Returns
+    -------
+    digest : str
+        16 hexadecimal digits.
+
+    Example
+    -------
+    >>> fbank = digest_encoder(SpeechEncoder("fbank"))
+    >>> fbank == digest_encoder(SpeechEncoder("fbank", layer=0))
+    True
+    """
+    text = json.dumps(get_identity(encoder), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -78,10 +78,9 @@ def cut_long_utterances(splits, caches, max_frames):
         the others have an end, and a digest of their own. All are as they were
         where the frame rate of an encoder is not known.
     """
-    rates = [get_frame_rate(cache.encoder) for cache in caches]
-    if None in rates:
+    seconds = find_longest([cache.encoder for cache in caches], max_frames)
+    if seconds is None:
         return splits
-    seconds = max_frames / min(rates) + MARGIN_SECONDS
 
     def cut(entry):
         """Cuts one utterance."""
@@ -99,6 +98,27 @@ def cut_long_utterances(splits, caches, max_frames):
         name: {key: cut(entry) for key, entry in split.items()}
         for name, split in splits.items()
     }
+
+
+def find_longest(encoders, max_frames):
+    """Finds how many seconds of an utterance that will be cut are encoded.
+
+    Arguments
+    ---------
+    encoders : list of torch.nn.Module
+        Those of its features.
+    max_frames : int
+        So many frames of it are used at most.
+
+    Returns
+    -------
+    seconds : float or None
+        None where the frame rate of an encoder is not known.
+    """
+    rates = [get_frame_rate(encoder) for encoder in encoders]
+    if None in rates:
+        return None
+    return max_frames / min(rates) + MARGIN_SECONDS
 
 
 def extract(cache, entries):
@@ -261,7 +281,9 @@ class _Utterances(Dataset):
                 try:
                     if signal is None:
                         signal = self.read(digest)
-                    feats = _encode_alone(cache.encoder, signal, cache.device)
+                    feats = encode_utterance(
+                        cache.encoder, signal, cache.device
+                    )
                 except RecipeError as error:
                     named = "" if wav in str(error) else f"{wav}: "
                     return FAILED, f"{named}{error}"
@@ -304,8 +326,28 @@ class _Utterances(Dataset):
                     yield digest, status, reason
 
 
-def _encode_alone(encoder, signal, device):
-    """Computes the frames of samples [n]: [T, D] or [T, L, D], on the CPU."""
+def encode_utterance(encoder, signal, device):
+    """Computes the frames of one utterance, as the cache is to hold them.
+
+    Arguments
+    ---------
+    encoder : torch.nn.Module
+        Maps (wavs, lens) to frames.
+    signal : torch.Tensor
+        Samples, shape [n].
+    device : str
+        Where the encoder is.
+
+    Returns
+    -------
+    feats : torch.Tensor
+        Shape [T, D], or [T, L, D] of L layers; float32, on the CPU.
+
+    Raises
+    ------
+    RecipeError
+        If the encoder fails, or gives something else.
+    """
     wavs = signal[None].to(device)
     try:
         with torch.no_grad():

@@ -428,7 +428,8 @@ TABLE = {
     "classes with a line break and NUL": used(rename("emo", "a\nb", "c\0d")),
     "speakers with NUL": used(cell("speaker", "s1f\0\n", slice(0, 1))),
     "wav with NUL": skipped(
-        both(cell("wav", "a\0.wav"), options("max_skipped=0.1")), "null byte"
+        both(cell("wav", "a\0.wav"), options("max_skipped=0.1")),
+        "embedded null",
     ),
     "names of files that are no text": used(bytes_as_names),
     "class label": refused(rename("emo", "label", "rage"), "class label"),

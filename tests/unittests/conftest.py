@@ -1,24 +1,29 @@
 """What the unit tests share: tiny audio files, checkpoints and corpora."""
 
 import importlib.util
+import json
 import multiprocessing
 import shutil
 import sys
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 from encoder_cases import KINDS, NUM_LAYERS, Blocks
 from speechbrain.dataio import audio_io
 
+from speechbrain_wap.baselines.linear import MeanPoolingClassifier
 from speechbrain_wap.data.folds import SPLITS, FoldPlan, read_manifests
 from speechbrain_wap.data.further_corpora import parse_corpora
 from speechbrain_wap.data.preparation import (
     prepare_adapter_data,
     prepare_classifier_data,
 )
+from speechbrain_wap.training.checkpoints import Checkpointer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -147,6 +152,86 @@ def make_cache(tmp_path):
         return FeatureCache(folder, encoder, precision, device, num_workers)
 
     return make
+
+
+RUN = """
+data_folder: /data/tones
+encoder: &encoder !new:speechbrain_wap.encoders.SpeechEncoder
+    source: fbank
+feature_cache: !new:speechbrain_wap.features.FeatureCache
+    cache_folder: /nowhere
+    encoder: *encoder
+model: !apply:speechbrain_wap.emotion_model.build_model
+    system: !name:speechbrain_wap.baselines.linear.MeanPoolingClassifier
+    input_size: 80
+    num_encoder_layers: 1
+"""
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory):
+    """Makes a model folder that tells high tones from low ones.
+
+    It is exported of a run that looks like a finished one.
+    """
+    from speechbrain_wap.encoders import SpeechEncoder
+    from speechbrain_wap.evaluation.export import TrainedRun, export
+    from speechbrain_wap.features import FeatureCache
+
+    def make(classes=("low", "high"), **settings):
+        folder = tmp_path_factory.mktemp("model")
+        run = folder / "run"
+        model = MeanPoolingClassifier(80)
+        model.set_classes(2)
+        with torch.no_grad():
+            weight = torch.ones(80) / 80
+            weight[40:] *= -1
+            model.classifier.w.weight.copy_(torch.stack([weight, -weight]))
+            model.classifier.w.bias.zero_()
+        checkpointer = Checkpointer(run / "save", {"model": model})
+        checkpointer.save_checkpoint(meta={"epoch": 1, "UA": 0.5})
+        (run / "hyperparams.yaml").write_text(RUN)
+        scores = dict.fromkeys(("UA", "WA", "F1"), 0.5)
+        scores |= {"fold": 1, "session": "s1", "n": 2, "number_of_epochs": 1}
+        scores["classes"] = list(classes)
+        (run / "scores.json").write_text(json.dumps(scores))
+        settings = {
+            "encoder_key": FeatureCache("", SpeechEncoder("fbank")).key,
+            "max_frames": 500,
+            "long_utterances": "error",
+            **settings,
+        }
+        path = run / "save" / "settings.json"
+        path.write_text(json.dumps({"settings": settings}))
+        export([TrainedRun(run)], folder / "model")
+        return folder / "model"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model(make_model):
+    """A model folder that tells high tones from low ones."""
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def write_sound():
+    """Writes silence, low and high tones: [("low", seconds), ...]."""
+
+    def write(path, *parts, rate=16000, channels=1, **kwargs):
+        samples = []
+        for kind, seconds in parts:
+            times = np.arange(round(seconds * rate)) / rate
+            hertz = {"low": 200, "high": 3500}.get(kind, 0)
+            samples.append(0.3 * np.sin(2 * np.pi * hertz * times))
+        samples = np.tile(np.concatenate(samples), (channels, 1)).T
+        noise = np.random.default_rng(0).normal(size=samples.shape)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, samples + 1e-4 * noise, rate, **kwargs)
+        return str(path)
+
+    return write
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def home(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("SER_DATA", "/data/ser")
+    monkeypatch.setenv("SER_DATA", "/data/own")
     monkeypatch.delenv("NOT_SET", raising=False)
     return home
 
@@ -188,8 +188,8 @@ def home(tmp_path, monkeypatch):
         ("~/a b/c", "{home}/a b/c"),
         ("~root/x", "/root/x"),
         ("$HOME/x", "{home}/x"),
-        ("${SER_DATA}_2/x", "/data/ser_2/x"),
-        ("a/$SER_DATA", "a//data/ser"),
+        ("${SER_DATA}_2/x", "/data/own_2/x"),
+        ("a/$SER_DATA", "a//data/own"),
         # these stand for nothing
         ("facebook/hubert-large-ll60k", "facebook/hubert-large-ll60k"),
         ("./~/x", "./~/x"),

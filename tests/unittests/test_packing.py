@@ -10,6 +10,7 @@ from helpers import (
     randomise_,
 )
 from torch import nn
+from torch.nn import functional as F
 
 from speechbrain_wap.packing import (
     LIKE_LENGTH_CPU,
@@ -44,9 +45,32 @@ def test_groups_are_of_like_lengths_and_cover_all(like_length):
     for group in packing.groups:
         places = group.shape[0] * group.shape[1]
         assert group.num_frames >= like_length * places
+        if group.mask is not None:
+            # with others, a GPU would copy the mask in every layer
+            mask = group._cast_mask(torch.bfloat16)
+            assert all(step % 8 == 0 for step in mask.stride()[:3])
+            assert mask.shape[3] == group.shape[1]
+            assert (
+                group._cast_mask(torch.bfloat16).data_ptr() == mask.data_ptr()
+            )
     # unless told, the device decides
     assert len(Packing([10, 9], 10, "cpu").groups) == 2
     assert len(Packing([10, 9], 10, "meta").groups) == 1
+
+
+def test_attention_leaves_out_kernels_that_plan_each_shape_anew(monkeypatch):
+    """cuDNN's, which torch prefers on an H100 in half precision."""
+    allowed, attend = [], F.scaled_dot_product_attention
+
+    def watch(*args, **kwargs):
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attend(*args, **kwargs)
+
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watch)
+    Packing([3, 2], 3, "cpu").attend(torch.rand(5, 12), num_heads=2)
+    assert allowed == [False, False]
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
 @pytest.mark.parametrize("like_length", LIKE_LENGTHS)

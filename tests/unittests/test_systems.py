@@ -6,12 +6,15 @@ What emotion_model.py says that a system may have, end to end.
 import json
 import sys
 
+import pandas as pd
 import pytest
 import torch
 from readings import copy_yaml
 from recipe_runs import load_script, read_json
 
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.evaluation.export import main as call_export
+from speechbrain_wap.inference import EmotionRecognizer
 
 TOY = '''
 """Mean-pooled frames of two streams; tells emotions and speakers apart."""
@@ -217,6 +220,23 @@ def test_a_run_goes_on_and_a_loss_called_cross_entropy_takes_its_place(run_toy):
     # both streams are what the run depends on
     settings = read_json(folder / "save" / "settings.json")["settings"]
     assert list(json.loads(settings["encoder_key"])) == ["low", "high"]
+
+
+def test_a_system_of_several_streams_is_exported_with_its_module(
+    run_toy, workplace, monkeypatch
+):
+    run = run_toy("--number_of_epochs=1")
+    call_export([f"--run_folder={run}", "--output=model"])
+    with pytest.raises(RecipeError, match="--onnx: .* several streams"):
+        call_export([f"--run_folder={run}", "--output=other", "--onnx"])
+    (workplace / "toy_system.py").unlink()
+    monkeypatch.delitem(sys.modules, "toy_system")
+    recognizer = EmotionRecognizer.from_hparams("model")
+    table = pd.read_csv(run / "predictions.csv")
+    wavs = [e["wav"] for e in read_json(run / "test.json").values()]
+    found = torch.cat([recognizer.classify_file(wav)[0] for wav in wavs])
+    expected = table[recognizer.classes].to_numpy()
+    assert abs(found.numpy() - expected).max() < 1e-5
 
 
 def test_an_adapter_is_refused_where_nothing_could_start_from_it(run_toy):

@@ -10,7 +10,10 @@ from helpers import assert_near, generator, make_utterances, randomise_
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
 
 from speechbrain_wap.augmentation import Augmentation
 from speechbrain_wap.baselines.linear import MeanPoolingClassifier
@@ -20,7 +23,7 @@ from speechbrain_wap.emotion_model import EmotionModel
 from speechbrain_wap.local_attributes import LocalAttributes
 from speechbrain_wap.losses import AdapterObjective
 from speechbrain_wap.masking import UtteranceMasks
-from speechbrain_wap.packing import select_frames, valid_frames
+from speechbrain_wap.packing import select_frames, send, valid_frames
 from speechbrain_wap.pooling import StatisticalAttentivePooling
 from speechbrain_wap.targets import Predictor, Targets, frame_spread
 from speechbrain_wap.teacher import EMATeacher
@@ -140,8 +143,31 @@ def test_attributes_move_after_the_losses_and_in_training_only(
     assert attributes.num_updates == 1 and attributes.collected is not None
 
 
-@pytest.fixture
-def meta(monkeypatch):
+class FakeCuda(TorchDispatchMode):
+    """Lets tensors on "cuda" have no values, and those on a CPU theirs.
+
+    An operation on tensors of both is an error, and so is a look at a value.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with self.fake:  # from now on, torch asks no driver for the device
+            pass
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        given, _ = tree_flatten((args, kwargs))
+        is_fake = any(
+            isinstance(one, FakeTensor)
+            or (isinstance(one, torch.device) and one.type == "cuda")
+            for one in given
+        )
+        with self.fake if is_fake else nullcontext():
+            return operation(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=["meta", "cuda"])
+def device(request, monkeypatch):
     """A device whose tensors have no values.
 
     Whatever looks at one on the host, as what waits for a GPU does, is an
@@ -149,20 +175,47 @@ def meta(monkeypatch):
     """
     # not known there, and is off
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    return "meta"
+    if request.param == "meta":
+        yield "meta"
+        return
+
+    def pin(tensor):
+        assert tensor.device.type == "cpu"  # a GPU's cannot be pinned
+        return tensor
+
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    with FakeCuda():
+        yield "cuda"
 
 
-def test_a_step_of_stage_1_waits_for_no_device(import_script, utterances, meta):
+def test_what_is_on_a_device_is_not_sent_again(device):
+    """As are lengths of batches that were moved whole, see before_fit."""
+    lens = torch.ones(2, device=device)
+    assert send(lens, device).device == lens.device
+    assert send(torch.ones(2), device).device == lens.device
+
+
+def go_back(loss):
+    """Computes gradients; torch's engine looks for a real GPU."""
+    assert loss.requires_grad
+    if loss.device.type == "meta":
+        loss.backward()
+
+
+def test_a_step_of_stage_1_waits_for_no_device(
+    import_script, utterances, device
+):
     brain = make_adapter_brain(import_script)
     attributes = brain.modules.local_attributes
     attributes.revive_after, attributes.initialised = 9, True
     attributes.next_look = 9
     for module in vars(brain.modules).values():
-        module.to(meta)
-    brain.device = meta
+        module.to(device)
+    brain.device = device
     batch = brain.make_collate(Stage.TRAIN)(utterances)
     predictions = brain.compute_forward(batch, Stage.TRAIN)
-    brain.compute_objectives(predictions, batch, Stage.TRAIN).backward()
+    go_back(brain.compute_objectives(predictions, batch, Stage.TRAIN))
     brain.modules.teacher.update(brain.modules.student)
     assert attributes.num_updates == 1
     with pytest.raises(RuntimeError):  # the law can be broken
@@ -171,20 +224,20 @@ def test_a_step_of_stage_1_waits_for_no_device(import_script, utterances, meta):
 
 
 def test_a_step_of_stage_2_waits_for_no_device(
-    make_emotion_brain, utterances, meta
+    make_emotion_brain, utterances, device
 ):
     backbone = partial(WAPTransformer, d_model=4, nhead=2, d_ffn=4)
     model = EmotionModel(backbone, StatisticalAttentivePooling, input_size=3)
     model.set_classes(3)
     augmenter = Augmentation("all")
-    brain = make_emotion_brain(model.to(meta), augmenter=augmenter)
+    brain = make_emotion_brain(model.to(device), augmenter=augmenter)
     brain.experiment = SimpleNamespace(caches={"": None})
-    brain.device, brain.class_weights = meta, torch.ones(3, device=meta)
+    brain.device, brain.class_weights = device, torch.ones(3, device=device)
     given = {"mask_probability": 1.0, "target": 2, "speaker_index": 0}
     utterances = [{**one, **given} for one in utterances]
     batch = brain.make_collate(Stage.TRAIN)(utterances)
     logits = brain.compute_forward(batch, Stage.TRAIN)
-    brain.compute_objectives(logits, batch, Stage.TRAIN).backward()
+    go_back(brain.compute_objectives(logits, batch, Stage.TRAIN))
     assert logits.shape == (3, 3)
 
 

@@ -20,7 +20,6 @@ import pandas as pd
 import speechbrain as sb
 import torch
 from sklearn.metrics import confusion_matrix
-from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.distributed import (
     if_main_process,
     infer_device,
@@ -28,7 +27,7 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.data.batches import Collate, pad_frames
+from speechbrain_wap.data.batches import Collate, OneByOne, pad_frames
 from speechbrain_wap.data.datasets import (
     extract_features,
     feats_key,
@@ -150,17 +149,6 @@ def weigh_classes(plan, classes, class_weights):
     for key, weight in plan.weights.items():
         counts[classes.index(plan.entries[key]["label"])] += weight
     return counts.sum() / (len(classes) * counts)
-
-
-class OneByOne:
-    """Batches of one utterance each, as often as they are iterated over."""
-
-    def __init__(self, dataset, device):
-        self.dataset, self.device = dataset, device
-
-    def __iter__(self):
-        for item in self.dataset:
-            yield PaddedBatch([item]).to(self.device)
 
 
 # Model, loss, step, evaluation -----------------------------------------------
