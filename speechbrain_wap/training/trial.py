@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from speechbrain.utils.logger import get_logger
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from speechbrain_wap.data.datasets import feats_key
 from speechbrain_wap.encoders import count_encoder_layers, get_encoder_dim
@@ -65,7 +66,7 @@ def trial(experiment):
     shared = [*caches, *(cache.encoder for cache in caches)]
     try:
         memo = {id(one): one for one in shared}
-        tried.hparams = deepcopy(experiment.hparams, memo)
+        tried.hparams = deepcopy(experiment.hparams, dict(memo))
     except Exception as error:  # of any module that a YAML may name
         logger.warning(
             "what the YAML wires is not tried before the features are "
@@ -77,6 +78,14 @@ def trial(experiment):
     tried.run_opts = replace(experiment.run_opts, compile=False)
     disabled = logging.root.manager.disable
     states = random.getstate(), np.random.get_state()
+    # a hook may hold the module that it was made for, not the copy
+    kept = [
+        (tensor, tensor.clone())
+        for part in experiment.hparams.values()
+        if isinstance(part, nn.Module) and id(part) not in memo
+        for tensor in part.state_dict().values()
+        if torch.is_tensor(tensor) and not is_lazy(tensor)
+    ]
     try:
         logging.disable(max(disabled, logging.INFO))
         on_gpu = torch.cuda.is_initialized()
@@ -89,6 +98,8 @@ def trial(experiment):
         raise _explain(error, tried.hparams)
     finally:
         logging.disable(disabled)
+        for tensor, value in kept:
+            tensor.copy_(value)
         random.setstate(states[0])
         np.random.set_state(states[1])
 

@@ -71,6 +71,20 @@ def test_what_fits_together_takes_a_step_that_leaves_no_trace(
     assert not [p for p in workplace.glob("results/**/*") if p.is_file()]
 
 
+def test_a_hook_of_the_run_itself_leaves_no_trace_either(make):
+    script, experiment = make("classifier", *OWN)
+    model = experiment.hparams["model"]
+    model.register_buffer("seen", torch.zeros(1))
+
+    def hook(*_):
+        model.seen.add_(torch.rand(1))
+
+    model.register_forward_hook(hook)
+    before = list_states(experiment.hparams)
+    script.try_out(experiment, CLASSES)
+    assert list_states(experiment.hparams) == before
+
+
 SCHEDULE = """lr_schedule: !new:speechbrain_wap.schedules.Schedule
     start: 1.0
     end: 0.0
