@@ -406,7 +406,7 @@ def test_the_encoder_is_in_the_folder_or_recognised(
         with pytest.raises(RecipeError, match="hubert is another one than the"):
             export(run, tmp_path / "third")
         shutil.rmtree(source)
-        with pytest.raises(RecipeError, match="hubert is no folder, and nei"):
+        with pytest.raises(RecipeError, match="hubert is no folder, nor a hub"):
             EmotionRecognizer.from_hparams(plain)
         moved = bundled.rename(tmp_path / "bundled, moved")
         recognizer = EmotionRecognizer.from_hparams(moved)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import generator
 
+from speechbrain_wap.data.folds import FoldPlan
 from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.evaluation.compare import _probe_folds
 from speechbrain_wap.evaluation.comparison import (
@@ -249,7 +250,7 @@ def test_the_probe_reads_long_utterances_as_they_were_cut(
     for path in manifests.values():
         shutil.copy(path, place)
     hparams = {"feature_cache": cache, "classes": None, "max_frames": 20}
-    hparams["long_utterances"] = "cut"
+    hparams |= {"long_utterances": "cut", "fold_plan": FoldPlan(1)}
     plan = SimpleNamespace(output_folder=tmp_path)
     pooled = {}
     _probe_folds(
