@@ -8,6 +8,8 @@ import torch
 from make_corpus import make_demo_corpus
 from recipe_runs import REPOSITORY, TINY
 
+from speechbrain_wap.errors import escape_controls
+
 # The names that transformers gives the families of encoders
 FAMILIES = {
     "data2vec": "Data2VecAudio",
@@ -197,7 +199,10 @@ def record_fault(record_property, tmp_path_factory):
 
     def record(*row):
         cells = (re.sub(places, "...", " ".join(str(x).split())) for x in row)
-        record_property("fault", [cell.replace("|", r"\|") for cell in cells])
+        cells = (
+            cell.replace("|", r"\|") for cell in map(escape_controls, cells)
+        )
+        record_property("fault", list(cells))
 
     return record
 
