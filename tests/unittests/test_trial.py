@@ -216,7 +216,7 @@ LBFGS = "classifier_opt_class: !name:torch.optim.LBFGS\n    lr: 0.1\n"
         ),
         (
             "    model: !ref <model>\n\n",
-            "    modell: !ref <model>\n\n",
+            "    mdel: !ref <model>\n\n",
             "model fails .* no attribute 'model'",
         ),
         (OPTIMISER, LBFGS, "opt_class or classifier_opt_class .LBFGS.*closure"),
