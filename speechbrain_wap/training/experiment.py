@@ -91,6 +91,14 @@ class Experiment:
         # before anything in the folder is written over
         refuse_changes(Path(reading.output_folder, "save"), self.settings)
         self.hparams = reading.build()
+        several = dict(self.hparams).get("feature_caches")
+        for key in ("corpus", "fold_plan", "feature_cache"):
+            is_spare = key == "feature_cache" and several
+            if self.hparams[key] is None and not is_spare:
+                raise RecipeError(
+                    f"{command.hparams_file}: {key} is null: wire it as the "
+                    "recipe's own YAML does."
+                )
         try:
             corpus = {**self.hparams["corpus"], "corpus_table": ""}
             inspect.signature(prepare_table).bind(**corpus)

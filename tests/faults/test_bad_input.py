@@ -1120,6 +1120,14 @@ FILES = {
         swap(YAML, "wap_sap.yaml", "sap_wap.yaml"),
         "mine.yaml includes .*sap_wap.yaml as system.*No such file",
     ),
+    "YAML without features": refused(
+        swap(YAML, "feature_cache: !new", "feature_cache: null\nspare: !new"),
+        "mine.yaml: feature_cache is null",
+    ),
+    "YAML without a plan of folds": refused(
+        swap(YAML, "fold_plan: !new", "fold_plan: null\nspare: !new"),
+        "mine.yaml: fold_plan is null",
+    ),
     "schedule of another kind": refused(
         swap(YAML, SCHEDULE, NEW_BOB),
         "lr_schedule .NewBobScheduler.*speechbrain_wap.schedules.Schedule",

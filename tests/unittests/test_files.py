@@ -186,7 +186,7 @@ def home(tmp_path, monkeypatch):
     [
         ("~", "{home}"),
         ("~/a b/c", "{home}/a b/c"),
-        ("~root/x", "/root/x"),
+        ("~root/x", os.path.expanduser("~root/x")),
         ("$HOME/x", "{home}/x"),
         ("${SER_DATA}_2/x", "/data/own_2/x"),
         ("a/$SER_DATA", "a//data/own"),
