@@ -226,8 +226,8 @@ class HparamsFile:
                 cache["encoder"] = _make_wired(encoder, {"source": source})
                 caches[name] = cache
                 size = "!apply:speechbrain_wap.encoders.get_encoder_dim"
-                place = f"feature_caches[{name}][encoder]"
-                sizes[name] = _make_wired(size, {"encoder": _refer_to(place)})
+                at = f"feature_caches[{name}][encoder]"
+                sizes[name] = _make_wired(size, {"encoder": _refer_to(at)})
             self.tree["feature_caches"] = CommentedMap(caches)
             self.tree["model"]["input_size"] = CommentedMap(sizes)
 
