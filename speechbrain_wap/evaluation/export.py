@@ -42,6 +42,7 @@ from speechbrain_wap.data.batches import OneByOne
 from speechbrain_wap.data.datasets import feats_key, make_labelled_dataset
 from speechbrain_wap.emotion_model import AveragedModels
 from speechbrain_wap.encoders.checkpoints import CHECKPOINT_FILES
+from speechbrain_wap.encoders.fbank import WeightFreeFrontEnd
 from speechbrain_wap.encoders.speech_encoder import (
     count_encoder_layers,
     digest_encoder,
@@ -402,6 +403,8 @@ def _find_checkpoints(run):
     folders = {}
     for name, cache in run.caches.items():
         front_end = getattr(cache.encoder, "front_end", None)
+        if folders and isinstance(front_end, WeightFreeFrontEnd):
+            continue  # a further stream, which needs nothing
         folders[name] = getattr(front_end, "folder", None)
         if folders[name] is None:
             raise RecipeError(
