@@ -34,8 +34,8 @@ from speechbrain.nnet.linear import Linear
 from torch import nn
 
 from speechbrain_wap.errors import RecipeError, check_flag, check_whole
+from speechbrain_wap.frame_input import measure_frames
 from speechbrain_wap.packing import send
-from speechbrain_wap.wap_transformer import measure_frames
 
 
 def build_model(system, num_classes=None, **sizes):
