@@ -22,8 +22,15 @@ A system may also have
     See the training utterances, one in each batch: before the training begins,
     for statistics or a codebook's start, which belong into buffers; and before
     each test, of the weights that are tested, for prototypes, which are not in
-    the checkpoint. Before anything is encoded, a copy of the system sees noise
-    in ``before_fit`` and takes a step on it.
+    the checkpoint. A batch has ``feats``, ``target`` and ``speaker_index``.
+    Before anything is encoded, a copy of the system sees noise in
+    ``before_fit`` and takes a step on it.
+``transductive``
+    A phrase that says what a system hears beside the training utterances
+    ("hears ..."); None, or absent, for one that hears nothing else. Both hooks
+    of such a one see all utterances, validation's and test's too, with the
+    target -1 and ``speaker_name``, a list of one; and ``forward`` is also given
+    the speakers' names [B]. Reports say the phrase, and it is not exported.
 ``backbone``
     A module that may start from an adapter (``adapter_folder``); it has an
     optimiser of its own (``opt_class``), all else has ``classifier_opt_class``.
@@ -34,8 +41,8 @@ from speechbrain.nnet.linear import Linear
 from torch import nn
 
 from speechbrain_wap.errors import RecipeError, check_flag, check_whole
+from speechbrain_wap.frame_input import measure_frames
 from speechbrain_wap.packing import send
-from speechbrain_wap.wap_transformer import measure_frames
 
 
 def build_model(system, num_classes=None, **sizes):

@@ -175,6 +175,12 @@ class TrainedRun:
         model : torch.nn.Module
         """
         (model,) = build([self.model])
+        if getattr(model, "transductive", None):
+            raise RecipeError(
+                f"{type(model).__name__} in {self.folder} "
+                f"{model.transductive}, so that it cannot recognise others: "
+                "export a system that does without."
+            )
         model.set_classes(len(self.scores["classes"]))
         weights = torch.load(self.find_weights(), "cpu", weights_only=True)
         model.load_state_dict(weights)
