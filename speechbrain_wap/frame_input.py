@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from speechbrain_wap.errors import check_whole
+from speechbrain_wap.packing import lay_out
 
 
 class FrameInput(nn.Module):
@@ -97,6 +98,35 @@ class FrameInput(nn.Module):
             return x
         weights = self.encoder_layer_weights.softmax(dim=0)
         return (weights[:, None] * x).sum(dim=-2)
+
+    def pack(self, feats, lens=None, mask=None):
+        """Standardises a batch's valid frames and averages their layers.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Shape [B, T, D], or [B, T, L, D] of L layers.
+        lens : torch.Tensor, optional
+            Relative lengths, shape [B], each in 0 to 1; None stands for 1.
+        mask : torch.Tensor, optional
+            Shape [B, T], boolean, True on frames that 0, the mean frame,
+            stands in for.
+
+        Returns
+        -------
+        frames : torch.Tensor
+            Shape [N, D].
+        packing : speechbrain_wap.packing.Packing or Padding
+            Where they lie in the batch.
+        """
+        if lens is None:
+            lens = torch.ones(len(feats))
+        packing = lay_out(lens, feats.shape[1], feats.device)
+        frames = self.average_layers(self.standardise(packing.pack(feats)))
+        if mask is not None:
+            is_masked, _ = packing.find(mask)
+            frames = frames.masked_fill(is_masked[..., None], 0.0)
+        return frames, packing
 
 
 class FrameMoments:

@@ -15,8 +15,9 @@ import torch
 from speechbrain.nnet.linear import Linear
 from torch import nn
 
-from speechbrain_wap.baselines.frames import StandardisedFrames
 from speechbrain_wap.errors import RecipeError, check_number, check_whole
+from speechbrain_wap.frame_input import FrameInput, measure_frames
+from speechbrain_wap.packing import send, valid_frames
 
 STREAMS = ("speech", "mfcc", "spectrogram")
 # What the convolutions' output is averaged to, frequencies and times
@@ -37,7 +38,8 @@ class CoAttention(nn.Module):
     input_size : dict
         Dimension of the frames of each stream.
     num_encoder_layers : int
-        How many layers of the encoder are given; their average is used.
+        How many layers of the encoder are given; they are averaged with
+        learned weights.
     segment_frames : int
         Frames of a segment (150: 3 s).
     embedding_size : int
@@ -81,19 +83,17 @@ class CoAttention(nn.Module):
                 f"CoAttention takes the streams {', '.join(STREAMS)}: name "
                 "mfcc and spectrogram as streams in the system's YAML."
             )
-        for name, value in {
-            "segment_frames": segment_frames,
-            "embedding_size": embedding_size,
-            "lstm_size": lstm_size,
-        }.items():
-            check_whole(name, value, least=1)
+        # shorter, and nothing of the spectrogram is left to pool
+        check_whole("segment_frames", segment_frames, least=32)
+        check_whole("embedding_size", embedding_size, least=1)
+        check_whole("lstm_size", lstm_size, least=1)
         check_number("dropout", dropout, least=0.0, most=1.0)
         self.segment_frames = segment_frames
         self.embedding_size = embedding_size
         layers = {"speech": num_encoder_layers}
         self.streams = nn.ModuleDict(
             {
-                name: StandardisedFrames(size, layers.get(name, 1))
+                name: FrameInput(size, layers.get(name, 1))
                 for name, size in input_size.items()
             }
         )
@@ -157,10 +157,12 @@ class CoAttention(nn.Module):
         lens, mask = lens or {}, mask or {}
         frames, counts = {}, {}
         for name, stream in self.streams.items():
-            frames[name], valid = stream(
-                feats[name], lens.get(name), mask.get(name)
-            )
-            counts[name] = valid.sum(dim=1)
+            x, own_lens = feats[name], lens.get(name)
+            packed, packing = stream.pack(x, own_lens, mask.get(name))
+            frames[name] = packing.unpack(packed)
+            if own_lens is None:
+                own_lens = torch.ones(len(x))
+            counts[name], _ = valid_frames(own_lens.cpu(), x.shape[1])
         num_frames = counts["speech"]
         for name, count in counts.items():
             if int((count - num_frames).abs().max()) > MOST_APART:
@@ -169,25 +171,27 @@ class CoAttention(nn.Module):
                     f"the encoder has {int(num_frames.max())}: take an encoder "
                     "of 50 frames per second."
                 )
-        # S segments, as many as the longest has; n of them have frames
         num_segments = -(-num_frames // self.segment_frames)
         most = int(num_segments.max())
-        numbers = torch.arange(most, device=num_segments.device)
-        is_used = numbers < num_segments[:, None]  # (B, S)
-        segments = {
-            name: self._cut(x, most)[is_used] for name, x in frames.items()
-        }
-        shares = is_used / num_segments.clamp(min=1)[:, None]
-        embeddings = self.embed_segments(**segments)  # (n, E)
-        pooled = embeddings.new_zeros(*is_used.shape, self.embedding_size)
-        pooled = pooled.masked_scatter(is_used[:, :, None], embeddings)
-        return (shares[:, :, None] * pooled).sum(dim=1)
+        is_used = torch.arange(most) < num_segments[:, None]  # (B, most)
+        owners, device = is_used.nonzero()[:, 0], packed.device
+        places = send(is_used.flatten().nonzero()[:, 0], device)
+        embeddings = self.embed_segments(
+            **{
+                name: self._cut(x, most).index_select(0, places)
+                for name, x in frames.items()
+            }
+        )  # (n, E)
+        shares = send(1.0 / num_segments[owners], device)[:, None]
+        pooled = embeddings.new_zeros(len(num_frames), self.embedding_size)
+        shared = (shares * embeddings).to(pooled.dtype)
+        return pooled.index_add(0, send(owners, device), shared)
 
     def _cut(self, frames, count):
-        """Cuts [B, T, D] into segments [B, count, frames, D], 0 behind T."""
+        """Cuts [B, T, D] into segments [B * count, frames, D], 0 behind T."""
         missing = count * self.segment_frames - frames.shape[1]
         frames = nn.functional.pad(frames, (0, 0, 0, missing))
-        return frames.unflatten(1, (count, self.segment_frames))
+        return frames.reshape(-1, self.segment_frames, frames.shape[2])
 
     def embed_segments(self, speech, mfcc, spectrogram):
         """Embeds n segments (Sec. 2.2, 2.3).
@@ -224,7 +228,10 @@ class CoAttention(nn.Module):
             One utterance in each; looked at once for each stream.
         """
         for name, stream in self.streams.items():
-            stream.measure(batch[f"feats_{name}"].data[0] for batch in batches)
+            utterances = (batch[f"feats_{name}"].data[0] for batch in batches)
+            stream.set_input_statistics(
+                *measure_frames((feats.cpu(), 1.0) for feats in utterances)
+            )
 
 
 def make_convolutions(channels):

@@ -14,15 +14,15 @@ import torch
 from speechbrain.nnet.linear import Linear
 from torch import nn
 
-from speechbrain_wap.baselines.frames import StandardisedFrames
 from speechbrain_wap.errors import check_number, check_whole
+from speechbrain_wap.frame_input import FrameInput
 from speechbrain_wap.local_attributes import LocalAttributes
 
 # Of each training utterance, at the codebook's start
 START_FRAMES = 8
 
 
-class LPMN(nn.Module):
+class LPMN(FrameInput):
     """Maps an utterance to its frames' similarities to K prototypes.
 
     A frame z_t is projected and normalised. The utterance's embedding has, for
@@ -35,7 +35,8 @@ class LPMN(nn.Module):
     input_size : int
         Dimension of the encoder's frames.
     num_encoder_layers : int
-        How many layers of the encoder are given; their average is used.
+        How many layers of the encoder are given; they are averaged with
+        learned weights.
     num_prototypes : int
         K.
     d_model : int
@@ -66,7 +67,7 @@ class LPMN(nn.Module):
         quantisation_weight=1.0,
         commitment=0.25,
     ):
-        super().__init__()
+        super().__init__(input_size, num_encoder_layers)
         check_whole("num_prototypes", num_prototypes, least=1)
         check_whole("d_model", d_model, least=1)
         check_number("selection", selection, above=0.0, most=1.0)
@@ -75,7 +76,6 @@ class LPMN(nn.Module):
         self.selection = selection
         self.quantisation_weight = quantisation_weight
         self.commitment = commitment
-        self.frames = StandardisedFrames(input_size, num_encoder_layers)
         self.projection = nn.Linear(input_size, d_model)
         # of one length: frames cannot shrink to please the quantisation loss
         self.norm = nn.LayerNorm(d_model, elementwise_affine=False)
@@ -89,7 +89,7 @@ class LPMN(nn.Module):
         # of the mappings m_k of training utterances, at the start
         self.register_buffer("mean", torch.zeros(num_prototypes))
         self.register_buffer("std", torch.ones(num_prototypes))
-        # prototypes that are left out map every utterance to the usual value
+        # a prototype that is left out maps all utterances to the usual value
         self.register_buffer("kept", torch.ones(num_prototypes).bool())
         self.register_buffer("usual", torch.zeros(num_prototypes))
 
@@ -100,9 +100,9 @@ class LPMN(nn.Module):
         )
 
     def embed(self, feats, lens=None, mask=None):
-        """Projects frames [B, T, D] to length sqrt(D); and which are valid."""
-        frames, valid = self.frames(feats, lens, mask)
-        return self.norm(self.projection(frames)), valid
+        """Projects valid frames to [N, D], of one length; and their packing."""
+        frames, packing = self.pack(feats, lens, mask)
+        return self.norm(self.projection(frames)), packing
 
     def pool(self, feats, lens=None, mask=None):
         """Computes the utterances' mappings m, shape [B, K] (B25).
@@ -122,13 +122,12 @@ class LPMN(nn.Module):
         mappings : torch.Tensor
             Standardised by the training utterances' statistics.
         """
-        z, valid = self.embed(feats, lens, mask)
+        z, packing = self.embed(feats, lens, mask)
         if not torch.compiler.is_exporting():
-            self.latest = z, valid  # for the quantisation loss
-        similarities = self.prototypes.logits(z.flatten(end_dim=1))
-        similarities = similarities.unflatten(0, z.shape[:2])  # (B, T, K)
-        padding = ~valid[:, :, None]
-        mappings = similarities.masked_fill(padding, -1.0).amax(dim=1)
+            self.latest = z, packing  # for the quantisation loss
+        # 0 to 2, so that padding, which is 0, is never more than a frame
+        similarities = packing.unpack(1.0 + self.prototypes.logits(z))
+        mappings = similarities.amax(dim=1) - 1.0  # (B, K)
         mappings = (mappings - self.mean) / self.std
         return torch.where(self.kept, mappings, self.usual)
 
@@ -154,22 +153,23 @@ class LPMN(nn.Module):
         -------
         losses : dict
         """
-        z, valid = (part[: len(logits)] for part in self.latest)
-        nearest = self.prototypes.assign(z.detach().flatten(end_dim=1))
-        prototypes = self.prototypes.codebook[nearest].view_as(z)
-        to_frames = (prototypes - z.detach()).square().mean(dim=-1)  # (B, T)
+        z, packing = self.latest
+        prototypes = self.prototypes.codebook[self.prototypes.assign(z)]
+        to_frames = (prototypes - z.detach()).square().mean(dim=-1)  # (N,)
         to_prototypes = (z - prototypes.detach()).square().mean(dim=-1)
-        errors = valid * (to_frames + self.commitment * to_prototypes)
-        loss = (errors.sum(dim=1) / valid.sum(dim=1).clamp(min=1)).mean()
+        errors = to_frames + self.commitment * to_prototypes
+        both = torch.stack([errors, torch.ones_like(errors)], dim=-1)
+        sums = packing.unpack(both).sum(dim=1)[: len(logits)]
+        loss = (sums[:, 0] / sums[:, 1].clamp(min=1.0)).mean()
         return {"quantisation": self.quantisation_weight * loss}
 
     @torch.no_grad()
     def before_fit(self, batches):
         """Measures frames and mappings, and puts prototypes on frames (B27)."""
-        self.frames.measure(batch.feats.data[0] for batch in batches)
+        self.measure_input(batches)
         starts = []
         for batch in batches:
-            z = self.embed(batch.feats.data)[0][0]
+            z, _ = self.embed(batch.feats.data)
             steps = torch.linspace(0, len(z) - 1, START_FRAMES).round().long()
             starts.append(z[steps.unique()])
         starts = torch.cat(starts)

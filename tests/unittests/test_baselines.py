@@ -1,5 +1,6 @@
 """Laws of all baselines; the linear one against numpy."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,11 +17,13 @@ from speechbrain.dataio.batch import PaddedBatch
 from torch.nn import functional as F
 
 from speechbrain_wap.baselines.linear import MeanPoolingClassifier
+from speechbrain_wap.baselines.lpmn import LPMN
 from speechbrain_wap.baselines.w2v2_pt import W2v2PT
 
 DIM, CLASSES = 3, 4
 LENGTHS = [5, 9, 1, 6]
-SYSTEMS = [MeanPoolingClassifier, W2v2PT]
+SmallLPMN = partial(LPMN, num_prototypes=6, d_model=16)
+SYSTEMS = [MeanPoolingClassifier, W2v2PT, SmallLPMN]
 each_system = pytest.mark.parametrize("system", SYSTEMS)
 
 
