@@ -6,8 +6,10 @@ Every system that ``train_classifier.py`` trains has::
     forward(feats, lens, mask=None)   logits [B, C]
 
 ``feats`` are the encoder's frames [B, T, D], ``lens`` relative lengths [B] and
-``mask`` the frames that augmentation masks, boolean [B, T]. Where the YAML
-wires several ``feature_caches``, each is a mapping by the caches' names.
+``mask`` the frames that augmentation masks, boolean [B, T]. Where the system's
+YAML names further ``streams``, or the corpus's wires several
+``feature_caches``, each is a mapping by their names; with ``streams``, so is
+the ``input_size`` that the system is made with.
 
 A system may also have
 
@@ -55,7 +57,8 @@ def build_model(system, num_classes=None, **sizes):
     num_classes : int, optional
         Number of classes, where they are known.
     **sizes : dict
-        "input_size" and "num_encoder_layers" of the encoder's frames.
+        "input_size" and "num_encoder_layers" of the encoder's frames; the
+        former by name where there are several streams.
 
     Returns
     -------

@@ -420,6 +420,8 @@ def _list_settings(file, resolved):
 
     def add(key, node, value):
         tag = _tag(node)
+        if tag.startswith("!include:"):  # within what is included
+            node, tag = value, ""
         if tag.startswith(WIRED):
             settings[key] = tag.rpartition(".")[2]
         if tag.startswith(WIRED) or _has_tags(node):
