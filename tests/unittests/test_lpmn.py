@@ -128,8 +128,11 @@ def test_selection_keeps_the_prototypes_that_move_the_logits_most(
     utterances = make_utterances([12, 30, 2, 7], DIM)
     batches = make_batches(utterances)
     feats, lens = pad_batch(utterances)
+    with torch.no_grad():  # what all classes share moves no decision
+        model.classifier.w.weight[:, ::2] += 5.0
     before = model(feats, lens).mean(dim=0)
     mappings = model.pool(feats, lens).detach().numpy()
+    model.kept[:8] = selection == 1.0  # an earlier selection
     for _ in range(2):  # the second call changes nothing
         model.after_fit(batches)
         assert int(model.kept.sum()) == kept
@@ -143,7 +146,7 @@ def test_selection_keeps_the_prototypes_that_move_the_logits_most(
     assert model.kept.nonzero()[:, 0].tolist() == sorted(best)
     # no class gains by what is left out
     logits = model(feats, lens)
-    assert_near(logits.mean(dim=0), before, atol=1e-4)
+    assert_near(logits.mean(dim=0), before, atol=1e-3)
     # what is left out is without effect, and only that
     for k in range(K):
         other = make_model()
