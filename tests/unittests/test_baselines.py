@@ -1,5 +1,6 @@
 """Laws of all baselines; the linear one against numpy."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,12 +16,15 @@ from helpers import (
 from speechbrain.dataio.batch import PaddedBatch
 from torch.nn import functional as F
 
+from speechbrain_wap.baselines.glrf import GLRF
 from speechbrain_wap.baselines.linear import MeanPoolingClassifier
+from speechbrain_wap.baselines.spk_norm import SpkNorm
 from speechbrain_wap.baselines.w2v2_pt import W2v2PT
 
 DIM, CLASSES = 3, 4
 LENGTHS = [5, 9, 1, 6]
-SYSTEMS = [MeanPoolingClassifier, W2v2PT]
+SmallGLRF = partial(GLRF, d_model=4, nhead=2, segment_frames=4, dropout=0.0)
+SYSTEMS = [MeanPoolingClassifier, W2v2PT, SpkNorm, SmallGLRF]
 each_system = pytest.mark.parametrize("system", SYSTEMS)
 
 
