@@ -16,14 +16,17 @@ from helpers import (
 from speechbrain.dataio.batch import PaddedBatch
 from torch.nn import functional as F
 
+from speechbrain_wap.baselines.glrf import GLRF
 from speechbrain_wap.baselines.linear import MeanPoolingClassifier
 from speechbrain_wap.baselines.lpmn import LPMN
+from speechbrain_wap.baselines.spk_norm import SpkNorm
 from speechbrain_wap.baselines.w2v2_pt import W2v2PT
 
 DIM, CLASSES = 3, 4
 LENGTHS = [5, 9, 1, 6]
 SmallLPMN = partial(LPMN, num_prototypes=6, d_model=16)
-SYSTEMS = [MeanPoolingClassifier, W2v2PT, SmallLPMN]
+SmallGLRF = partial(GLRF, d_model=4, nhead=2, segment_frames=4, dropout=0.0)
+SYSTEMS = [MeanPoolingClassifier, W2v2PT, SpkNorm, SmallGLRF, SmallLPMN]
 each_system = pytest.mark.parametrize("system", SYSTEMS)
 
 
