@@ -6,24 +6,34 @@ Every system that ``train_classifier.py`` trains has::
     forward(feats, lens, mask=None)   logits [B, C]
 
 ``feats`` are the encoder's frames [B, T, D], ``lens`` relative lengths [B] and
-``mask`` the frames that augmentation masks, boolean [B, T]. Where the YAML
-wires several ``feature_caches``, each is a mapping by the caches' names.
+``mask`` the frames that augmentation masks, boolean [B, T]. Where the system's
+YAML names further ``streams``, or the corpus's wires several
+``feature_caches``, each is a mapping by their names; with ``streams``, so is
+the ``input_size`` that the system is made with.
 
 A system may also have
 
 ``losses(logits, batch)``
     A mapping of scalars. They are added to the cross entropy and logged, each
     by its name; one that is called "cross_entropy" takes its place. The batch
-    has ``target`` (indices of the classes) and ``speaker`` (indices of the
-    training speakers, -1 for others, hence for all of validation), both of
+    has ``target`` (indices of the classes), ``weight`` (of these classes in
+    the cross entropy, ``class_weights``) and ``speaker`` (indices of the
+    training speakers, -1 for others, hence for all of validation), each of
     shape [B]. Where the ranks cannot share an epoch evenly, some forward one
     utterance more at its end; it is not in this batch.
 ``before_fit(batches)``, ``after_fit(batches)``
     See the training utterances, one in each batch: before the training begins,
     for statistics or a codebook's start, which belong into buffers; and before
     each test, of the weights that are tested, for prototypes, which are not in
-    the checkpoint. Before anything is encoded, a copy of the system sees noise
-    in ``before_fit`` and takes a step on it.
+    the checkpoint. A batch has ``feats``, ``target`` and ``speaker_index``.
+    Before anything is encoded, a copy of the system sees noise in
+    ``before_fit`` and takes a step on it.
+``transductive``
+    A phrase that says what a system hears beside the training utterances
+    ("hears ..."); None, or absent, for one that hears nothing else. Both hooks
+    of such a one see all utterances, validation's and test's too, with the
+    target -1 and ``speaker_name``, a list of one; and ``forward`` is also given
+    the speakers' names [B]. Reports say the phrase, and it is not exported.
 ``backbone``
     A module that may start from an adapter (``adapter_folder``); it has an
     optimiser of its own (``opt_class``), all else has ``classifier_opt_class``.
@@ -34,8 +44,8 @@ from speechbrain.nnet.linear import Linear
 from torch import nn
 
 from speechbrain_wap.errors import RecipeError, check_flag, check_whole
+from speechbrain_wap.frame_input import measure_frames
 from speechbrain_wap.packing import send
-from speechbrain_wap.wap_transformer import measure_frames
 
 
 def build_model(system, num_classes=None, **sizes):
@@ -48,7 +58,8 @@ def build_model(system, num_classes=None, **sizes):
     num_classes : int, optional
         Number of classes, where they are known.
     **sizes : dict
-        "input_size" and "num_encoder_layers" of the encoder's frames.
+        "input_size" and "num_encoder_layers" of the encoder's frames; the
+        former by name where there are several streams.
 
     Returns
     -------

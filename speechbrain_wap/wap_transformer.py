@@ -12,11 +12,12 @@ from speechbrain_wap.errors import (
     check_number,
     check_whole,
 )
+from speechbrain_wap.frame_input import FrameInput
 from speechbrain_wap.packing import lay_out
 from speechbrain_wap.precision import at_least_float32
 
 
-class WAPTransformer(nn.Module):
+class WAPTransformer(FrameInput):
     """Weighted average pooling Transformer (Sec. II-A.2, III-B, Fig. 1b).
 
     Projects the frozen encoder's frames to ``d_model``, adds a learnable
@@ -93,15 +94,13 @@ class WAPTransformer(nn.Module):
         residual_init=1.0,
         num_encoder_layers=1,
     ):
-        super().__init__()
+        super().__init__(input_size, num_encoder_layers)
         for name, value in {
-            "input_size": input_size,
             "d_model": d_model,
             "num_layers": num_layers,
             "nhead": nhead,
             "d_ffn": d_ffn,
             "max_frames": max_frames,
-            "num_encoder_layers": num_encoder_layers,
         }.items():
             check_whole(name, value, least=1)
         check_whole("mlp_layers", mlp_layers)
@@ -120,13 +119,6 @@ class WAPTransformer(nn.Module):
         self.max_frames = max_frames
         self.mlp_residual = mlp_residual
 
-        shape, self.encoder_layer_weights = (input_size,), None
-        if num_encoder_layers > 1:
-            shape = (num_encoder_layers, input_size)
-            start = torch.zeros(num_encoder_layers)
-            self.encoder_layer_weights = nn.Parameter(start)
-        self.register_buffer("input_mean", torch.zeros(shape))
-        self.register_buffer("input_std", torch.ones(shape))
         self.projection = nn.Linear(input_size, d_model)
         self.position_embedding = nn.Parameter(torch.empty(max_frames, d_model))
         self.mask_embedding = nn.Parameter(torch.empty(d_model))  # e_[M]
@@ -151,50 +143,6 @@ class WAPTransformer(nn.Module):
             for end in ends:
                 end.weight.mul_(residual_init)
                 end.bias.mul_(residual_init)
-
-    def set_input_statistics(self, mean, std):
-        """Fixes the statistics by which frames are standardised (D14).
-
-        Arguments
-        ---------
-        mean : torch.Tensor
-            Mean of the training data's frames, shape [input_size], or
-            [num_encoder_layers, input_size].
-        std : torch.Tensor
-            Their standard deviation, likewise. A dimension that is constant
-            (below 1e-5) is only shifted.
-        """
-        self.input_mean.copy_(mean)
-        self.input_std.copy_(torch.where(std < 1e-5, torch.ones_like(std), std))
-
-    def has_input_statistics(self):
-        """Tells whether statistics have been set, or came with a checkpoint."""
-        return bool(self.input_mean.any() or (self.input_std != 1.0).any())
-
-    def standardise(self, feats):
-        """Standardises frames by the fixed statistics (D14).
-
-        Arguments
-        ---------
-        feats : torch.Tensor
-            The encoder's frames, shape [..., input_size], or [...,
-            num_encoder_layers, input_size], in any floating point type.
-
-        Returns
-        -------
-        feats : torch.Tensor
-            The same shape, in the type of the statistics.
-
-        Example
-        -------
-        >>> net = WAPTransformer(2, d_model=8, nhead=2, d_ffn=8)
-        >>> net.set_input_statistics(torch.ones(2), torch.ones(2))
-        >>> net.standardise(torch.tensor([1.0, 2.0])).tolist()
-        [0.0, 1.0]
-        """
-        # half precision becomes float32 on the way, without a copy more
-        feats = (feats - self.input_mean).div_(self.input_std)
-        return feats.to(self.input_mean.dtype)
 
     def forward(self, feats, lens=None, mask=None, only_masked=False):
         """Enriches frames (Sec. II-A.2).
@@ -236,10 +184,8 @@ class WAPTransformer(nn.Module):
         if lens is None:
             lens = torch.ones(feats.shape[0])
         packing = lay_out(lens, num_steps, feats.device)
-        x = self.standardise(packing.pack(feats))  # (N, input_size)
-        if self.encoder_layer_weights is not None:
-            weights = self.encoder_layer_weights.softmax(dim=0)
-            x = (weights[:, None] * x).sum(dim=-2)
+        x = self.standardise(packing.pack(feats))
+        x = self.average_layers(x)  # (N, input_size)
         x = self.projection(x)  # (N, D)
         wanted = None  # all frames
         if mask is not None:
@@ -333,41 +279,6 @@ class MLP(nn.Sequential):
         for _ in range(num_layers):
             layers += [nn.Linear(d_model, d_model), nn.GELU()]
         super().__init__(*layers[:-1])
-
-
-def measure_frames(utterances):
-    """Computes mean and standard deviation of frames, per dimension (D14).
-
-    The feature cache stores the result: what changes it raises the encoders'
-    FEATURES_VERSION.
-
-    Arguments
-    ---------
-    utterances : iterable of tuple
-        Frames of each training utterance, shape [T, D] or [T, L, D] of L
-        layers, and how often the training sees it.
-
-    Returns
-    -------
-    mean : torch.Tensor
-        Shape [D] or [L, D], float32.
-    std : torch.Tensor
-        Likewise.
-
-    Example
-    -------
-    >>> measure_frames([(torch.tensor([[1.0], [3.0]]), 1.0)])
-    (tensor([2.]), tensor([1.]))
-    """
-    count, total, squares = 0, 0.0, 0.0
-    for feats, weight in utterances:
-        feats = feats.double()
-        count += weight * len(feats)
-        total = total + weight * feats.sum(dim=0)
-        squares = squares + weight * feats.square().sum(dim=0)
-    mean = total / count
-    variance = (squares / count - mean.square()).clamp(min=0.0)
-    return mean.float(), variance.sqrt().float()
 
 
 def _take(x, numbers):

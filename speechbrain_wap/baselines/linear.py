@@ -57,17 +57,9 @@ class MeanPoolingClassifier(nn.Module):
         pooled : torch.Tensor
             Shape [B, D], float32 at least.
         """
-        if lens is None:
-            lens = torch.ones(feats.shape[0], device=feats.device)
-        _, valid = valid_frames(lens, feats.shape[1])
-        chosen = valid if mask is None else valid & ~mask
-        # an utterance of one frame is masked as a whole
-        chosen = torch.where(chosen.any(dim=1, keepdim=True), chosen, valid)
-        chosen = send(chosen, feats.device)[:, :, None]  # (B, T, 1)
         frames = at_least_float32(feats)
         frames = frames.mean(dim=2) if self.several else frames
-        total = frames.masked_fill(~chosen, 0.0).sum(dim=1)
-        return total / chosen.sum(dim=1).clamp(min=1)
+        return average_frames(frames, lens, mask)
 
     @torch.no_grad()
     def before_fit(self, batches):
@@ -83,3 +75,39 @@ class MeanPoolingClassifier(nn.Module):
         pooled = self.pool(feats, lens, mask)
         pooled = (pooled - self.mean) / self.std
         return self.classifier(pooled.to(self.mean.dtype))
+
+
+def average_frames(frames, lens=None, mask=None):
+    """Averages the valid frames of each utterance that are not masked.
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        Shape [B, T, D].
+    lens : torch.Tensor, optional
+        Relative lengths, shape [B], each in 0 to 1; None stands for 1. The
+        average of no frame is 0.
+    mask : torch.Tensor, optional
+        Shape [B, T], boolean, True on the frames to leave out.
+
+    Returns
+    -------
+    averages : torch.Tensor
+        Shape [B, D].
+
+    Example
+    -------
+    >>> frames = torch.tensor([[[1.0], [2.0], [9.0]]])
+    >>> mask = torch.tensor([[False, True, False]])
+    >>> average_frames(frames, mask=mask)
+    tensor([[5.]])
+    """
+    if lens is None:
+        lens = torch.ones(frames.shape[0], device=frames.device)
+    _, valid = valid_frames(lens, frames.shape[1])
+    chosen = valid if mask is None else valid & ~mask
+    # an utterance of one frame is masked as a whole
+    chosen = torch.where(chosen.any(dim=1, keepdim=True), chosen, valid)
+    chosen = send(chosen, frames.device)[:, :, None]  # (B, T, 1)
+    total = frames.masked_fill(~chosen, 0.0).sum(dim=1)
+    return total / chosen.sum(dim=1).clamp(min=1)

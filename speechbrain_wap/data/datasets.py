@@ -143,7 +143,7 @@ def make_labelled_dataset(entries, caches, classes, speakers, keys=(), **how):
     Arguments
     ---------
     entries : dict
-        Manifest entries by utterance id, labelled.
+        Manifest entries by utterance id; without a label, it is None.
     caches : dict
         The filled feature caches by name.
     classes : list of str
@@ -158,18 +158,21 @@ def make_labelled_dataset(entries, caches, classes, speakers, keys=(), **how):
     Returns
     -------
     dataset : speechbrain.dataio.dataset.DynamicItemDataset
-        See :func:`make_dataset`; also with target, the class's index, and
-        speaker_index, that of the speaker, -1 for one who does not train.
+        See :func:`make_dataset`; also with target, the class's index, -1
+        without a label; speaker_index, that of the speaker, -1 for one who
+        does not train; and speaker_name.
     """
 
+    targets = {None: -1} | {name: n for n, name in enumerate(classes)}
     numbers = {speaker: number for number, speaker in enumerate(speakers)}
     entries = {
         key: {
             **entry,
-            "target": classes.index(entry["label"]),
+            "target": targets[entry["label"]],
             "speaker_index": numbers.get(entry["speaker"], -1),
+            "speaker_name": entry["speaker"],
         }
         for key, entry in entries.items()
     }
-    keys = ["target", "speaker_index", *keys]
+    keys = ["target", "speaker_index", "speaker_name", *keys]
     return make_dataset(entries, caches, keys=keys, **how)

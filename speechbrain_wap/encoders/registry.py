@@ -17,11 +17,12 @@ and ``min_samples`` (the fewest that give a frame), and the methods
   [len(layers), T, D], where ``layers`` are those that were loaded.
 
 To add a family: a file like :mod:`speechbrain_wap.encoders.w2v_bert`, and a
-line in :data:`FRONT_ENDS`.
+line in :data:`FRONT_ENDS`, or in :data:`WEIGHT_FREE`.
 """
 
 from speechbrain_wap.encoders.checkpoints import read_config, resolve_source
 from speechbrain_wap.encoders.fbank import FbankFrontEnd
+from speechbrain_wap.encoders.spectra import MFCCFrontEnd, SpectrogramFrontEnd
 from speechbrain_wap.encoders.w2v_bert import W2VBertFrontEnd
 from speechbrain_wap.encoders.waveform import WaveformFrontEnd
 from speechbrain_wap.encoders.whisper import WhisperFrontEnd
@@ -36,6 +37,12 @@ FRONT_ENDS = {
     "wavlm": WaveformFrontEnd,
     "whisper": WhisperFrontEnd,
 }
+# By encoder_source, without a checkpoint
+WEIGHT_FREE = {
+    "fbank": FbankFrontEnd,
+    "mfcc": MFCCFrontEnd,
+    "spectrogram": SpectrogramFrontEnd,
+}
 
 
 def make_front_end(source, context="full", revision=None):
@@ -44,7 +51,7 @@ def make_front_end(source, context="full", revision=None):
     Arguments
     ---------
     source : str
-        Hub id, folder, or "fbank".
+        Hub id, folder, or a name of :data:`WEIGHT_FREE`.
     context : str
         "full" or "clip"; matters for Whisper only.
     revision : str, optional
@@ -61,13 +68,13 @@ def make_front_end(source, context="full", revision=None):
     RecipeError
         If the checkpoint is not to be had, or of a family that is not served.
     """
-    if source == "fbank":
+    if source in WEIGHT_FREE:
         if revision is not None:
             raise RecipeError(
                 f"encoder_revision={revision} is for hub ids, but "
-                "encoder_source is fbank: leave it out."
+                f"encoder_source is {source}: leave it out."
             )
-        return FbankFrontEnd(), None
+        return WEIGHT_FREE[source](), None
     folder, commit = resolve_source(source, revision)
     config = read_config(folder, "config.json")
     family = config.get("model_type")
@@ -80,7 +87,7 @@ def make_front_end(source, context="full", revision=None):
     if family not in FRONT_ENDS:
         raise RecipeError(
             f"encoder_source={source} is of the family {family!r}, but only "
-            f"{known} and fbank are supported: wire another module with "
-            "encoder: !new: in the YAML."
+            f"{known}, {', '.join(WEIGHT_FREE)} are supported: wire another "
+            "module with encoder: !new: in the YAML."
         )
     return FRONT_ENDS[family](folder, config, context), commit

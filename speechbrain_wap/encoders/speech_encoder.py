@@ -34,8 +34,8 @@ class SpeechEncoder(nn.Module):
     ---------
     source : str
         Hub id or folder of a checkpoint of one of the families in
-        :data:`speechbrain_wap.encoders.registry.FRONT_ENDS`, or "fbank" for
-        log-mel energies without weights.
+        :data:`speechbrain_wap.encoders.registry.FRONT_ENDS`, or without
+        weights "fbank" (log-mel energies), "mfcc" or "spectrogram".
     layer : str, int or list of int
         "last", or an index: 0 is what enters the first Transformer layer, n
         what leaves the n-th. A list of indices, or "weighted" for all, gives

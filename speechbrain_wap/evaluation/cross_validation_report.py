@@ -61,6 +61,9 @@ def cross_validate(plan):
         if if_main_process():
             adapters, classifiers = _list_run_folders(whole, runs)
             notes = _list_notes(whole)
+            heard = runs[0].get("transductive")  # of one system, all alike
+            if heard:
+                notes.append(f"**Transductive**: the system {heard}.")
             if unfinished:
                 listing = "; ".join(
                     f"fold {fold}, seed {seed}" for seed, fold in unfinished

@@ -42,6 +42,7 @@ from speechbrain_wap.data.batches import OneByOne
 from speechbrain_wap.data.datasets import feats_key, make_labelled_dataset
 from speechbrain_wap.emotion_model import AveragedModels
 from speechbrain_wap.encoders.checkpoints import CHECKPOINT_FILES
+from speechbrain_wap.encoders.fbank import WeightFreeFrontEnd
 from speechbrain_wap.encoders.speech_encoder import (
     count_encoder_layers,
     digest_encoder,
@@ -174,6 +175,12 @@ class TrainedRun:
         model : torch.nn.Module
         """
         (model,) = build([self.model])
+        if getattr(model, "transductive", None):
+            raise RecipeError(
+                f"{type(model).__name__} in {self.folder} "
+                f"{model.transductive}, so that it cannot recognise others: "
+                "export a system that does without."
+            )
         model.set_classes(len(self.scores["classes"]))
         weights = torch.load(self.find_weights(), "cpu", weights_only=True)
         model.load_state_dict(weights)
@@ -402,6 +409,8 @@ def _find_checkpoints(run):
     folders = {}
     for name, cache in run.caches.items():
         front_end = getattr(cache.encoder, "front_end", None)
+        if folders and isinstance(front_end, WeightFreeFrontEnd):
+            continue  # a further stream, which needs nothing
         folders[name] = getattr(front_end, "folder", None)
         if folders[name] is None:
             raise RecipeError(

@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 import speechbrain_wap
+from speechbrain_wap.encoders.registry import WEIGHT_FREE
 from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
 from speechbrain_wap.evaluation.report import (
     SCORES,
@@ -178,7 +179,8 @@ def write_model_card(runs, output, is_bundled):
     }
     cache = first.caches.get("")
     source = getattr(getattr(cache, "encoder", None), "source", None)
-    if source and not Path(str(source)).is_dir() and source != "fbank":
+    is_hub_id = source and source not in WEIGHT_FREE
+    if is_hub_id and not Path(str(source)).is_dir():
         top["base_model"] = str(source)
     text = CARD.format(
         header=yaml.safe_dump(top, sort_keys=False, allow_unicode=True),

@@ -51,7 +51,7 @@ from speechbrain_wap.files import (
     write_atomically,
     write_text,
 )
-from speechbrain_wap.wap_transformer import measure_frames
+from speechbrain_wap.frame_input import measure_frames
 
 logger = get_logger(__name__)
 
@@ -306,7 +306,7 @@ class FeatureCache:
         Returns
         -------
         mean, std : torch.Tensor
-            See :func:`speechbrain_wap.wap_transformer.measure_frames`.
+            See :func:`speechbrain_wap.frame_input.measure_frames`.
         """
         digest = hashlib.sha256(json.dumps(utterances).encode()).hexdigest()
         path = self.folder / "statistics" / f"{digest[:32]}.safetensors"

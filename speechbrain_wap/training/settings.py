@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import traceback
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -124,7 +125,7 @@ class HparamsFile:
                 f"on: {error}"
             )
         for same in included.keys() & self.tree.keys() - {key, "model"}:
-            given.setdefault(same, TaggedScalar(f"<{same}>", tag="!ref"))
+            given.setdefault(same, _refer_to(same))
         self.tree[key] = _make_wired(f"!include:{name}", given)
         self.included[key] = included
 
@@ -199,6 +200,36 @@ class HparamsFile:
             return value
         recursive_update(node, value)
         return node
+
+    def wire_streams(self):
+        """Wires what a system's key ``streams`` asks for.
+
+        Each further stream, {name: encoder_source}, gets a feature cache like
+        the encoder's own, which is called "speech"; the model is given all
+        their sizes.
+        """
+        for place, included in self.included.items():
+            given = self.tree[place]
+            streams = given.get("streams", included.get("streams"))
+            if not streams:
+                continue
+            if not isinstance(streams, dict) or "feature_caches" in self.tree:
+                raise RecipeError(
+                    f"streams={_plain(streams)} must map names to encoder "
+                    "sources, in a YAML that wires no feature_caches itself."
+                )
+            caches = {"speech": _refer_to("feature_cache")}
+            sizes = {"speech": _refer_to("encoder_dim")}
+            for name, source in streams.items():
+                encoder = "!new:speechbrain_wap.encoders.SpeechEncoder"
+                cache = deepcopy(self.tree["feature_cache"])
+                cache["encoder"] = _make_wired(encoder, {"source": source})
+                caches[name] = cache
+                size = "!apply:speechbrain_wap.encoders.get_encoder_dim"
+                at = f"feature_caches[{name}][encoder]"
+                sizes[name] = _make_wired(size, {"encoder": _refer_to(at)})
+            self.tree["feature_caches"] = CommentedMap(caches)
+            self.tree["model"]["input_size"] = CommentedMap(sizes)
 
     def resolve(self):
         """Writes the file as HyperPyYAML without references and includes."""
@@ -359,6 +390,11 @@ def _make_wired(tag, arguments):
     return node
 
 
+def _refer_to(key):
+    """Makes a YAML reference to another key."""
+    return TaggedScalar(f"<{key}>", tag="!ref")
+
+
 def _plain(node):
     """Turns a YAML node into a plain value."""
     if isinstance(node, dict):
@@ -384,6 +420,8 @@ def _list_settings(file, resolved):
 
     def add(key, node, value):
         tag = _tag(node)
+        if tag.startswith("!include:"):  # within what is included
+            node, tag = value, ""
         if tag.startswith(WIRED):
             settings[key] = tag.rpartition(".")[2]
         if tag.startswith(WIRED) or _has_tags(node):
@@ -467,6 +505,7 @@ class Reading:
         overrides = dict(command.overrides)
         self.file = HparamsFile(command.hparams_file, overrides)
         self.file.set_values(overrides)
+        self.file.wire_streams()
         tree = self.file.tree
         self.corpora = parse_corpora(_plain(tree.get("corpora")))
         folder, table = tree.get("data_folder"), tree.get("corpus_csv")

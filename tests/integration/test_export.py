@@ -322,11 +322,13 @@ def test_long_utterances_are_cut_as_in_training(tiny, tmp_path):
     assert predict(recognizer, run, batched=True) < 1e-5
 
 
-def test_another_system_is_exported(tiny, tmp_path):
+@pytest.mark.parametrize("system", ["linear", "w2v2_pt", "spk_norm", "glrf"])
+def test_another_system_is_exported(tiny, tmp_path, system):
     run = tmp_path / "run"
     rest = [o for o in tiny if not o.startswith(SYSTEM_KEYS)]
     call(
-        *(*CLASSIFIER, *rest, "--system=linear", "--feature_precision=float32"),
+        *(*CLASSIFIER, *rest, f"--system={system}"),
+        "--feature_precision=float32",
         *("--number_of_epochs=1", f"--output_folder={run}"),
     )
     recognizer = EmotionRecognizer.from_hparams(export(run, tmp_path / "m"))

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from encoder_cases import KINDS, NUM_LAYERS, Blocks
+from encoder_cases import KINDS, NUM_LAYERS, WEIGHT_FREE, Blocks
 from speechbrain.dataio import audio_io
 
 from speechbrain_wap.baselines.linear import MeanPoolingClassifier
@@ -135,7 +135,7 @@ def make_corpus(make_wav):
 def sources(make_checkpoint, tmp_path_factory):
     """The source of an encoder of each kind."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    return {"fbank": "fbank"} | {
+    return {name: name for name in WEIGHT_FREE} | {
         name: make_checkpoint(folder / name, num_layers=NUM_LAYERS, **kind)
         for name, kind in KINDS.items()
     }

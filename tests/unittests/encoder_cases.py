@@ -28,7 +28,8 @@ KINDS = {
     "whisper-2s": {"family": "whisper", "seconds": 2},
 }
 NUM_LAYERS = 3
-WITHOUT_MODEL = ["fbank", *KINDS]
+WEIGHT_FREE = ["fbank", "mfcc", "spectrogram"]
+ALL_KINDS = [*WEIGHT_FREE, *KINDS]
 FAMILIES = ["hubert", "wav2vec2", "wavlm", "data2vec", "w2v-bert", "whisper"]
 
 

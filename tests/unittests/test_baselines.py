@@ -1,21 +1,117 @@
-"""The linear classifier on mean-pooled frames against numpy."""
+"""Laws of all baselines; the linear one against numpy."""
+
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import assert_near, make_utterances, pad_batch
+from helpers import (
+    assert_near,
+    generator,
+    make_utterances,
+    pad_batch,
+    randomise_,
+)
 from speechbrain.dataio.batch import PaddedBatch
+from torch.nn import functional as F
 
+from speechbrain_wap.baselines.glrf import GLRF
 from speechbrain_wap.baselines.linear import MeanPoolingClassifier
+from speechbrain_wap.baselines.lpmn import LPMN
+from speechbrain_wap.baselines.spk_norm import SpkNorm
+from speechbrain_wap.baselines.w2v2_pt import W2v2PT
 
 DIM, CLASSES = 3, 4
 LENGTHS = [5, 9, 1, 6]
+SmallLPMN = partial(LPMN, num_prototypes=6, d_model=16)
+SmallGLRF = partial(GLRF, d_model=4, nhead=2, segment_frames=4, dropout=0.0)
+SYSTEMS = [MeanPoolingClassifier, W2v2PT, SpkNorm, SmallGLRF, SmallLPMN]
+each_system = pytest.mark.parametrize("system", SYSTEMS)
 
 
 def make_frames(num_layers=1):
     """Draws utterances [n, D], or [n, L, D] of several layers."""
     several = [num_layers] * (num_layers > 1)
     return make_utterances(LENGTHS, *several, DIM)
+
+
+def make_hook_batches(utterances):
+    """Batches of one utterance and one speaker each, as hooks see them."""
+    return [
+        PaddedBatch([{"feats": x, "target": n % CLASSES, "speaker_index": n}])
+        for n, x in enumerate(utterances)
+    ]
+
+
+def make_system(system, num_layers=1):
+    """Makes a system that has seen its training data, in eval mode."""
+    model = system(DIM, num_layers)
+    model.set_classes(CLASSES)
+    model.before_fit(make_hook_batches(make_frames(num_layers)))
+    return randomise_(model).eval()
+
+
+@each_system
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("fill", [1e4, float("nan")])
+def test_an_utterances_logits_do_not_depend_on_its_batch(
+    system, num_layers, fill
+):
+    model = make_system(system, num_layers)
+    utterances = make_frames(num_layers)
+    feats, lens = pad_batch(utterances, fill, num_steps=12)
+    mask = torch.rand(feats.shape[:2], generator=generator(3)) < 0.4
+    for masked in (None, mask):
+        logits = model(feats, lens, masked)
+        for number, x in enumerate(utterances):
+            alone = None if masked is None else masked[[number], : len(x)]
+            assert_near(model(x[None], torch.ones(1), alone)[0], logits[number])
+        backwards = None if masked is None else masked.flip(0)
+        again = model(feats.flip(0), lens.flip(0), backwards)
+        assert_near(again.flip(0), logits)
+    nothing = torch.full_like(feats[:1], fill)
+    more = model(torch.cat([feats, nothing]), F.pad(lens, (0, 1)))
+    assert_near(more[:-1], model(feats, lens))
+    assert torch.isfinite(more).all()
+
+
+@each_system
+def test_what_a_masked_frame_holds_changes_nothing(system):
+    model = make_system(system)
+    (x,) = make_utterances([8], DIM)
+    mask = torch.arange(8)[None] % 3 == 1
+    other = torch.where(mask[0, :, None], 7.0, x)
+    lens = torch.ones(1)
+    assert_near(model(x[None], lens, mask), model(other[None], lens, mask))
+    assert (model(x[None], lens) - model(other[None], lens)).abs().max() > 0.01
+
+
+@each_system
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_losses_reach_all_parameters_whatever_the_padding(system, num_layers):
+    model = make_system(system, num_layers)
+    feats, lens = pad_batch(make_frames(num_layers), float("nan"))
+    logits = model.train()(feats, lens)
+    target = torch.arange(len(LENGTHS))
+    losses = {"cross_entropy": F.cross_entropy(logits, target)}
+    if hasattr(model, "losses"):
+        weight = torch.ones(len(LENGTHS))
+        batch = SimpleNamespace(target=target, speaker=target, weight=weight)
+        losses.update(model.losses(logits, batch))
+    sum(losses.values()).backward()
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@each_system
+def test_a_checkpoint_is_the_whole_system(system):
+    model, other = make_system(system, 2), system(DIM, 2)
+    other.set_classes(CLASSES)
+    other.eval().load_state_dict(model.state_dict())
+    feats, lens = pad_batch(make_frames(2))
+    assert torch.equal(other(feats, lens), model(feats, lens))
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])

@@ -16,8 +16,9 @@ from speechbrain.dataio.batch import PaddedBatch
 
 from speechbrain_wap.emotion_model import EmotionModel
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.frame_input import measure_frames
 from speechbrain_wap.pooling import StatisticalAttentivePooling
-from speechbrain_wap.wap_transformer import WAPTransformer, measure_frames
+from speechbrain_wap.wap_transformer import WAPTransformer
 
 DIM, CLASSES = 3, 4
 LENGTHS = [5, 9, 1]

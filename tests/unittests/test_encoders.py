@@ -8,14 +8,17 @@ shapes differ, rounding may, too, with the instructions that the machine has.
 import math
 import shutil
 
+import numpy as np
 import pytest
+import scipy.fft
 import torch
 import transformers
 from encoder_cases import (
+    ALL_KINDS,
     FAMILIES,
     KINDS,
     NUM_LAYERS,
-    WITHOUT_MODEL,
+    WEIGHT_FREE,
     Blocks,
     encode,
 )
@@ -108,8 +111,9 @@ def test_features_are_those_of_hugging_face_on_the_utterance_alone(
             assert relative_error(below, above) > 0.01
 
 
-def test_fbank_features_are_mel_energies_on_a_fixed_logarithmic_scale(signal):
-    encoder = SpeechEncoder("fbank")
+@pytest.mark.parametrize("kind", ["fbank", "spectrogram"])
+def test_energies_are_on_a_fixed_logarithmic_scale(signal, kind):
+    encoder = SpeechEncoder(kind)
     speech = signal(0.5)
     feats = encode(encoder, speech, 10 * speech)
     # 20 dB, and the scale's unit is 20 dB
@@ -117,13 +121,59 @@ def test_fbank_features_are_mel_energies_on_a_fixed_logarithmic_scale(signal):
 
     times = torch.arange(8000) / 16000
     tones = [torch.sin(6.2832 * f * times) for f in (300.0, 3000.0)]
-    low, high = encode(encoder, *tones).mean(dim=1).argmax(dim=1)
-    assert 5 < low < high < 75
+    low, high = encode(encoder, *tones)[:, :-1].mean(dim=1).argmax(dim=1)
+    if kind == "spectrogram":  # bands of 20 Hz, in both frames of a pair
+        assert {int(low) % 200, int(high) % 200} == {15, 150}
+    assert 5 < low < high
+    assert high < 75 or kind == "spectrogram"
+
+
+def make_frames_with_numpy(speech):
+    """The power of 401 bands of 20 Hz every 10 ms, in decibels."""
+    x = speech.double().numpy()
+    x = np.concatenate([x[:1], x[1:] - 0.97 * x[:-1]])  # pre-emphasis
+    x = np.pad(x, 400, mode="reflect")
+    window = np.zeros(800)
+    window[80:720] = np.hamming(641)[:-1]
+    starts = range(0, len(x) - 799, 160)
+    frames = np.stack([window * x[start : start + 800] for start in starts])
+    return np.abs(np.fft.rfft(frames)) ** 2
+
+
+def to_decibels(power):
+    decibels = 10 * np.log10(np.maximum(power, 1e-10))
+    return np.maximum(decibels, decibels.max() - 80)
+
+
+@pytest.mark.parametrize("num_samples", [16000, 16160])
+def test_spectrum_and_cepstrum_are_those_of_numpy_in_pairs(signal, num_samples):
+    speech = 0.1 * signal(2.0)[:num_samples]
+    power = make_frames_with_numpy(speech)
+    mel = 2595 * np.log10(1 + np.arange(401) * 20 / 700)
+    hertz = 700 * (10 ** (np.linspace(0, mel[-1], 82) / 2595) - 1)
+    bands = np.arange(401)[:, None] * 20.0
+    rise = (bands - hertz[:-2]) / (hertz[1:-1] - hertz[:-2])
+    fall = (hertz[2:] - bands) / (hertz[2:] - hertz[1:-1])
+    mels = to_decibels(power @ np.clip(np.minimum(rise, fall), 0, None))
+    expected = {
+        "spectrogram": to_decibels(power)[:, :200],
+        "mfcc": scipy.fft.dct(mels, norm="ortho")[:, :40],
+    }
+    for kind, frames in expected.items():
+        pairs = encode(SpeechEncoder(kind), speech)[0]
+        mine = pairs.reshape(-1, pairs.shape[1] // 2).numpy()
+        is_odd = len(frames) % 2
+        assert len(mine) == len(frames) + is_odd
+        np.testing.assert_allclose(
+            mine[: len(frames)], frames / 20, atol=2e-3, err_msg=kind
+        )
+        if is_odd:  # the last is there twice
+            assert (mine[-1] == mine[-2]).all()
 
 
 @pytest.mark.parametrize(
     "kind, context",
-    [*((kind, "full") for kind in WITHOUT_MODEL), ("whisper", "clip")],
+    [*((kind, "full") for kind in ALL_KINDS), ("whisper", "clip")],
 )
 def test_features_do_not_depend_on_the_batch_nor_on_train_mode(
     sources, signal, kind, context
@@ -164,6 +214,8 @@ def test_a_half_precision_checkpoint_equals_its_float32_upcast(
 # How many frames so many samples give; the least is the fewest that give any
 FRAMES = {
     "fbank": {400: 2, 639: 2, 640: 3, 32000: 101},
+    "mfcc": {640: 3, 959: 3, 960: 4, 32000: 101},
+    "spectrogram": {640: 3, 959: 3, 960: 4, 32000: 101},
     "hubert": {400: 1, 719: 1, 720: 2, 32000: 99},
     "hubert-strides": {730: 1, 1209: 1, 1210: 2, 32000: 66},
     "data2vec": {400: 1, 719: 1, 720: 2, 32000: 99},
@@ -175,11 +227,11 @@ FRAMES = {
 
 @pytest.mark.parametrize("kind", FRAMES)
 def test_the_config_foretells_the_frames_that_the_samples_fill(sources, kind):
-    layers = "last" if kind == "fbank" else [2, 0]
+    layers = "last" if kind in WEIGHT_FREE else [2, 0]
     encoder = SpeechEncoder(sources[kind], layers)
     frame_rate = 16000 / 480 if kind == "hubert-strides" else 50.0
     assert encoder.frame_rate == frame_rate
-    num_values = 80 if kind == "fbank" else 2 * 16
+    num_values = {"fbank": 80, "mfcc": 80, "spectrogram": 400}.get(kind, 2 * 16)
     assert count_values_per_second(encoder) == frame_rate * num_values
     get_identity(encoder)
     assert not list(encoder.parameters())  # nothing is loaded for that
@@ -211,7 +263,7 @@ def test_whisper_sees_30_seconds_in_full_and_nothing_but_the_clip_in_clip(
         assert relative_error(mine[:, layer], theirs[:, layer]) < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["fbank", "hubert", "w2v-bert"])
+@pytest.mark.parametrize("kind", [*WEIGHT_FREE, "hubert", "w2v-bert"])
 def test_the_context_changes_nothing_for_the_other_families(
     sources, signal, kind
 ):
@@ -341,6 +393,8 @@ GOLDEN_VERSION = 3
 GOLDEN = {
     "audio": "-1.308e-05 0.003795 0.0002787 -0.005326 0.00516 0.003953",
     "fbank": "-1.4 0.5217 -0.7892 -1.614 -1.462 -1.883",
+    "mfcc": "-0.6614 3.112 -18.76 -1.168 -0.962 0.8578",
+    "spectrogram": "-2.554 0.5809 -2.493 -2.442 -3.026 -2.209",
     "hubert": "-0.05801 0.5463 0.0722 0.4804 0.1423 -0.1639",
     "w2v-bert": "-0.4093 8.58 -18.92 -19.42 0.06621 -0.1506",
     "whisper": "-0.005851 1.46 0.05002 4.9 0.273 3.62",

@@ -6,7 +6,14 @@ import shutil
 
 import pytest
 import torch
-from encoder_cases import FAMILIES, NUM_LAYERS, Blocks, edit_json, flip_a_byte
+from encoder_cases import (
+    FAMILIES,
+    NUM_LAYERS,
+    WEIGHT_FREE,
+    Blocks,
+    edit_json,
+    flip_a_byte,
+)
 
 from speechbrain_wap.encoders import SpeechEncoder, get_identity, speech_encoder
 
@@ -16,7 +23,7 @@ def identify(source, *args):
     return get_identity(SpeechEncoder(str(source), *args))
 
 
-@pytest.mark.parametrize("kind", ["fbank", *FAMILIES])
+@pytest.mark.parametrize("kind", [*WEIGHT_FREE, *FAMILIES])
 def test_identity_is_plain_and_stays_after_loading(sources, kind):
     encoder = SpeechEncoder(sources[kind])
     before = json.dumps(get_identity(encoder), sort_keys=True)

@@ -13,7 +13,7 @@ from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.features import FeatureCache, cache as tested
 from speechbrain_wap.features.cache import is_unaltered
-from speechbrain_wap.wap_transformer import measure_frames
+from speechbrain_wap.frame_input import measure_frames
 
 PRECISIONS = {
     "float16": torch.float16,

@@ -423,3 +423,61 @@ def test_all_keys_of_the_recipes_are_read(stage, corpus, caplog):
     script = Path(find_yaml()).parents[1] / f"train_{stage}.py"
     read(stage, *SMALL, corpus=corpus).warn_of_unread(str(script), ())
     assert "nothing reads" not in caplog.text
+
+
+# Further streams of a system -------------------------------------------------
+
+STREAMS = [
+    *("--system=co_attention", "--encoder_source=fbank", "--data_folder=D"),
+    *("--lstm_size=2", "--segment_frames=32", "--cnn_channels=[1, 1, 1, 1, 1]"),
+    *("--feature_precision=float32", "--cache_folder=C"),
+]
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_a_systems_streams_are_cached_beside_the_encoders(corpus, caplog):
+    reading = read("classifier", *STREAMS, corpus=corpus)
+    script = Path(find_yaml()).parents[1] / "train_classifier.py"
+    reading.warn_of_unread(str(script), ())
+    assert "nothing reads" not in caplog.text
+    hparams = reading.build()
+    caches, usual = hparams["feature_caches"], hparams["feature_cache"]
+    assert list(caches) == ["speech", "mfcc", "spectrogram"]
+    assert caches["speech"] is usual
+    sizes = {"speech": 80}
+    for name in ("mfcc", "spectrogram"):
+        cache = caches[name]
+        assert cache.encoder.source == name
+        assert (cache.precision, cache.cache_folder) == ("float32", "C")
+        assert cache.num_workers == usual.num_workers
+        sizes[name] = cache.encoder.output_size
+    for name, stream in hparams["model"].streams.items():
+        assert len(stream.input_mean) == sizes.pop(name)
+    assert not sizes
+    other = "--streams={mfcc: fbank, spectrogram: spectrogram}"
+    other = read("classifier", *STREAMS, other, corpus=corpus)
+    differ = {k for k, v in reading.settings.items() if other.settings[k] != v}
+    assert differ == {"streams", "feature_caches.mfcc.encoder.source"}
+
+
+def test_what_a_systems_yaml_includes_is_a_setting_too():
+    options = ["--data_folder=D", "--system=lpmn_s60"]
+    settings = read("classifier", *options).settings
+    assert (settings["system"], settings["selection"]) == ("lpmn_s60", 0.6)
+    plain = {"num_prototypes": 1024, "selection": 0.6, "d_model": 256}
+    for key, value in plain.items():
+        assert settings[f"lpmn.{key}"] == value
+
+
+def test_a_system_without_streams_has_the_one_cache():
+    hparams = read("classifier", *SMALL).build()
+    assert "feature_caches" not in hparams
+
+
+def test_streams_that_cannot_be_wired_are_named(workplace):
+    with pytest.raises(RecipeError, match="streams=mfcc must map names to"):
+        read("classifier", *STREAMS, "--streams=mfcc")
+    wired = "feature_caches:\n    pitch: !ref <feature_cache>\nmodel:"
+    yaml = copy_yaml(workplace, "classifier", ("\nmodel:", f"\n{wired}"))
+    with pytest.raises(RecipeError, match="wires no feature_caches itself"):
+        read(yaml, *STREAMS)

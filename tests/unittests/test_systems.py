@@ -9,7 +9,7 @@ import sys
 import pandas as pd
 import pytest
 import torch
-from readings import copy_yaml
+from readings import copy_yaml, find_yaml
 from recipe_runs import load_script, read_json
 
 from speechbrain_wap.errors import RecipeError
@@ -242,3 +242,31 @@ def test_a_system_of_several_streams_is_exported_with_its_module(
 def test_an_adapter_is_refused_where_nothing_could_start_from_it(run_toy):
     with pytest.raises(RecipeError, match="A cannot start the system Toy"):
         run_toy("--adapter_folder=A")
+
+
+SYSTEMS = {
+    "co_attention": """--lstm_size=2 --segment_frames=32 --embedding_size=8
+        --cnn_channels=[2,2,2,2,2]""",
+    "lpmn_s60": "",
+}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_system_trains_and_recognises_by_its_name_alone(
+    workplace, make_corpus, system
+):
+    (workplace / "corpus").mkdir()
+    table = make_corpus(workplace / "corpus", num_sessions=3)
+    load_script("train_classifier.py").main(
+        [find_yaml("classifier"), f"--corpus_csv={table}", "--fold=2"]
+        + [f"--system={system}", "--encoder_source=fbank", "--batch_size=4"]
+        + ["--number_of_epochs=2", "--feature_workers=0", "--noprogressbar"]
+        + ["--output_folder=out", *SYSTEMS[system].split()]
+    )
+    call_export(["--run_folder=out", "--output=model"])
+    recognizer = EmotionRecognizer.from_hparams("model")
+    rows = pd.read_csv("out/predictions.csv")
+    wavs = [e["wav"] for e in read_json(workplace / "out/test.json").values()]
+    found = torch.cat([recognizer.classify_file(wav)[0] for wav in wavs])
+    expected = rows[recognizer.classes].to_numpy()
+    assert abs(found.numpy() - expected).max() < 1e-5

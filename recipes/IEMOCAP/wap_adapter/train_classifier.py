@@ -114,7 +114,8 @@ def dataio_prep(hparams, caches, splits, labelled, classes):
     """Makes the datasets, and the plan of how often an epoch has what.
 
     "train" has the labelled utterances, and copies: an epoch has as many as
-    with all labels; "measured" has all training utterances, once each.
+    with all labels; "measured" has all training utterances, once each, or, for
+    a transductive model, all utterances without their labels.
     """
     augmenter = hparams["augmenter"]
     train = augmenter.plan(labelled)
@@ -122,6 +123,12 @@ def dataio_prep(hparams, caches, splits, labelled, classes):
     plan = EpochPlan(train, [(list(train), places)], hparams["seed"])
     speakers = sorted({e["speaker"] for e in splits["train"].values()})
     entries = {**splits, "train": plan.entries, "measured": splits["train"]}
+    if getattr(hparams["model"], "transductive", None):
+        entries["measured"] = {
+            key: {**entry, "label": None}
+            for split in splits.values()
+            for key, entry in split.items()
+        }
     datasets = {
         name: make_labelled_dataset(
             entries[name],
@@ -196,7 +203,10 @@ class EmotionBrain(RecipeBrain):
             mask[name] = batch.masks[key] if stage == sb.Stage.TRAIN else None
         if list(feats) == [""]:
             feats, lens, mask = feats[""], lens[""], mask[""]
-        return self.modules.model(feats, lens, mask)
+        told = []
+        if getattr(self.hparams.model, "transductive", None):
+            told = [batch.speaker_name]
+        return self.modules.model(feats, lens, mask, *told)
 
     def compute_objectives(self, predictions, batch, stage):
         """Adds up the losses, and keeps predictions to be scored."""
@@ -225,7 +235,7 @@ class EmotionBrain(RecipeBrain):
 
     def compute_losses(self, predictions, batch):
         """Joins the cross entropy with the model's own losses, if any."""
-        weights = self.class_weights[batch.target]
+        weights = batch.weight = self.class_weights[batch.target]
         losses = self.hparams.compute_cost(
             predictions, batch.target, reduction="none"
         )
@@ -372,6 +382,7 @@ class EmotionBrain(RecipeBrain):
             "n": len(table),
             **scores,
             "confusion": confusion.tolist(),
+            "transductive": getattr(self.hparams.model, "transductive", None),
             "predictions_digest": digest_file(predictions_csv),
         }
         write_text(self.experiment.scores, json.dumps(result, indent=1))
@@ -426,6 +437,7 @@ def try_out(experiment, classes):
                 **utterance,
                 "target": number % len(classes),
                 "speaker_index": 0,
+                "speaker_name": "trial",
                 "mask_probability": 0.5,
             }
             for number, utterance in enumerate(
