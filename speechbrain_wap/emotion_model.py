@@ -16,9 +16,8 @@ A system may also have
 ``losses(logits, batch)``
     A mapping of scalars. They are added to the cross entropy and logged, each
     by its name; one that is called "cross_entropy" takes its place. The batch
-    has ``target`` (indices of the classes), ``weight`` (of these classes in
-    the cross entropy, ``class_weights``) and ``speaker`` (indices of the
-    training speakers, -1 for others, hence for all of validation), each of
+    has ``target`` (indices of the classes) and ``speaker`` (indices of the
+    training speakers, -1 for others, hence for all of validation), both of
     shape [B]. Where the ranks cannot share an epoch evenly, some forward one
     utterance more at its end; it is not in this batch.
 ``before_fit(batches)``, ``after_fit(batches)``

@@ -1,10 +1,10 @@
 """GLRF: local and global frames, and a loss on the surest segments.
 
 C. Ding, J. Li, D. Zong, B. Li, T. Zhang, Q. Zhou, "Stable speech emotion
-recognition with head-k-pooling loss", Interspeech 2023. Of it, the abstract is
-public: beside local features of stacked convolutions, global relations across
-frames are learned; and the loss assigns labels to an utterance's segments as
-training goes, and is computed on some of them. All else is our reading.
+recognition with head-k-pooling loss", Interspeech 2023. We know no code of it
+and have not read it: that it joins local features of convolutions with global
+relations of frames, and that its loss gives labels to some of an utterance's
+segments, is common knowledge of it. All else is our reading.
 """
 
 import torch
@@ -155,31 +155,12 @@ class GLRF(FrameInput):
         scores = self.classifier(segments).float().log_softmax(dim=-1)
         return pool_head(scores, num_segments, self.head_share)
 
-    def losses(self, logits, batch):
-        """Computes the head-k-pooling loss, in place of the cross entropy.
-
-        Arguments
-        ---------
-        logits : torch.Tensor
-            What forward has given, shape [B, C], or its first rows.
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``target`` [B] and ``weight`` [B], the class's in the loss.
-
-        Returns
-        -------
-        losses : dict
-            "cross_entropy", a scalar.
-        """
-        head = logits.gather(1, batch.target[:, None])[:, 0]
-        return {"cross_entropy": -(batch.weight * head).mean()}
-
 
 def pool_head(scores, num_segments, share):
     """Averages each class's k highest segments (head-k-pooling, B9).
 
-    Of log-probabilities, that of the label is, negative, the mean of the k
-    smallest cross entropies of the utterance's segments: these k bear its
-    label, the others none.
+    The cross entropy of the result is the loss: only segments that are among
+    the k surest of some class bear a label, hence have a gradient.
 
     Arguments
     ---------

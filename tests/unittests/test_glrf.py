@@ -1,7 +1,5 @@
 """GLRF: the head-k-pooling loss against its formula; what the frames see."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from helpers import (
     pad_batch,
     randomise_,
 )
+from torch.nn import functional as F
 
 from speechbrain_wap.baselines.glrf import GLRF, pool_head
 
@@ -20,24 +19,31 @@ NUM_SEGMENTS = [4, 1, 3]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_the_loss_is_that_of_the_k_segments_that_are_surest(share):
+def test_the_loss_is_computed_on_the_k_segments_surest_of_a_class(share):
     scores = torch.randn(3, 4, CLASSES, generator=generator())
     scores = scores.log_softmax(dim=-1).requires_grad_()
     target = torch.tensor([2, 0, 1])
     pooled = pool_head(scores, torch.tensor(NUM_SEGMENTS), share)
-    batch = SimpleNamespace(target=target, weight=torch.tensor([1.0, 2.0, 3.0]))
-    model = GLRF(5, segment_frames=2, head_share=share)
-    loss = model.losses(pooled, batch)["cross_entropy"]
-    loss.backward()
-    expected, wanted = 0.0, torch.zeros_like(scores)
+    F.cross_entropy(pooled, target, reduction="sum").backward()
+    wanted = torch.zeros_like(scores)
     for row, (n, label) in enumerate(zip(NUM_SEGMENTS, target.tolist())):
-        errors = -scores[row, :n, label].detach().numpy()
-        head = np.argsort(errors)[: max(1, int(np.ceil(share * n)))]
-        expected += (row + 1) * errors[head].mean() / 3
-        # the others have no label, hence no gradient
-        wanted[row, head, label] = -(row + 1) / 3 / len(head)
-    assert_near(loss, expected)
+        k = max(1, int(np.ceil(share * n)))
+        found = scores[row, :n].detach().numpy()
+        heads = np.argsort(-found, axis=0)[:k]
+        means = np.take_along_axis(found, heads, axis=0).mean(axis=0)
+        assert_near(pooled[row], means)
+        errors = np.exp(means) / np.exp(means).sum()
+        errors[label] -= 1.0
+        for c in range(CLASSES):
+            wanted[row, heads[:, c], c] = float(errors[c] / k)
     assert_near(scores.grad, wanted)
+
+
+def test_segments_that_say_all_labels_at_once_are_no_solution():
+    sure = torch.eye(CLASSES)[None].clamp(min=1e-3).log()
+    pooled = pool_head(sure, torch.tensor([CLASSES]), share=0.3)
+    loss = F.cross_entropy(pooled, torch.tensor([1]))
+    assert_near(loss, np.log(CLASSES))
 
 
 def test_segments_are_the_means_of_their_frames_and_see_all_others():

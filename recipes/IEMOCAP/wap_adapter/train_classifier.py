@@ -235,7 +235,7 @@ class EmotionBrain(RecipeBrain):
 
     def compute_losses(self, predictions, batch):
         """Joins the cross entropy with the model's own losses, if any."""
-        weights = batch.weight = self.class_weights[batch.target]
+        weights = self.class_weights[batch.target]
         losses = self.hparams.compute_cost(
             predictions, batch.target, reduction="none"
         )
