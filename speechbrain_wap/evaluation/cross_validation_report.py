@@ -123,10 +123,7 @@ def summarise(plan, runs):
 
 def _list_run_folders(plan, runs):
     """Names the output folders of both stages' runs, by the run's name."""
-    places = {
-        name_run(run): (run["seed"], run["fold"])
-        for run in runs
-    }
+    places = {name_run(run): (run["seed"], run["fold"]) for run in runs}
     classifiers = {
         name: os.path.join(find_run(plan.output_folder, *place), "classifier")
         for name, place in places.items()

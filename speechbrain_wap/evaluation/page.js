@@ -5,7 +5,7 @@
   const find = (selector) => document.querySelector(selector);
   const data = JSON.parse(find("#data").textContent);
   const colors = JSON.parse(find("#colors").textContent);
-  const PER_PAGE = 50;
+  const PER_PAGE = 25;
   const form = find("#filters");
   const body = find("#rows tbody");
   const audio = new Audio();
@@ -147,8 +147,11 @@
     const [wave, heat] = ["--wave", "--heat"].map((name) => style.getPropertyValue(name));
     const top = data.digits.length - 1;
     const run = data.runs[Number(form.run.value)];
-    for (const canvas of body.querySelectorAll("canvas")) {
-      const { width, height } = canvas.getBoundingClientRect();
+    // measured before any is drawn, which would have the page laid out anew
+    const sizes = [...body.querySelectorAll("canvas")].map(
+      (canvas) => [canvas, canvas.clientWidth, canvas.clientHeight],
+    );
+    for (const [canvas, width, height] of sizes) {
       canvas.width = width * devicePixelRatio;
       canvas.height = height * devicePixelRatio;
       const context = canvas.getContext("2d");

@@ -143,10 +143,16 @@ def _describe_run(facts):
     folds, seeds = ({run[key] for run in runs} for key in ("fold", "seed"))
     once = {run["fold"]: run["n"] for run in runs}
     speakers = facts.utterances["speaker"].nunique()
+
+    def count(number, word):
+        """Counts in words."""
+        return f"{number} {word}{'s' * (number != 1)}"
+
     return (
-        f"{sum(once.values())} utterances of {speakers} speakers, "
-        f"{len(classes)} classes ({', '.join(classes)}), held out in "
-        f"{len(folds)} fold(s), with {len(seeds)} seed(s)."
+        f"{count(sum(once.values()), 'utterance')} of "
+        f"{count(speakers, 'speaker')}, {len(classes)} classes "
+        f"({', '.join(classes)}), held out in {count(len(folds), 'fold')}, "
+        f"with {count(len(seeds), 'seed')}."
     )
 
 
@@ -245,10 +251,12 @@ def _draw(draw, facts, *args):
             stream, format="svg", transparent=True, metadata={"Date": None}
         )
     _, _, svg = stream.getvalue().partition("<svg")
-    # as wide as there is room
-    start, end, rest = svg.partition(">")
-    start = re.sub(r'(?<=\s)(width|height)="[^"]*"', "", start)
-    return Markup(f"<svg{start}{end}{rest.replace(INK, 'currentColor')}")
+    start, _, rest = svg.partition(">")
+    # as wide as there is room, and no wider than it was drawn
+    start = re.sub(r'\s(width|height)="[^"]*"', "", start)
+    width = figure.get_figwidth()
+    start = f'<svg{start} style="max-width: {width:.1f}in">'
+    return Markup(start + rest.replace(INK, "currentColor"))
 
 
 def _find_confidence(tested, results):
@@ -266,7 +274,7 @@ def _draw_calibration(bins):
     width = 0.1
     axes.bar((bins.index + 0.5) * width, bins["accuracy"], width * 0.9)
     axes.plot(
-        bins["confidence"], bins["accuracy"], "o-", color=COLORS[1], zorder=3
+        bins["confidence"], bins["accuracy"], "o", color=COLORS[1], zorder=3
     )
     for _, one in bins.iterrows():
         axes.annotate(
