@@ -219,7 +219,7 @@ def _list_groups(tested):
     )
     groups = {}
     for title, column in (
-        ("Fold", "held-out session " + tested["session"].astype(str)),
+        ("Held-out session", tested["session"]),
         ("Speaker", tested["speaker"]),
         ("Gender", tested["gender"].replace("", None)),
         ("Length of the utterance", lengths),
