@@ -54,6 +54,9 @@ setup(
     extras_require={
         "demo": ["gradio>=6"],
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
-        "test": ["pytest>=8", "pytest-xdist>=3.7", "setuptools>=70.1"],
+        "test": [
+            *("pytest>=8", "pytest-xdist>=3.7", "setuptools>=70.1"),
+            *("selenium>=4.11", "tensorboard>=2.16"),
+        ],
     },
 )
