@@ -42,7 +42,7 @@ def write_digits(values):
     Example
     -------
     >>> write_digits(np.array([0.0, 0.5, 1.0, 0.0]))[::25]
-    '0Vz0'
+    '0Uz0'
     """
     starts = np.arange(BINS) * len(values) // BINS
     heights = np.maximum.reduceat(np.asarray(values, np.float64), starts)
