@@ -30,6 +30,8 @@ from speechbrain_wap.progress import Bar
 logger = get_logger(__name__)
 
 COLUMNS = ["id", "wav", "duration", "speaker", "session", "emo"]
+# The corpus's own session where each speaker is one (fold_by)
+RECORDED_IN = "recorded_in"
 # Digests of an utterance's audio and of its samples, see inspect_audio
 AUDIO_COLUMNS = ["digest", "sound"]
 # Of an utterance that is a part of a file: which, and the sound of all of it
@@ -71,8 +73,37 @@ AUDIO_SUFFIXES = (
 AUDIO_INDEX = "audio_index.json"
 
 
-def _read_csv(path, required, cure):
-    """Reads a table as text, without guessing at "NA" or numbers."""
+def read_text_table(path, required, cure, **options):
+    """Reads a table as text, without guessing at "NA" or numbers.
+
+    Arguments
+    ---------
+    path : str
+        The file, comma-separated unless the options say otherwise.
+    required : list of str
+        Columns that it must have.
+    cure : str
+        What to do where one is missing; ends the error.
+    **options : dict
+        Of ``pandas.read_csv``, such as ``sep``.
+
+    Returns
+    -------
+    table : pandas.DataFrame
+        Cells without spaces around them.
+
+    Raises
+    ------
+    RecipeError
+        If the file is missing, no text in UTF-8 or no such table.
+
+    Example
+    -------
+    >>> path = Path(getfixture("tmpdir"), "a.tsv")
+    >>> _ = path.write_text("id\\temo\\n 01\\tNA\\n")
+    >>> read_text_table(path, ["id"], "", sep="\\t").iloc[0].tolist()
+    ['01', 'NA']
+    """
     options = {
         "dtype": str,
         "keep_default_na": False,
@@ -80,6 +111,7 @@ def _read_csv(path, required, cure):
         "encoding_errors": "surrogateescape",
         "index_col": False,  # a comma at a line's end is no column
         "skipinitialspace": True,
+        **options,
     }
     try:
         first = pd.read_csv(path, nrows=1, header=None, **options)
@@ -105,15 +137,15 @@ def _read_csv(path, required, cure):
     except RecipeError:
         raise
     except FileNotFoundError:
-        raise RecipeError(f"corpus table {path} does not exist.")
+        raise RecipeError(f"the table {path} does not exist.")
     except UnicodeError:
         raise RecipeError(
-            f"corpus table {path} cannot be read: it is no text in UTF-8; "
+            f"the table {path} cannot be read: it is no text in UTF-8; "
             "save it as CSV (UTF-8)."
         )
     except (OSError, ValueError, pd.errors.ParserWarning) as error:
         reason = " ".join(str(error).split()).rstrip(".")
-        raise RecipeError(f"corpus table {path} cannot be read: {reason}.")
+        raise RecipeError(f"the table {path} cannot be read: {reason}.")
     return table.apply(lambda column: column.str.strip().map(unquote_formula))
 
 
@@ -155,7 +187,7 @@ def read_own_corpus(csv):
     """
     csv = expand_path(csv, "corpus_csv=")
     cure = f"a corpus table has {', '.join(OWN_COLUMNS)}."
-    table = _read_csv(csv, OWN_COLUMNS, cure)
+    table = read_text_table(csv, OWN_COLUMNS, cure)
     if len(table) == 0:
         raise RecipeError(f"{csv} has no utterance: add rows below its header.")
     for column in ["id", "wav", "speaker", "session"]:
@@ -598,7 +630,7 @@ def read_skipped(skipped_csv):
     if not Path(skipped_csv).is_file():
         return {}
     try:
-        table = _read_csv(skipped_csv, SKIPPED_COLUMNS, "")
+        table = read_text_table(skipped_csv, SKIPPED_COLUMNS, "")
     except RecipeError:
         logger.warning(f"{skipped_csv} is damaged and is made again.")
         return {}
@@ -619,6 +651,6 @@ def read_corpus_table(corpus_csv):
         All columns as text, but the duration, in seconds.
     """
     cure = "run without --skip_prep to prepare the corpus."
-    table = _read_csv(corpus_csv, COLUMNS + ["digest"], cure)
+    table = read_text_table(corpus_csv, COLUMNS + ["digest"], cure)
     table["duration"] = table["duration"].astype(float)
     return table

@@ -18,6 +18,7 @@ from speechbrain_wap.data.audio import inspect_audio
 from speechbrain_wap.data.corpus_table import (
     AUDIO_COLUMNS,
     AUDIO_INDEX,
+    RECORDED_IN,
     SEGMENT_COLUMNS,
     check_audio,
 )
@@ -378,6 +379,11 @@ class FoldPlan:
 
     def _split_as_told(self, table):
         """Splits a corpus table by its column split; an empty cell is none."""
+        if RECORDED_IN in table:
+            raise RecipeError(
+                "protocol=predefined takes the splits of the column split, "
+                "which fold_by=speaker cannot change: leave one of them out."
+            )
         if self.fold > 1:
             raise RecipeError(
                 f"fold {self.fold} does not exist: protocol=predefined has one "

@@ -10,6 +10,8 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.corpus_table import (
     AUDIO_INDEX,
+    COLUMNS,
+    RECORDED_IN,
     SKIPPED_NAME,
     read_own_corpus,
     read_skipped,
@@ -23,7 +25,8 @@ from speechbrain_wap.data.further_corpora import (
     read_tables,
 )
 from speechbrain_wap.data.speakers import explain_held_out, list_utterances
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import RecipeError, check_choice
+from speechbrain_wap.files import write_table
 
 logger = get_logger(__name__)
 
@@ -35,6 +38,7 @@ def prepare_table(
     corpus_table,
     max_skipped,
     cache_folder,
+    fold_by="session",
 ):
     """Writes the corpus table of a recipe's corpus or of an own one.
 
@@ -52,17 +56,28 @@ def prepare_table(
         Share of the audio files that may be unreadable, 0 to 1.
     cache_folder : str
         Holds the index of known audio files.
+    fold_by : str
+        "session", or "speaker": each speaker is a session, and the corpus's
+        own sessions are in the column recorded_in.
 
     Returns
     -------
     table : pandas.DataFrame
     """
+    check_choice("fold_by", fold_by, ("session", "speaker"))
     audio_index = Path(cache_folder, AUDIO_INDEX)
     kept = {"max_skipped": max_skipped, "audio_index": audio_index}
     if corpus_csv:
         table = read_own_corpus(corpus_csv)
-        return write_corpus_table(table, corpus_table, **kept)
-    return prepare_corpus(data_folder, corpus_table, **kept)
+        table = write_corpus_table(table, corpus_table, **kept)
+    else:
+        table = prepare_corpus(data_folder, corpus_table, **kept)
+    if fold_by == "speaker":
+        if RECORDED_IN not in table:  # else a run wrote this table
+            table.insert(len(COLUMNS), RECORDED_IN, table["session"])
+        table["session"] = table["speaker"]
+        write_table(corpus_table, table)
+    return table
 
 
 def prepare_adapter_data(

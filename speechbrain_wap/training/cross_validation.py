@@ -514,7 +514,7 @@ def prepare(plan):
 def _refuse_different_models(plan):
     """Makes sure that both stages mean the same model and the same folds."""
     adapter, classifier = (plan.settings[stage] for stage in STAGES)
-    keys = {*MODEL_KEYS, "feature_precision", "protocol"}
+    keys = {*MODEL_KEYS, "feature_precision", "protocol", "fold_by"}
     for key, value in adapter.items():
         if key.startswith("encoder"):  # and the keys that it refers to
             keys |= {key, *re.findall(r"<(\w+)>", str(value))}

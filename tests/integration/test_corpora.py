@@ -47,7 +47,12 @@ def read_settings(run_folder):
     return read_json(run_folder, "save/settings.json")["settings"]
 
 
-def test_ravdess_is_read_and_cross_validated(usual, tmp_path):
+@pytest.mark.parametrize(
+    "fold_by, speakers", [("session", [13, 14]), ("speaker", [12])]
+)
+def test_ravdess_is_read_and_cross_validated(
+    usual, tmp_path, fold_by, speakers
+):
     seconds = torch.arange(4800) / 16000
     for number in range(4 * 8):
         actor, emotion = 11 + number // 8, 1 + number % 8
@@ -60,6 +65,7 @@ def test_ravdess_is_read_and_cross_validated(usual, tmp_path):
         *("cross_validate.py", *STAGES, *usual, "--num_attributes=8"),
         *("--folds=2", f"--data_folder={tmp_path / 'RAVDESS'}"),
         *("--model_selection=best", f"--output_folder={tmp_path / 'out'}"),
+        f"--fold_by={fold_by}",
         corpus="RAVDESS",
     )
     report = (tmp_path / "out" / "report.md").read_text("utf-8")
@@ -67,11 +73,13 @@ def test_ravdess_is_read_and_cross_validated(usual, tmp_path):
     results = read_json(tmp_path, "out", "results.json")
     assert results["classes"] == ["angry", "happy", "sad", "neutral"]
     (held_out,) = results["runs"]
-    assert (held_out["session"], held_out["n"]) == ("13_14", 8)
+    session = "13_14" if fold_by == "session" else "Actor_12"
+    assert (held_out["session"], held_out["n"]) == (session, 4 * len(speakers))
     record = read_adapter_record(tmp_path / "out/seed1993/fold2/adapter")
-    assert record["speakers"] == ["Actor_11", "Actor_12"]
-    # all emotions serve adapter training
-    assert len(record["utterances"]) == 2 * 16
+    heard = [f"Actor_{n}" for n in (11, 12, 13, 14) if n not in speakers]
+    assert record["speakers"] == heard
+    # all emotions serve adapter training; each has two digests
+    assert len(record["utterances"]) == 2 * 8 * len(heard)
 
 
 def test_one_adapter_serves_another_corpus_with_other_classes(

@@ -9,7 +9,7 @@ from speechbrain_wap.training.command_line import read_command
 from speechbrain_wap.training.settings import Reading
 
 STAGES = ("adapter", "classifier")
-CORPORA = ("IEMOCAP", "EmoDB", "RAVDESS")
+CORPORA = ("IEMOCAP", "EmoDB", "RAVDESS", "nEMO")
 # What is built in no time, and without a download
 SMALL = [
     "--data_folder=D",

@@ -9,10 +9,17 @@ import pytest
 import soundfile
 import torch
 
+from speechbrain_wap.data.corpus_table import RECORDED_IN
 from speechbrain_wap.data.folds import (
+    FoldPlan,
     describe_data,
     list_classes,
+    list_sessions,
     read_manifests,
+)
+from speechbrain_wap.data.preparation import (
+    prepare_classifier_data,
+    prepare_table,
 )
 from speechbrain_wap.errors import RecipeError
 
@@ -102,6 +109,43 @@ def test_labels_may_lack_in_a_fold_and_the_others_keep_their_numbers(
         prepare_classifier(fold=1)
     splits = prepare_classifier(fold=3)
     assert sessions_of(splits["test"]) == {"s3"}
+
+
+# Leave one speaker out -------------------------------------------------------
+
+
+@pytest.mark.parametrize("fold", [1, 10])
+def test_a_fold_may_be_a_speaker_whom_neither_stage_hears(
+    corpus, prepare_adapter, manifests, fold
+):
+    corpus["fold_by"] = "speaker"
+    table = prepare_table(**corpus)
+    speakers = list_sessions(table)
+    assert len(speakers) == 10 and set(speakers) == set(table["speaker"])
+    assert set(table[RECORDED_IN]) == {"s1", "s2", "s3", "s4", "s5"}
+    splits = prepare_adapter(fold)
+    heard = {entry["speaker"] for entry in splits["train"].values()}
+    assert heard == set(speakers) - {speakers[fold - 1]}
+    classes = {"happy": ["joy"], "angry": ["rage"]}
+    plan = FoldPlan(fold)
+    prepare_classifier_data(corpus, plan, classes, True, "all", manifests)
+    splits = read_manifests(manifests)
+    assert sessions_of(splits["test"]) == {speakers[fold - 1]}
+    assert {e["speaker"] for e in splits["train"].values()} == heard
+    # a run's table is folded as it was, whatever is asked for
+    again = {**corpus, "corpus_csv": corpus["corpus_table"]}
+    for fold_by in ("session", "speaker"):
+        found = prepare_table(**{**again, "fold_by": fold_by})
+        assert list_sessions(found) == speakers
+        assert found[RECORDED_IN].tolist() == table[RECORDED_IN].tolist()
+
+
+def test_what_fold_by_cannot_be_is_refused(corpus):
+    with pytest.raises(RecipeError, match="fold_by=person"):
+        prepare_table(**corpus, fold_by="person")
+    table = prepare_table(**corpus, fold_by="speaker").assign(split="train")
+    with pytest.raises(RecipeError, match="fold_by=speaker cannot change"):
+        FoldPlan(1, "predefined").split(table)
 
 
 # Parts of files --------------------------------------------------------------

@@ -10,6 +10,8 @@ from speechbrain_wap.data.corpus_table import read_corpus_table
 from speechbrain_wap.data.folds import list_sessions
 from speechbrain_wap.errors import RecipeError
 
+CORPORA = ["IEMOCAP", "EmoDB", "RAVDESS", "nEMO"]
+
 # IEMOCAP ---------------------------------------------------------------------
 
 # Turns of each dialog; the label is the corpus's own.
@@ -276,6 +278,80 @@ def test_the_real_ravdess_has_the_known_counts(shared, prepare, caplog):
     assert (table[columns].nunique() == 2).all()
 
 
+# nEMO ------------------------------------------------------------------------
+
+NEMO_EMOTIONS = "anger fear happiness neutral sadness surprised".split()
+
+
+@pytest.fixture
+def make_nemo(tmp_path, make_wav):
+    """Writes a tiny nEMO: two speakers, each emotion, blanks before names."""
+
+    def make(speakers=("WR0", "EB0"), more=()):
+        root = tmp_path / "nEMO"
+        header = "file_id emotion raw_text normalized_text speaker_id gender"
+        lines = ["\t".join([*header.split(), "age"])]
+        for speaker in speakers:
+            for emotion in NEMO_EMOTIONS:
+                name = f"{speaker}_{emotion}_7.wav"
+                make_wav(root / "samples" / name, sample_rate=24000)
+                cells = [name, emotion, '"Zażółć, rzekł.', "zażółć"]
+                cells += [f"        {speaker}", "male", "23"]
+                lines.append("\t".join(cells))
+        (root / "samples" / "._WR0_anger_7.wav").write_bytes(LITTER)
+        text = "\n".join([*lines, *more]) + "\n"
+        (root / "data.tsv").write_text(text, "utf-8")
+        return root
+
+    return make
+
+
+def test_nemo_is_read_off_its_list_a_fold_for_each_speaker(make_nemo, prepare):
+    root = make_nemo()
+    table = prepare("nEMO", root)
+    assert len(table) == 12
+    row = table.set_index("id").loc["EB0_sadness_7"]
+    columns = ["speaker", "session", "emo", "gender", "text"]
+    assert row[columns].tolist() == ["EB0", "EB0", "sadness", "male", "7"]
+    place = root / "samples" / "EB0_sadness_7.wav"
+    assert row["wav"] == str(place.resolve())
+    assert list_sessions(table) == ["EB0", "WR0"]
+
+
+@pytest.mark.parametrize(
+    "name, emotion, speaker",
+    [
+        ("WR0_joy_7.wav", "joy", "WR0"),
+        ("WR0_anger_7.wav", "fear", "WR0"),
+        ("WR0_anger_7.wav", "anger", "EB0"),
+        ("WR0_anger_7.wav", "anger", " "),
+        ("WR0_anger_.wav", "anger", "WR0"),
+    ],
+)
+def test_a_line_that_is_none_of_nemo_is_named(
+    make_nemo, prepare, name, emotion, speaker
+):
+    line = f"{name}\t{emotion}\ta\ta\t{speaker}\tmale\t1"
+    root = make_nemo(more=[line])
+    with pytest.raises(RecipeError, match=r"data.tsv, line 14: .*no file of"):
+        prepare("nEMO", root)
+
+
+def test_what_the_list_and_the_folder_of_nemo_lack_is_said(
+    make_nemo, prepare, caplog, tmp_path, make_wav
+):
+    root = make_nemo()
+    make_wav(root / "samples" / "XY0_anger_1.wav")
+    prepare("nEMO", root)
+    assert "1 files of" in caplog.text and "XY0_anger_1.wav" in caplog.text
+    (root / "samples" / "WR0_fear_7.wav").unlink()
+    with pytest.raises(RecipeError, match="1 of 12 .*WR0_fear_7"):
+        prepare("nEMO", root)
+    (root / "data.tsv").write_text("file_id\temotion\n")
+    with pytest.raises(RecipeError, match="lacks the columns speaker_id"):
+        prepare("nEMO", root)
+
+
 # Formats ---------------------------------------------------------------------
 
 
@@ -291,8 +367,9 @@ def convert(root, name, suffix):
 
 
 @pytest.fixture
-def make_any(make_iemocap, make_emodb, make_ravdess):
+def make_any(make_iemocap, make_emodb, make_ravdess, make_nemo):
     makers = {
+        "nEMO": make_nemo,
         "IEMOCAP": lambda: make_iemocap(1),
         "EmoDB": make_emodb,
         "RAVDESS": lambda: make_ravdess(1, 2),
@@ -301,7 +378,7 @@ def make_any(make_iemocap, make_emodb, make_ravdess):
 
 
 @pytest.mark.parametrize("suffix", [".WAV", ".flac", ".FLAC", ".ogg", ".aif"])
-@pytest.mark.parametrize("corpus", ["IEMOCAP", "EmoDB", "RAVDESS"])
+@pytest.mark.parametrize("corpus", CORPORA)
 def test_every_corpus_may_come_in_any_format(make_any, prepare, corpus, suffix):
     root = make_any(corpus)
     usual = prepare(corpus, root)
@@ -312,7 +389,7 @@ def test_every_corpus_may_come_in_any_format(make_any, prepare, corpus, suffix):
     assert (table["emo"] == usual["emo"]).all()
 
 
-@pytest.mark.parametrize("corpus", ["IEMOCAP", "EmoDB", "RAVDESS"])
+@pytest.mark.parametrize("corpus", CORPORA)
 def test_an_utterance_in_two_formats_is_named(make_any, prepare, corpus):
     root = make_any(corpus)
     path = prepare(corpus, root)["wav"][3]
@@ -324,7 +401,7 @@ def test_an_utterance_in_two_formats_is_named(make_any, prepare, corpus):
 # What is no such corpus ------------------------------------------------------
 
 
-@pytest.mark.parametrize("corpus", ["IEMOCAP", "EmoDB", "RAVDESS"])
+@pytest.mark.parametrize("corpus", CORPORA)
 def test_a_folder_without_the_corpus_is_refused(
     prepare, corpus, tmp_path, make_wav
 ):

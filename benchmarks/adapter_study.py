@@ -1,0 +1,473 @@
+r"""Does adapter training pay? The tables of docs/adapter_study.md, one a call.
+
+> python benchmarks/adapter_study.py paper --encoder=/path/to/whisper-base \
+    --nemo=/path/to/nEMO --output=results/study
+
+Tables: "small" (0: EmoDB and RAVDESS, IEMOCAP's YAMLs), "paper" (1: the paper's
+settings on nEMO), "recipe" (2: nEMO's YAMLs), "universal" (3: one adapter for
+all corpora, on more and more hours). The plan, who judges and what decides are
+in docs/adapter_study.md. The same command again goes on with what was
+interrupted, and with further seeds. --print shows the commands and runs none;
+--device=cuda and any other option after "--" go to all of them.
+"""
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from speechbrain_wap.data.corpus_table import find_audio, write_corpus_table
+from speechbrain_wap.data.folds import list_sessions
+from speechbrain_wap.evaluation.comparison import PROBE, WITH, WITHOUT
+from speechbrain_wap.evaluation.report import markdown_table, save_figure
+from speechbrain_wap.evaluation.significance import compare_units
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+YAMLS = ["hparams/adapter.yaml", "hparams/classifier.yaml"]
+# Whom an adapter leaves out together; the other three are for settings
+PAIRS = [("EB0", "KS0"), ("IC0", "SM0"), ("MK0", "TP0")]
+SPEAKERS = ["EB0", "IC0", "KD0", "KS0", "MK0", "MP0", "SM0", "TP0", "WR0"]
+STEPS = 3000
+HOURS = (0.3, 1.0, 3.0, math.inf)
+# Folds that judge the universal adapter
+JUDGING = {"nEMO": [1, 2, 4, 5, 7, 8], "EmoDB": [1, 2, 3], "RAVDESS": [1, 2, 3]}
+CLASSES = {
+    "nEMO": "anger happiness sadness neutral",
+    "EmoDB": "anger happiness sadness neutral",
+    "RAVDESS": "angry happy sad neutral",
+}
+SMALL = (
+    "--d_model=128 --nhead=4 --d_ffn=512 --num_attributes=128 --batch_size=32 "
+    "--lr=5e-4 --adapter.number_of_epochs=30 --classifier.number_of_epochs=20"
+).split()
+WIDTHS = {
+    128: ["--d_model=128", "--nhead=4", "--d_ffn=512"],
+    384: [],  # the paper's, IEMOCAP's YAMLs
+}
+
+
+class Chain(NamedTuple):
+    """Commands that are run in turn, and the folders of results they give.
+
+    commands: each with the recipe whose folder it is typed in; results: each
+    with its corpus and, in table 3, the hours of stage 1.
+    """
+
+    folder: Path
+    commands: list
+    results: list
+
+
+# Corpora ---------------------------------------------------------------------
+
+
+def prepare_corpus(corpus, data_folder, csv):
+    """Writes a corpus's table, unless it is there."""
+    if not csv.is_file():
+        name = f"{corpus.lower()}_prepare"
+        path = RECIPES / corpus / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        getattr(module, f"prepare_{corpus.lower()}")(data_folder, csv)
+    return pd.read_csv(csv, dtype=str, keep_default_na=False)
+
+
+def prepare_wild(data_folder, csv):
+    """Writes the table of unlabelled speech in the wild, unless it is there.
+
+    Its files, background-safe-None-...-<hash of the user>.wav, lie in a folder
+    for each place; a file is a speaker, since many share the hash of nobody.
+    """
+    if not csv.is_file():
+        rows = [
+            {
+                "id": f"{folder.name}_{key}",
+                "wav": str(path.resolve()),
+                "speaker": f"{folder.name}_{key}",
+                "session": folder.name,
+                "emo": "",
+            }
+            for folder in sorted(Path(data_folder).iterdir())
+            for key, path in find_audio(folder).items()
+        ]
+        write_corpus_table(pd.DataFrame(rows), csv, max_skipped=0.05)
+    return pd.read_csv(csv, dtype=str, keep_default_na=False)
+
+
+def write_speech(table, csv):
+    """Writes speech for stage 1, without labels; gives its utterances."""
+    columns = ["id", "wav", "speaker", "session"]
+    table[columns].assign(emo="").to_csv(csv, index=False)
+    return len(table)
+
+
+def count_epochs(utterances, batch_size):
+    """Counts the epochs of which the steps are STEPS, or a few more."""
+    return math.ceil(STEPS / math.ceil(utterances / batch_size))
+
+
+# Tables ----------------------------------------------------------------------
+
+
+def list_small(options):
+    """Table 0: IEMOCAP's YAMLs at 128 dimensions on small corpora."""
+    for corpus, csv in write_tables(options, "EmoDB", "RAVDESS").items():
+        folder = options.output / f"table0_{corpus.lower()}"
+        command = compare(options, corpus, csv, folder, *SMALL)
+        yield Chain(folder, [("IEMOCAP", command)], [(folder, corpus, None)])
+
+
+def list_paper(options):
+    """Table 1: the paper's settings on nEMO, an adapter for each pair."""
+    csv = write_tables(options, "nEMO")["nEMO"]
+    table = pd.read_csv(csv, dtype=str)
+    width = WIDTHS[options.width]
+    name = f"table1_{options.width}_layer_{options.layer}"
+    for pair in PAIRS:
+        speech = csv.with_name(f"nemo_without_{'_'.join(pair)}.csv")
+        count = write_speech(table[~table["speaker"].isin(pair)], speech)
+        folder = options.output / name / "_".join(pair)
+        folds = ",".join(str(SPEAKERS.index(one) + 1) for one in pair)
+        trained = [
+            train_adapter(
+                *options.usual,
+                *(*width, "--lr=5e-4", f"--corpora={speech}"),
+                f"--number_of_epochs={count_epochs(count, 96)}",
+                f"--seed={seed}",
+                f"--output_folder={folder}/adapter_{seed}",
+            )
+            for seed in options.seeds
+        ]
+        compared = compare(
+            *(options, "nEMO", csv, folder / "compared", *width, "--lr=5e-4"),
+            *(f"--folds={folds}", "--classifier.number_of_epochs=12"),
+            f"--adapter_folder={folder}/adapter_{{seed}}",
+            f"--label_fractions={options.labels}",
+        )
+        commands = [("IEMOCAP", one) for one in (*trained, compared)]
+        yield Chain(folder, commands, [(folder / "compared", "nEMO", None)])
+
+
+def list_recipe(options):
+    """Table 2: nEMO's own settings."""
+    csv = write_tables(options, "nEMO")["nEMO"]
+    name = "_".join(["table2", *(o.strip("-") for o in options.levers)])
+    for fold in JUDGING["nEMO"]:
+        folder = options.output / name / SPEAKERS[fold - 1]
+        command = compare(
+            *(options, "nEMO", csv, folder, f"--folds={fold}"),
+            *(f"--label_fractions={options.labels}", *options.levers),
+        )
+        yield Chain(folder, [("nEMO", command)], [(folder, "nEMO", None)])
+
+
+def list_universal(options):
+    """Table 3: one adapter for all corpora, on more and more hours."""
+    csvs = write_tables(options, *JUDGING)
+    wild = csvs["nEMO"].with_name("wild.csv")
+    tables = [prepare_wild(options.wild, wild)]
+    for corpus, csv in csvs.items():
+        table = pd.read_csv(csv, dtype=str, keep_default_na=False)
+        sessions = list_sessions(table)
+        judging = {sessions[fold - 1] for fold in JUDGING[corpus]}
+        tables.append(table[~table["session"].isin(judging)])
+    # the same order for all amounts: a smaller one lies inside a larger one
+    speech = pd.concat(tables).sample(frac=1.0, random_state=0)
+    so_far = speech["duration"].astype(float).cumsum() / 3600
+    root = options.output / "table3"
+    for hours in HOURS:
+        name = "all" if math.isinf(hours) else f"{hours:g}h"
+        csv = wild.with_name(f"speech_{name}.csv")
+        count = write_speech(speech[so_far <= hours], csv)
+        used = round(min(hours, so_far.iloc[-1]), 2)
+        commands = [
+            train_adapter(
+                *options.usual,
+                *(f"--corpora={csv}", "--probe_every=0"),
+                f"--number_of_epochs={count_epochs(count, 16)}",
+                f"--seed={seed}",
+                f"--output_folder={root}/adapters/{name}_{seed}",
+            )
+            for seed in options.seeds
+        ]
+        results = []
+        for corpus, csv in csvs.items():
+            folds = ",".join(map(str, JUDGING[corpus]))
+            common = (
+                f"--folds={folds}",
+                f"--adapter_folder={root}/adapters/{name}_{{seed}}",
+            )
+            folder = root / name / corpus
+            if name == "all":
+                labels = f"--label_fractions={options.labels}"
+                command = compare(options, corpus, csv, folder, *common, labels)
+                commands.append(command)
+                results.append((folder, corpus, used))
+                continue
+            for share in options.labels.split(","):
+                one = folder / share
+                label = f"--label_fraction={share}"
+                commands.append(
+                    validate(options, corpus, csv, one, *common, label)
+                )
+                results.append((one, corpus, used))
+        yield Chain(root / name, [("EmoDB", c) for c in commands], results)
+
+
+TABLES = {
+    "small": list_small,
+    "paper": list_paper,
+    "recipe": list_recipe,
+    "universal": list_universal,
+}
+
+
+def write_tables(options, *corpora):
+    """Writes the corpora's tables; gives their paths by name."""
+    folder = options.output / "tables"
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name.lower()}.csv" for name in corpora}
+    for corpus, path in paths.items():
+        data_folder = getattr(options, corpus.lower())
+        if data_folder is None and not path.is_file():
+            sys.exit(f"--{corpus.lower()}=/path/to/{corpus} is needed.")
+        prepare_corpus(corpus, data_folder, path)
+    return paths
+
+
+def train_adapter(*arguments):
+    """Names the command that trains an adapter on further tables alone."""
+    return ["train_adapter.py", YAMLS[0], *arguments]
+
+
+def compare(options, *arguments):
+    """Names the command that compares with and without adapter training."""
+    command = ("-m", "speechbrain_wap", "compare")
+    return [*command, *describe_corpus(options, *arguments)]
+
+
+def validate(options, *arguments):
+    """Names the command that fine-tunes an adapter in all judging folds."""
+    return ["cross_validate.py", *describe_corpus(options, *arguments)]
+
+
+def describe_corpus(options, corpus, csv, folder, *arguments):
+    """Lists what all commands of a corpus have in common."""
+    classes = ", ".join(f"{c}: [{c}]" for c in CLASSES[corpus].split())
+    seeds = ",".join(map(str, options.seeds))
+    return [
+        *(*YAMLS, *options.usual, f"--corpus_csv={csv}"),
+        *(f"--classes={{{classes}}}", f"--seeds={seeds}"),
+        *(f"--output_folder={folder}", *arguments),
+    ]
+
+
+# Running ---------------------------------------------------------------------
+
+
+def run_all(chains, jobs):
+    """Runs the commands of each chain in turn, several chains at a time."""
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+    def run(chain):
+        """Runs one chain; says where its log is if a command fails."""
+        log = chain.folder.with_name(f"{chain.folder.name}.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        for number, (recipe, command) in enumerate(chain.commands, 1):
+            progress = f"command {number} of {len(chain.commands)}"
+            print(f"{chain.folder}: {progress}", flush=True)
+            with log.open("a") as file:
+                ended = subprocess.run(
+                    [sys.executable, *command],
+                    cwd=RECIPES / recipe / "wap_adapter",
+                    stdout=file,
+                    stderr=file,
+                    env={**os.environ, **threads},
+                )
+            if ended.returncode:
+                print(f"{chain.folder}: {progress} failed, see {log}")
+                return False
+        return True
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return all(list(pool.map(run, chains)))
+
+
+# Results ---------------------------------------------------------------------
+
+
+def collect(chains):
+    """Reads the UA of every fold and seed of what is finished."""
+    rows = []
+    for folder, corpus, hours in (r for chain in chains for r in chain.results):
+        for system in read_systems(folder):
+            rows += [
+                {
+                    "corpus": corpus,
+                    "system": system["system"],
+                    "hours": hours if system["system"] == WITH else None,
+                    "labels": system["label_fraction"],
+                    "fold": run["fold"],
+                    "session": run["session"],
+                    "seed": run["seed"],
+                    "UA": round(run["UA"], 6),
+                }
+                for run in system["runs"]
+            ]
+    return pd.DataFrame(rows)
+
+
+def read_systems(folder):
+    """Reads a comparison, or a cross-validation with adapter training."""
+    for name in ("comparison.json", "results.json"):
+        if (folder / name).is_file():
+            found = json.loads((folder / name).read_text("utf-8"))
+            if name == "comparison.json":
+                return found["systems"]
+            share = float(found["settings"]["classifier.label_fraction"])
+            return [{**found, "system": WITH, "label_fraction": share}]
+    return []
+
+
+def tabulate(rows):
+    """Tabulates systems and paired differences, the fold as the unit."""
+    pooled = rows["corpus"].nunique() > 1
+    parts = [*rows["corpus"].unique(), *["all"] * pooled]
+    header = ["corpus", "hours", "labels", "seeds", "folds"]
+    header += [PROBE, WITHOUT, WITH, "difference", "95 % interval", "p"]
+    lines = []
+    for corpus in parts:
+        own = rows if corpus == "all" else rows[rows["corpus"] == corpus]
+        groups = own[own["system"] == WITH].groupby(
+            ["labels", "hours"], dropna=False
+        )
+        for (share, hours), tuned in groups:
+            same = own[own["labels"] == share]
+            one, two, probe = (
+                some.groupby(["corpus", "session"])["UA"].mean()
+                for some in (
+                    tuned,
+                    same[same["system"] == WITHOUT],
+                    same[same["system"] == PROBE],
+                )
+            )
+            gain, interval, p = compare_units(one, two), "", ""
+            if gain.p is not None:
+                interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
+                p = f"{gain.p:.3f}"
+            lines.append(
+                [
+                    *(corpus, "" if pd.isna(hours) else f"{hours:g}"),
+                    *(f"{100 * share:g} %", tuned["seed"].nunique()),
+                    gain.units,
+                    *(f"{100 * units.mean():.1f}" for units in (probe, two)),
+                    *(f"{100 * one.mean():.1f}", f"{100 * gain.mean:+.1f}"),
+                    *(interval, p),
+                ]
+            )
+    if rows["hours"].isna().all():
+        header.remove("hours")
+        lines = [[line[0], *line[2:]] for line in lines]
+    return markdown_table(header, lines)
+
+
+def draw(rows, path):
+    """Draws UA against the share of the labels, or against the hours."""
+    by_hours = rows["hours"].notna().any()
+    key = "hours" if by_hours else "labels"
+    panels = list(rows.groupby(["corpus", "labels"] if by_hours else "corpus"))
+    figure = Figure(figsize=(4.2 * len(panels), 3.6))
+    for place, (name, own) in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), place)
+        for color, system in enumerate((PROBE, WITHOUT, WITH)):
+            some = own[own["system"] == system]
+            style = {"color": f"C{color}", "label": system}
+            if by_hours and system != WITH:
+                units = some.groupby("session")["UA"].mean()
+                axes.axhline(100 * units.mean(), linestyle="--", **style)
+                continue
+            units = 100 * some.groupby([key, "session"])["UA"].mean()
+            means, errors = units.groupby(key).mean(), units.groupby(key).sem()
+            axes.errorbar(
+                *(means.index, means, errors.fillna(0.0)),
+                **{"marker": "o", "capsize": 3, **style},
+            )
+        ticks = sorted(own[key].dropna().unique())
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        label = "hours of stage 1" if by_hours else "share of the labels"
+        title = f"{name[0]}, {100 * name[1]:g} %" if by_hours else name
+        axes.set(xlabel=label, ylabel="UA, percent", title=title)
+        axes.grid(alpha=0.3)
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def main():
+    """Runs a table, or what is left of it, and writes it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("table", choices=TABLES)
+    for name in ("nemo", "emodb", "ravdess", "wild"):
+        parser.add_argument(f"--{name}", help="the corpus's folder")
+    parser.add_argument("--encoder", required=True)
+    parser.add_argument("--layer", default="last")
+    parser.add_argument("--context", default="clip")
+    parser.add_argument("--width", type=int, default=128, choices=WIDTHS)
+    parser.add_argument("--labels", default="0.1,1.0")
+    parser.add_argument("--levers", default="", help="of table 2: keys")
+    parser.add_argument("--seeds", default="1")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--print", action="store_true", dest="show")
+    arguments = sys.argv[1:]
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:place])
+    options.output = options.output.resolve()
+    options.seeds = [int(seed) for seed in options.seeds.split(",")]
+    options.levers = shlex.split(options.levers)
+    options.usual = [
+        f"--encoder_source={options.encoder}",
+        f"--encoder_layer={options.layer}",
+        f"--encoder_context={options.context}",
+        f"--cache_folder={options.output / 'cache'}",
+        *arguments[place + 1 :],
+    ]
+    chains = list(TABLES[options.table](options))
+    if options.show:
+        for chain in chains:
+            for recipe, command in chain.commands:
+                folder = RECIPES / recipe / "wap_adapter"
+                print(f"(cd {folder} && python {shlex.join(command)})")
+        return
+    complete = run_all(chains, options.jobs)
+    rows = collect(chains)
+    if len(rows):
+        stem = options.output / options.table
+        rows.dropna(axis="columns", how="all").to_csv(
+            stem.with_suffix(".csv"), index=False
+        )
+        text = tabulate(rows)
+        stem.with_suffix(".md").write_text(text + "\n", "utf-8")
+        draw(rows, stem.with_suffix(".png"))
+        print(f"\n{text}\n\nWritten to {stem}.md, .csv and .png")
+    sys.exit(0 if complete else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""benchmarks/adapter_study.py: who is left out, and what the table says."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SYSTEMS = ["linear probe", "without adapter training", "with adapter training"]
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """benchmarks/adapter_study.py."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import adapter_study
+
+    return adapter_study
+
+
+@pytest.fixture
+def show(study, tmp_path, monkeypatch, capsys):
+    """Lists the commands of a table on corpora that have been read before."""
+    tables = tmp_path / "tables"
+    tables.mkdir()
+    nemo = [(speaker, speaker) for speaker in study.SPEAKERS]
+    small = [(f"s{n}", f"{n}") for n in range(1, 6)]
+    known = {"nemo": nemo, "emodb": small, "ravdess": small, "wild": small}
+    for name, speakers in known.items():
+        rows = [
+            {
+                "id": f"{name}{speaker}{number}",
+                "wav": "none.wav",
+                "duration": 360.0,
+                "speaker": f"{name}{speaker}" if name == "wild" else speaker,
+                "session": session,
+                "emo": "anger",
+            }
+            for speaker, session in speakers
+            for number in range(4)
+        ]
+        pd.DataFrame(rows).to_csv(tables / f"{name}.csv", index=False)
+
+    def run(table, *options):
+        argv = ["study", table, "--encoder=fbank", f"--output={tmp_path}"]
+        monkeypatch.setattr("sys.argv", [*argv, "--print", *options])
+        study.main()
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def read_speakers(tmp_path, name):
+    return set(pd.read_csv(tmp_path / "tables" / name)["speaker"])
+
+
+def test_an_adapter_of_table_1_hears_neither_speaker_that_it_serves(
+    show, study, tmp_path
+):
+    lines = show("paper", "--seeds=1,2")
+    trained = [line for line in lines if "train_adapter.py" in line]
+    compared = [line for line in lines if "compare" in line]
+    assert len(trained) == 6 and len(compared) == 3
+    for pair in study.PAIRS:
+        heard = read_speakers(tmp_path, f"nemo_without_{'_'.join(pair)}.csv")
+        assert heard == set(study.SPEAKERS) - set(pair)
+    # EB0 and KS0 are the first and the fourth; 28 utterances are one step
+    assert "--folds=1,4" in compared[0]
+    assert all("--number_of_epochs=3000 " in line for line in trained)
+
+
+def test_the_universal_adapter_hears_no_judge_of_any_corpus(show, tmp_path):
+    lines = show("universal")
+    heard = read_speakers(tmp_path, "speech_all.csv")
+    assert heard == {
+        *("KD0", "MP0", "WR0", "s4", "s5"),
+        *(f"wilds{n}" for n in range(1, 6)),
+    }
+    ids = {
+        name: set(pd.read_csv(tmp_path / f"tables/speech_{name}.csv")["id"])
+        for name in ("0.3h", "1h", "3h", "all")
+    }
+    assert ids["0.3h"] < ids["1h"] < ids["3h"] < ids["all"]
+    assert [len(ids[name]) for name in ("0.3h", "1h", "3h")] == [3, 10, 30]
+    # from scratch once, with the adapter of all speech
+    assert sum("compare" in line for line in lines) == 3
+
+
+def write_results(folder, fold, without, gain, seeds):
+    """Writes what `compare` does of one fold, at all labels."""
+    folder.mkdir(parents=True)
+    systems = []
+    for name, score in zip(SYSTEMS, (0.5, without, without + gain)):
+        runs = [
+            {"fold": fold, "session": str(fold), "seed": seed, "UA": score}
+            for seed in range(seeds)
+        ]
+        systems.append({"system": name, "label_fraction": 1.0, "runs": runs})
+    text = json.dumps({"systems": systems})
+    (folder / "comparison.json").write_text(text, "utf-8")
+
+
+def test_the_table_pairs_folds_and_not_seeds(study, tmp_path):
+    chains = []
+    for fold in range(1, 7):
+        folder = tmp_path / str(fold)
+        write_results(folder, fold, 0.5 + fold / 100, fold / 500, seeds=3)
+        chains.append(study.Chain(folder, [], [(folder, "nEMO", None)]))
+    chains.append(study.Chain(tmp_path, [], [(tmp_path / "no", "nEMO", None)]))
+    rows = study.collect(chains)
+    assert len(rows) == 6 * 3 * 3
+    line = study.tabulate(rows).splitlines()[-1]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:7] == ["nEMO", "100 %", "3", "6", "50.0", "53.5", "54.2"]
+    # all six are better: two of 64 signs
+    assert cells[7] == "+0.7" and cells[9] == "0.031"
+    study.draw(rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_a_failed_command_ends_its_chain_and_no_other(study, tmp_path, capsys):
+    fine = tmp_path / "fine.txt"
+    write = ["-c", f"open({str(fine)!r}, 'w').close()"]
+    fails = ["-c", "raise SystemExit(3)"]
+    chains = [
+        study.Chain(tmp_path / "a", [("nEMO", fails), ("nEMO", write)], []),
+        study.Chain(tmp_path / "b", [("nEMO", write)], []),
+    ]
+    assert not study.run_all(chains, jobs=1)
+    assert fine.is_file()
+    said = capsys.readouterr().out
+    assert "command 1 of 2 failed, see" in said and "command 2 of 2" not in said
