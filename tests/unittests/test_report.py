@@ -9,7 +9,11 @@ import pytest
 from matplotlib.figure import Figure
 from readings import STAGES, find_yaml
 
-from speechbrain_wap.evaluation.cross_validation_report import list_defaults
+from speechbrain_wap.data.corpus_table import note_partial
+from speechbrain_wap.evaluation.cross_validation_report import (
+    _list_missing,
+    list_defaults,
+)
 from speechbrain_wap.evaluation.report import (
     STYLES,
     save_figure,
@@ -201,6 +205,22 @@ def test_defaults_are_what_the_yaml_says_without_the_users_values():
         *("classifier.system", "classifier.system.model"),
     }
     assert defaults["classifier.lr"] == 0.0001
+
+
+def test_a_reader_is_told_what_of_the_corpus_is_not_there(tmp_path):
+    folders = [tmp_path / name for name in ("all", "one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    assert _list_missing(folders[0], folders[1:]) == []
+    note_partial(folders[0] / "corpus.csv", "3 of 4_5 turns.")
+    for folder, ids in zip(folders, ("a", "ab", "bc"), strict=True):
+        rows = "".join(f"{key},broken\n" for key in ids)
+        (folder / "skipped.csv").write_text(f"id,reason\n{rows}")
+    partial, skipped = _list_missing(folders[0], folders[1:])
+    assert partial.startswith("**Partial corpus**: 3 of 4_5 turns.")
+    assert skipped.startswith("**Skipped utterances**: 3,")
+    note_partial(folders[0] / "corpus.csv", "")
+    assert len(_list_missing(folders[0], folders[1:])) == 1
 
 
 def test_labels_are_plain_text_wherever_they_are_shown(tmp_path):
