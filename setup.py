@@ -22,6 +22,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["speechbrain_wap", "speechbrain_wap.*"]),
+    package_data={"speechbrain_wap.evaluation": ["page.html", "page.js"]},
     python_requires=">=3.10",
     install_requires=[
         # As far as was run: 2.7.1 with 2.7.1 to 2.14 with 2.11. Not every
@@ -48,10 +49,14 @@ setup(
         "scikit-learn>=1.4",
         "threadpoolctl>=3.0",
         "matplotlib>=3.8",
+        "jinja2>=3.1",
     ],
     extras_require={
         "demo": ["gradio>=6"],
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
-        "test": ["pytest>=8", "pytest-xdist>=3.7", "setuptools>=70.1"],
+        "test": [
+            *("pytest>=8", "pytest-xdist>=3.7", "setuptools>=70.1"),
+            *("selenium>=4.11", "tensorboard>=2.16"),
+        ],
     },
 )

@@ -13,9 +13,11 @@ from speechbrain_wap.training.experiment import run_command
 # A command's module has main(arguments), and says in its docstring what it does
 COMMANDS = {
     "compare": "speechbrain_wap.evaluation.compare",
+    "embeddings": "speechbrain_wap.evaluation.embeddings",
     "export": "speechbrain_wap.evaluation.export",
     "features": "speechbrain_wap.features.command",
     "recognize": "speechbrain_wap.recognize",
+    "report": "speechbrain_wap.evaluation.report_command",
 }
 
 

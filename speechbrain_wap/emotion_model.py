@@ -33,6 +33,10 @@ A system may also have
     of such a one see all utterances, validation's and test's too, with the
     target -1 and ``speaker_name``, a list of one; and ``forward`` is also given
     the speakers' names [B]. Reports say the phrase, and it is not exported.
+``frame_weights(feats, lens)``
+    How much each frame counts for the utterance: for each utterance a tensor
+    [T] of its own frames, not negative, or None for all. The report draws it
+    over the waveform.
 ``backbone``
     A module that may start from an adapter (``adapter_folder``); it has an
     optimiser of its own (``opt_class``), all else has ``classifier_opt_class``.
@@ -44,7 +48,7 @@ from torch import nn
 
 from speechbrain_wap.errors import RecipeError, check_flag, check_whole
 from speechbrain_wap.frame_input import measure_frames
-from speechbrain_wap.packing import send
+from speechbrain_wap.packing import send, valid_frames
 
 
 def build_model(system, num_classes=None, **sizes):
@@ -212,6 +216,28 @@ class EmotionModel(nn.Module):
             lens = torch.ones(feats.shape[0])
         z = self.backbone(feats, lens, mask)  # (B, T, d_model)
         return self.pooling(z, send(lens, z.device))
+
+    @torch.no_grad()
+    def frame_weights(self, feats, lens):
+        """Computes how much each frame counts in the pooling (Eq. 7).
+
+        Arguments
+        ---------
+        feats, lens : torch.Tensor
+            See forward.
+
+        Returns
+        -------
+        weights : list of torch.Tensor, or None
+            Of each utterance its own frames', shape [T], the mean of the heads;
+            None where the pooling has no ``attention_map``.
+        """
+        if not hasattr(self.pooling, "attention_map"):
+            return None
+        z = self.backbone(feats, lens, None)  # (B, T, d_model)
+        weights = self.pooling.attention_map(z, send(lens, z.device))
+        num_frames, _ = valid_frames(lens, z.shape[1])
+        return [w[:n] for w, n in zip(weights.mean(dim=1), num_frames.tolist())]
 
     @torch.no_grad()
     def before_fit(self, batches):

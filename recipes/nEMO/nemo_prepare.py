@@ -13,6 +13,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.corpus_table import (
     find_audio,
+    note_partial,
     open_data_folder,
     read_text_table,
     write_corpus_table,
@@ -86,7 +87,9 @@ def prepare_nemo(data_folder, corpus_csv, max_skipped=0.01, audio_index=None):
             f"data.tsv and are left out, first {paths[unlisted[0]].name}."
         )
     table = write_corpus_table(table, corpus_csv, max_skipped, audio_index)
-    logger.info(_describe_counts(table))
+    counts = _describe_counts(table)
+    logger.info(counts)
+    note_partial(corpus_csv, counts if "partial" in counts else "")
     return table
 
 

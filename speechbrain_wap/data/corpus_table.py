@@ -63,6 +63,7 @@ CHANNEL = re.compile("(audio|wav)?(channel|chan)(id|idx|index|no|nr|number)?")
 # Beside a corpus table
 SKIPPED_NAME = "skipped.csv"
 SKIPPED_COLUMNS = ["id", "reason"]
+PARTIAL_NAME = "partial.txt"
 OWN_COLUMNS = ["id", "wav", "speaker", "session", "emo"]
 # Of what soundfile reads and corpora come in, in small letters or capitals
 AUDIO_SUFFIXES = (
@@ -299,6 +300,23 @@ def _refuse_other_words(table, name):
             f"{name} has the columns end and duration, but no start: give "
             "start, in seconds, and leave it empty where a file begins."
         )
+
+
+def note_partial(corpus_csv, note):
+    """Notes beside a corpus table what the corpus lacks, for the report.
+
+    Arguments
+    ---------
+    corpus_csv : str
+        The table.
+    note : str
+        A sentence; "" where the corpus is whole.
+    """
+    path = Path(corpus_csv).with_name(PARTIAL_NAME)
+    if note:
+        write_text(path, note)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def open_data_folder(data_folder):

@@ -36,7 +36,8 @@ from speechbrain_wap.evaluation.cross_validation_report import (
     summarise,
 )
 from speechbrain_wap.evaluation.linear_probe import linear_probe
-from speechbrain_wap.evaluation.report import read_histories, sum_up
+from speechbrain_wap.evaluation.report import sum_up
+from speechbrain_wap.evaluation.report_facts import read_histories
 from speechbrain_wap.features.extraction import cut_long_utterances
 from speechbrain_wap.files import only_process
 from speechbrain_wap.training.command_line import split_options

@@ -3,17 +3,24 @@
 import json
 import os
 from copy import copy
+from pathlib import Path
 
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_wap.data.corpus_table import read_corpus_table
+from speechbrain_wap.data.corpus_table import (
+    PARTIAL_NAME,
+    SKIPPED_NAME,
+    read_corpus_table,
+    read_skipped,
+)
 from speechbrain_wap.data.folds import FoldPlan, describe_shared_speakers
 from speechbrain_wap.evaluation.report import (
     escape_markdown,
     score_table,
     sum_up,
-    write_report,
 )
+from speechbrain_wap.evaluation.report_command import make_reports
+from speechbrain_wap.evaluation.report_facts import name_run, record_facts
 from speechbrain_wap.training.adapter_folder import (
     describe_adapter,
     read_adapter_record,
@@ -60,7 +67,9 @@ def cross_validate(plan):
         whole, results = summarise(plan, runs)
         if if_main_process():
             adapters, classifiers = _list_run_folders(whole, runs)
-            notes = _list_notes(whole)
+            notes = _list_notes(whole) + _list_missing(
+                plan.output_folder, classifiers.values()
+            )
             heard = runs[0].get("transductive")  # of one system, all alike
             if heard:
                 notes.append(f"**Transductive**: the system {heard}.")
@@ -72,7 +81,7 @@ def cross_validate(plan):
                     f"Without what is not finished with these settings: "
                     f"{listing}."
                 )
-            write_report(
+            record_facts(
                 plan.output_folder,
                 results,
                 adapters,
@@ -80,9 +89,10 @@ def cross_validate(plan):
                 notes,
                 list_defaults(plan),
             )
+            make_reports(plan.output_folder)
             print(
                 f"\n{score_table(results)}\n\n"
-                f"Report: {plan.output_folder}/report.md"
+                f"Report: {plan.output_folder}/report.md, report.html"
             )
         return results
 
@@ -116,10 +126,7 @@ def summarise(plan, runs):
 
 def _list_run_folders(plan, runs):
     """Names the output folders of both stages' runs, by the run's name."""
-    places = {
-        f"fold {run['fold']}, seed {run['seed']}": (run["seed"], run["fold"])
-        for run in runs
-    }
+    places = {name_run(run): (run["seed"], run["fold"]) for run in runs}
     classifiers = {
         name: os.path.join(find_run(plan.output_folder, *place), "classifier")
         for name, place in places.items()
@@ -203,6 +210,23 @@ def _list_notes(plan):
                 "has seen its own corpus's held-out session, without labels "
                 "(adapter_data: all)."
             )
+    return notes
+
+
+def _list_missing(output_folder, classifiers):
+    """Says what of the corpus is not there, or could not be used."""
+    notes, skipped = [], {}
+    partial = Path(output_folder, PARTIAL_NAME)
+    if partial.is_file():
+        sentence = escape_markdown(partial.read_text("utf-8"))
+        notes.append(f"**Partial corpus**: {sentence}")
+    for folder in (output_folder, *classifiers):
+        skipped.update(read_skipped(Path(folder, SKIPPED_NAME)))
+    if skipped:
+        notes.append(
+            f"**Skipped utterances**: {len(skipped)}, which could not be used; "
+            f"{SKIPPED_NAME} says why."
+        )
     return notes
 
 

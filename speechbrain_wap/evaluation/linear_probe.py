@@ -105,11 +105,37 @@ def linear_probe(splits, cache, classes, labelled=None, pooled=None):
 
     labelled = splits["train"] if labelled is None else labelled
     scaler = StandardScaler().fit(pool(splits["train"]))
-    model = _make_classifier()
-    model.fit(
-        scaler.transform(pool(labelled)),
-        [entry["label"] for entry in labelled.values()],
-    )
-    predictions = model.predict(scaler.transform(pool(splits["test"])))
-    labels = [entry["label"] for entry in splits["test"].values()]
-    return emotion_scores(labels, list(predictions), classes)
+    scaled = [scaler.transform(pool(e)) for e in (labelled, splits["test"])]
+    labels = [
+        [entry["label"] for entry in entries.values()]
+        for entries in (labelled, splits["test"])
+    ]
+    return score_probe(scaled, labels, classes)
+
+
+def score_probe(scaled, labels, classes):
+    """Fits the probe on pooled frames, and scores it on others.
+
+    Arguments
+    ---------
+    scaled : list of numpy.ndarray
+        Those to fit it on, shape [N, F], and those to score, [M, F];
+        standardised.
+    labels : list of list of str
+        Their labels.
+    classes : list of str
+        The classes in their order.
+
+    Returns
+    -------
+    scores : dict
+        UA, WA and F1, fractions.
+
+    Example
+    -------
+    >>> points = np.array([[-1.0], [1.0]])
+    >>> score_probe([points, points], [["a", "b"]] * 2, ["a", "b"])["UA"]
+    1.0
+    """
+    model = _make_classifier().fit(scaled[0], labels[0])
+    return emotion_scores(labels[1], list(model.predict(scaled[1])), classes)

@@ -1,6 +1,7 @@
 """Scores of emotion recognition (Sec. III-A)."""
 
 import numpy as np
+import pandas as pd
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 
@@ -49,3 +50,37 @@ def emotion_scores(labels, predictions, classes):
         "WA": float(accuracy_score(labels, predictions)),
         "F1": float(f1_score(labels, predictions, **average)),
     }
+
+
+def calibration(confidences, correct, num_bins=10):
+    """Compares confidence with accuracy, in bins of equal width.
+
+    Arguments
+    ---------
+    confidences : numpy.ndarray
+        Highest probability of each utterance, shape [N], 0 to 1.
+    correct : numpy.ndarray
+        Whether its class is right, shape [N].
+    num_bins : int
+        Number of bins.
+
+    Returns
+    -------
+    bins : pandas.DataFrame
+        "confidence" and "accuracy", means, and "count" of each bin that holds
+        an utterance; the index is the bin's number. A bin has its upper bound.
+    error : float
+        The expected calibration error: the mean over the utterances of how far
+        the two are apart in their bins, 0 to 1.
+
+    Example
+    -------
+    >>> calibration(np.array([0.9, 0.9]), np.array([True, False]))[1]
+    0.4
+    """
+    numbers = np.ceil(np.asarray(confidences) * num_bins).astype(int) - 1
+    table = pd.DataFrame({"confidence": confidences, "accuracy": correct})
+    groups = table.astype(float).groupby(numbers.clip(min=0))
+    bins = groups.mean().assign(count=groups.size())
+    gaps = (bins["confidence"] - bins["accuracy"]).abs()
+    return bins, float((gaps * bins["count"]).sum() / len(table))

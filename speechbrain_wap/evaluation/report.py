@@ -1,8 +1,7 @@
-"""What a cross-validation leaves behind: results.json, report.md, figures."""
+"""A cross-validation as a person reads it: its means, report.md, figures."""
 
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,13 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import ConfusionMatrixDisplay
-from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.errors import escape_controls
 from speechbrain_wap.files import write_atomically, write_text
 from speechbrain_wap.training.cross_validation import SCORES
-
-logger = get_logger(__name__)
 
 # Panels of the figures: a column of the histories, or several and their styles
 CLASSIFIER_PANELS = {
@@ -176,8 +172,21 @@ def score_table(results):
     return markdown_table(header, rows)
 
 
+def finish_figure(figure):
+    """Lays a figure out; "$" in it is no mathematics.
+
+    Arguments
+    ---------
+    figure : matplotlib.figure.Figure
+        The figure.
+    """
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    figure.tight_layout()
+
+
 def save_figure(figure, path):
-    """Writes a figure as PNG, without a display; "$" in it is no mathematics.
+    """Writes a figure as PNG, without a display.
 
     Arguments
     ---------
@@ -186,9 +195,7 @@ def save_figure(figure, path):
     path : str
         The file to write.
     """
-    for text in figure.findobj(Text):
-        text.set_parse_math(False)
-    figure.tight_layout()
+    finish_figure(figure)
     with write_atomically(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 
@@ -215,8 +222,20 @@ def _draw_confusion(counts, results, path):
     save_figure(figure, path)
 
 
-def _draw_curves(histories, panels, path):
-    """Draws a panel for each quantity, with a colour for each run."""
+def draw_curves(histories, panels):
+    """Draws a panel for each quantity, with a colour for each run.
+
+    Arguments
+    ---------
+    histories : dict
+        Rows by the run's name.
+    panels : dict
+        Column of each panel, or the style of each of its columns, by title.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+    """
     columns = min(len(panels), 3)
     lines = -(-len(panels) // columns)
     tables = {run: pd.json_normalize(rows) for run, rows in histories.items()}
@@ -243,61 +262,23 @@ def _draw_curves(histories, panels, path):
         axes.grid(alpha=0.3)
         if number == 1 and len(histories) <= 10:
             axes.legend(fontsize=7)
-    save_figure(figure, path)
+    return figure
 
 
-def read_histories(folders):
-    """Reads the history of each run that has one.
-
-    Arguments
-    ---------
-    folders : dict
-        Output folder of each run, by the run's name.
-
-    Returns
-    -------
-    histories : dict
-        Rows by the run's name.
-    """
-    histories = {}
-    for name, folder in folders.items():
-        path = Path(folder, "history.json")
-        if not path.is_file():
-            continue
-        try:
-            histories[name] = json.loads(path.read_text("utf-8"))
-        except ValueError:
-            logger.warning(f"{path} is damaged: the figures are without it.")
-    return histories
-
-
-def write_report(
-    output_folder, results, adapters, classifiers, notes, defaults
-):
-    """Writes results.json, the figures and report.md.
+def write_report(facts):
+    """Writes report.md and its figures.
 
     Arguments
     ---------
-    output_folder : str
-        Where to.
-    results : dict
-        What :func:`sum_up` gave.
-    adapters : dict
-        Output folder of each stage-1 run, by name; empty without stage 1.
-    classifiers : dict
-        Output folder of each stage-2 run, by name.
-    notes : list of str
-        What a reader of the scores must know.
-    defaults : dict
-        The settings' values without the user's.
+    facts : speechbrain_wap.evaluation.report_facts.Facts
+        What to say.
 
     Returns
     -------
     text : str
         Content of report.md.
     """
-    folder = Path(output_folder)
-    write_text(folder / "results.json", json.dumps(results, indent=1))
+    folder, results = facts.folder, facts.results
     classes = results["classes"]
     counts = np.sum([run["confusion"] for run in results["runs"]], axis=0)
     parts = [
@@ -306,9 +287,10 @@ def write_report(
         f"recall of the classes; standard deviation over "
         f"{results['settings']['std_over']} below), {len(results['runs'])} "
         "runs. All scores in percent.",
+        "[report.html](report.html): the same, and every utterance to hear.",
         score_table(results),
-        "\n".join(f"- {note}" for note in notes),
-        *_list_settings(results["settings"], defaults),
+        "\n".join(f"- {note}" for note in facts.notes),
+        *_list_settings(results["settings"], facts.defaults),
         "## Confusion",
         "Rows are true classes, columns predictions, summed over all runs.",
         markdown_table(
@@ -319,15 +301,13 @@ def write_report(
         "![Fine-tuning curves](classifier_curves.png)",
     ]
     _draw_confusion(counts, results, folder / "confusion.png")
-    _draw_curves(
-        read_histories(classifiers),
-        CLASSIFIER_PANELS,
+    save_figure(
+        draw_curves(facts.classifiers, CLASSIFIER_PANELS),
         folder / "classifier_curves.png",
     )
-    histories = read_histories(adapters)
-    if histories:
+    if facts.adapters:
         figure = folder / "adapter_curves.png"
-        _draw_curves(histories, ADAPTER_PANELS, figure)
+        save_figure(draw_curves(facts.adapters, ADAPTER_PANELS), figure)
         parts += [
             "## Adapter training",
             "At the last epoch; `agreement`: masked frames whose local "
@@ -335,7 +315,7 @@ def write_report(
             "codebook; `probe_...`: UA, in percent, with which a linear probe "
             "of the frames of the encoder (raw), student and teacher tells the "
             "labels of training sessions that it was not fitted on.",
-            _tabulate_adapters(histories),
+            _tabulate_adapters(facts.adapters),
             f"![Adapter training curves]({figure.name})",
         ]
     text = "\n\n".join(part for part in parts if part) + "\n"

@@ -53,8 +53,8 @@ def trial(experiment):
     Yields
     ------
     tried : speechbrain_wap.training.experiment.Experiment or None
-        Only the encoders are shared. None where something cannot be copied,
-        which is warned of.
+        Only encoders and logger are shared. None where something cannot be
+        copied, which is warned of.
 
     Raises
     ------
@@ -64,6 +64,7 @@ def trial(experiment):
     tried = copy(experiment)
     caches = list(experiment.caches.values())
     shared = [*caches, *(cache.encoder for cache in caches)]
+    shared.append(experiment.hparams["train_logger"])  # it is told nothing
     try:
         memo = {id(one): one for one in shared}
         tried.hparams = deepcopy(experiment.hparams, dict(memo))

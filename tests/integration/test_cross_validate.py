@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from recipe_runs import (
+    RECIPES,
     ForkedRun,
     call,
+    load_script,
     read_history,
     read_json,
     run_forked,
@@ -19,6 +21,9 @@ from recipe_runs import (
 )
 
 from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.evaluation.embeddings import TITLES
+from speechbrain_wap.evaluation.export import TrainedRun
+from speechbrain_wap.evaluation.linear_probe import score_probe
 
 CLASSES = ["angry", "happy", "sad", "neutral"]
 
@@ -78,6 +83,56 @@ def test_predictions_cover_the_held_out_session_once(finished):
         & corpus["emo"].isin(["ang", "hap", "exc", "sad", "neu"])
     ]
     assert table["id"].tolist() == expected["id"].tolist()
+
+
+def test_the_page_shows_what_was_tested_and_is_made_again(finished):
+    folder, _ = finished
+    page = (folder / "report.html").read_bytes()
+    for path in folder.glob("seed*/fold*/classifier"):
+        table = pd.read_csv(path / "predictions.csv")
+        details = read_json(path, "details.json")
+        for key in ("envelope", "attention"):
+            assert list(details[key]) == table["id"].tolist()
+            assert {len(digits) for digits in details[key].values()} == {100}
+        assert 0.0 < details["linear_probe"]["UA"] <= 1.0
+        for key in table["id"]:
+            assert f'"{key}"'.encode() in page
+    assert b"<dt>linear probe</dt><dd>not recorded" not in page
+    assert b"female" in page and b"<b>Partial corpus</b>" in page
+    load_script("report").main([str(folder)])
+    assert (folder / "report.html").read_bytes() == page
+
+
+def test_a_held_out_session_is_mapped_before_and_after_training(
+    finished, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(RECIPES / "IEMOCAP" / "wap_adapter")
+    run = finished[0] / "seed1" / "fold2" / "classifier"
+    load_script("embeddings").main(
+        [f"--run_folder={run}", f"--output={tmp_path}"]
+    )
+    table = pd.read_csv(tmp_path / "embeddings.csv")
+    predictions = pd.read_csv(run / "predictions.csv")
+    for column in ("id", "label"):
+        assert table[column].tolist() == predictions[column].tolist()
+    maps = [table[["x_" + n, "y_" + n]].to_numpy() for n in TITLES]
+    assert all((maps[0] != one).any() for one in maps[1:])
+    assert (tmp_path / "embeddings.png").read_bytes()[1:4] == b"PNG"
+    assert (tmp_path / "embeddings.pdf").read_bytes()[:4] == b"%PDF"
+    rows = capsys.readouterr().out.split("probe UA |")[1].splitlines()[2:5]
+    assert len({row.split("|")[2] for row in rows}) == 3
+    # the probe of the encoder's mean frames, by hand
+    scaled, labels = [], []
+    cache = TrainedRun(run).caches[""]
+    for name in ("train", "test"):
+        entries = read_json(run, f"{name}.json").values()
+        frames = [cache.read(e["digest"]).float().mean(dim=0) for e in entries]
+        scaled.append(torch.stack(frames).numpy())
+        labels.append([e["label"] for e in entries])
+    mean, std = scaled[0].mean(axis=0), scaled[0].std(axis=0)
+    scaled = [(part - mean) / std for part in scaled]
+    ua = score_probe(scaled, labels, CLASSES)["UA"]
+    assert rows[0].split("|")[3].strip() == f"{100 * ua:.1f}"
 
 
 def test_no_held_out_speaker_is_in_either_stage(finished):

@@ -46,4 +46,6 @@ def test_the_package_works_without_the_checkout(tmp_path, kind, monkeypatch):
         str(site / "speechbrain_wap" / "__init__.py"),
         "32",
     ]
+    for name in ("page.html", "page.js"):
+        assert (site / "speechbrain_wap" / "evaluation" / name).is_file()
     assert "compare" in run("-m", "speechbrain_wap", "--help", cwd=tmp_path)

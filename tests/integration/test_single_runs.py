@@ -122,6 +122,36 @@ def test_an_own_module_can_take_the_encoders_place(tiny, tmp_path):
     assert weights["backbone.input_mean"].shape == (400,)
 
 
+@pytest.mark.parametrize("stage", ["adapter", "classifier"])
+def test_the_yaml_may_log_to_tensorboard(tiny, tmp_path, monkeypatch, stage):
+    events = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
+    recipe = RECIPES / "IEMOCAP" / "wap_adapter"
+    text = (recipe / "hparams" / f"{stage}.yaml").read_text("utf-8")
+    text, count = re.subn(
+        "FileTrainLogger\n    save_file: .*\n",
+        "TensorboardLogger\n    save_dir: !ref <output_folder>/tensorboard\n",
+        text,
+    )
+    assert count == 1
+    (tmp_path / "own.yaml").write_text(text, "utf-8")
+    monkeypatch.chdir(recipe)
+    load_script(f"train_{stage}.py").main(
+        [str(tmp_path / "own.yaml"), *tiny, "--number_of_epochs=2"]
+        + [f"--output_folder={tmp_path / 'out'}"]
+    )
+    found = events.EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    found.Reload()
+    rows = [row for row in read_history(tmp_path / "out") if row["train"]]
+    for part in ("train", "valid"):
+        for name in rows[0][part] or ():
+            logged = [one.value for one in found.Scalars(f"{name}/{part}")]
+            wanted = [row[part][name] for row in rows]
+            assert logged[-2:] == pytest.approx(wanted, rel=1e-5), name
+    assert len(list((tmp_path / "out" / "tensorboard").iterdir())) == 1
+
+
 def test_another_system_is_trained_by_its_name(tiny, adapter, tmp_path):
     keys = ("d_model", "nhead", "d_ffn")  # which it does not have
     rest = [text for text in tiny if not text.startswith(keys, 2)]

@@ -3,9 +3,10 @@
 import random
 import warnings
 
+import numpy as np
 import pytest
 
-from speechbrain_wap.evaluation.metrics import emotion_scores
+from speechbrain_wap.evaluation.metrics import calibration, emotion_scores
 
 CLASSES = ["angry", "happy", "neutral", "sad"]
 
@@ -60,3 +61,20 @@ def test_a_prediction_of_another_class_is_wrong_but_no_class_of_its_own():
     scores = emotion_scores(labels, predictions, ["angry", "sad"])
     f1 = (1 + 2 / 3) / 2
     assert scores == pytest.approx({"UA": 0.75, "WA": 0.75, "F1": f1})
+
+
+def test_the_calibration_error_is_the_mean_gap_of_ten_bins():
+    generator = np.random.default_rng(0)
+    confidences = np.concatenate([generator.random(200), [0.0, 0.1, 1.0]])
+    correct = generator.random(203) < confidences
+    total = 0.0
+    for number in range(10):
+        low, high = number / 10, (number + 1) / 10
+        chosen = (confidences > low) & (confidences <= high)
+        chosen |= (number == 0) & (confidences == 0.0)
+        if chosen.any():
+            gap = confidences[chosen].mean() - correct[chosen].mean()
+            total += abs(gap) * chosen.sum()
+    bins, error = calibration(confidences, correct)
+    assert error == pytest.approx(total / 203)
+    assert bins["count"].sum() == 203

@@ -9,7 +9,11 @@ import pytest
 from matplotlib.figure import Figure
 from readings import STAGES, find_yaml
 
-from speechbrain_wap.evaluation.cross_validation_report import list_defaults
+from speechbrain_wap.data.corpus_table import note_partial
+from speechbrain_wap.evaluation.cross_validation_report import (
+    _list_missing,
+    list_defaults,
+)
 from speechbrain_wap.evaluation.report import (
     STYLES,
     save_figure,
@@ -17,6 +21,7 @@ from speechbrain_wap.evaluation.report import (
     sum_up,
     write_report,
 )
+from speechbrain_wap.evaluation.report_facts import read_facts, record_facts
 from speechbrain_wap.training.cross_validation import CrossValidation
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -85,6 +90,12 @@ def test_scores_are_shown_in_percent_with_mean_and_spread():
     assert lines[-1].startswith("| mean | | | 6 | 70.0 ± ")
 
 
+def report(output_folder, *facts):
+    """Writes a report of what is recorded; gives its text."""
+    record_facts(output_folder, *facts)
+    return write_report(read_facts(output_folder))
+
+
 def write_history(folder, rows):
     Path(folder).mkdir(parents=True)
     Path(folder, "history.json").write_text(json.dumps(rows))
@@ -133,7 +144,7 @@ def test_a_report_comes_with_results_and_figures(
     out = tmp_path / "out"
     defaults = {"lr": 0.2, "encoder": "fbank"}
     notes = ["Note one.", "Note two."]
-    text = write_report(out, results, *folders, notes, defaults)
+    text = report(out, results, *folders, notes, defaults)
     assert (out / "report.md").read_text("utf-8") == text
     assert json.loads((out / "results.json").read_text("utf-8")) == results
     pictures = ["confusion.png", "classifier_curves.png", "adapter_curves.png"]
@@ -155,12 +166,12 @@ def test_a_report_comes_with_results_and_figures(
     assert "| folds    | [1, 2]  |      |" in differing
     assert '| encoder | "fbank" |' in folded.split("</details>")[0]
     # without stage 1 there is no word of it
-    text = write_report(tmp_path / "b", results, {}, folders[1], [], {})
+    text = report(tmp_path / "b", results, {}, folders[1], [], {})
     assert "adapter" not in text.lower()
     assert not (tmp_path / "b" / "adapter_curves.png").exists()
     # no "nan %" where nobody is of a class
     results = sum_up([make_run(1, 7, 0.5, ((1, 2), (0, 0)))], {})
-    text = write_report(tmp_path, results, *folders, [], {})
+    text = report(tmp_path, results, *folders, [], {})
     shares = [x.get_text() for x in drawn["confusion.png"].axes[0].texts]
     assert shares == ["33.3 %\n1", "66.7 %\n2", "0.0 %\n0", "0.0 %\n0"]
     # the probe where there is one, in table and curves
@@ -196,12 +207,28 @@ def test_defaults_are_what_the_yaml_says_without_the_users_values():
     assert defaults["classifier.lr"] == 0.0001
 
 
+def test_a_reader_is_told_what_of_the_corpus_is_not_there(tmp_path):
+    folders = [tmp_path / name for name in ("all", "one", "two")]
+    for folder in folders:
+        folder.mkdir()
+    assert _list_missing(folders[0], folders[1:]) == []
+    note_partial(folders[0] / "corpus.csv", "3 of 4_5 turns.")
+    for folder, ids in zip(folders, ("a", "ab", "bc"), strict=True):
+        rows = "".join(f"{key},broken\n" for key in ids)
+        (folder / "skipped.csv").write_text(f"id,reason\n{rows}")
+    partial, skipped = _list_missing(folders[0], folders[1:])
+    assert partial.startswith("**Partial corpus**: 3 of 4_5 turns.")
+    assert skipped.startswith("**Skipped utterances**: 3,")
+    note_partial(folders[0] / "corpus.csv", "")
+    assert len(_list_missing(folders[0], folders[1:])) == 1
+
+
 def test_labels_are_plain_text_wherever_they_are_shown(tmp_path):
     classes = ["$_$", "a|b\n", "<b>*c*", "\x1b[31m", "=1", r"$\frac{1}{2}$"]
     eye = np.eye(len(classes), dtype=int).tolist()
     run = {**make_run(1, 7, 1.0, eye), "classes": classes, "session": "_s_|"}
     results = sum_up([run], {"classes": classes})
-    text = write_report(tmp_path, results, {}, {}, [], {})
+    text = report(tmp_path, results, {}, {}, [], {})
     assert (tmp_path / "confusion.png").read_bytes()[:8] == PNG
     assert "\x1b" not in text and "<b>" not in text.replace("\\<b>", "")
     table = text.partition("## Confusion")[2]

@@ -11,6 +11,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.corpus_table import (
     find_audio,
+    note_partial,
     open_data_folder,
     write_corpus_table,
 )
@@ -89,6 +90,7 @@ def prepare_emodb(data_folder, corpus_csv, max_skipped=0.01, audio_index=None):
                 "wav": str(path.resolve()),
                 "speaker": match["speaker"],
                 "session": SESSIONS[match["speaker"]],
+                "gender": "male" if match["speaker"] in MEN else "female",
                 "emo": EMOTIONS[match["emo"]],
             }
         )
@@ -105,10 +107,11 @@ def prepare_emodb(data_folder, corpus_csv, max_skipped=0.01, audio_index=None):
         f"{name} {found.get(name, 0)}/{known}"
         for name, known in KNOWN_COUNTS.items()
     )
+    total = f"{len(table)} of {sum(KNOWN_COUNTS.values())}"
     complete = found.to_dict() == KNOWN_COUNTS
     verdict = "complete" if complete else "they differ: a partial corpus"
     logger.info(
-        f"EmoDB utterances, found/release: {counts}. In all {len(table)} of "
-        f"{sum(KNOWN_COUNTS.values())}, {verdict}."
+        f"EmoDB utterances, found/release: {counts}. In all {total}, {verdict}."
     )
+    note_partial(corpus_csv, "" if complete else f"EmoDB utterances: {total}.")
     return table

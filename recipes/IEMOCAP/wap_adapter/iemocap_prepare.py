@@ -17,6 +17,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.corpus_table import (
     find_audio,
+    note_partial,
     open_data_folder,
     write_corpus_table,
 )
@@ -31,6 +32,7 @@ TURN_LINE = re.compile(
     r"_(?P<gender>[FM])\w+)\s+(?P<emo>\w+)"
 )
 STYLES = {"impro": "improvised", "script": "scripted"}
+GENDERS = {"F": "female", "M": "male"}
 # The annotators did not agree; what they heard has no name: no label, speech
 NO_LABELS = ("xxx", "oth")
 
@@ -55,7 +57,8 @@ def prepare_iemocap(
         The folder with Session1 to Session5, or a part of them.
     corpus_csv : str
         The table to write: one row per turn, labelled or not (xxx and oth
-        are no labels), with the column style ("improvised" or "scripted").
+        are no labels), with the columns style ("improvised" or "scripted")
+        and gender.
     max_skipped : float
         Share of the audio files that may be unreadable, 0 to 1.
     audio_index : str, optional
@@ -95,7 +98,10 @@ def prepare_iemocap(
             f"none of the wav files is there, such as {table['wav'][0]}: "
             "complete SessionK/sentences/wav."
         )
-    logger.info(_describe_counts(table))
+    counts = _describe_counts(table)
+    logger.info(counts)
+    lacks = counts.splitlines()[-1] if "differ from" in counts else ""
+    note_partial(corpus_csv, lacks)
     return write_corpus_table(table, corpus_csv, max_skipped, audio_index)
 
 
@@ -149,6 +155,7 @@ def _read_session(folder):
                     "wav": str(wav.resolve()),
                     "speaker": f"Ses{match['session']}{match['gender']}",
                     "session": str(int(match["session"])),
+                    "gender": GENDERS[match["gender"]],
                     "emo": "" if match["emo"] in NO_LABELS else match["emo"],
                     "style": STYLES[match["style"]],
                 }

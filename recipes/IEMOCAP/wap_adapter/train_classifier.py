@@ -41,6 +41,8 @@ from speechbrain_wap.data.sampling import (
     count_labels,
 )
 from speechbrain_wap.errors import RecipeError, first_line
+from speechbrain_wap.evaluation.details import weigh_frames, write_details
+from speechbrain_wap.evaluation.linear_probe import linear_probe
 from speechbrain_wap.evaluation.metrics import emotion_scores
 from speechbrain_wap.files import digest_file, write_table, write_text
 from speechbrain_wap.packing import send
@@ -179,6 +181,7 @@ class EmotionBrain(RecipeBrain):
     """
 
     measured = ()  # the training utterances that the model's hooks see
+    labelled = None  # those whose labels are used
 
     def __init__(self, experiment, splits, classes, class_weights, **wired):
         super().__init__(experiment, **wired)
@@ -203,6 +206,10 @@ class EmotionBrain(RecipeBrain):
             mask[name] = batch.masks[key] if stage == sb.Stage.TRAIN else None
         if list(feats) == [""]:
             feats, lens, mask = feats[""], lens[""], mask[""]
+        if stage == sb.Stage.TEST:
+            self.frame_weights.update(
+                weigh_frames(self.hparams.model, batch.id, feats, lens)
+            )
         told = []
         if getattr(self.hparams.model, "transductive", None):
             told = [batch.speaker_name]
@@ -309,6 +316,7 @@ class EmotionBrain(RecipeBrain):
         super().on_stage_start(stage, epoch)
         if stage != sb.Stage.TRAIN:
             self.predicted, self.loss_sums = {}, EpochStatistics("")
+            self.frame_weights = {}
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Logs the scores, saves checkpoints, writes the predictions."""
@@ -328,8 +336,9 @@ class EmotionBrain(RecipeBrain):
                 {"Epoch loaded": self.hparams.epoch_counter.current},
                 test_stats=stats,
             )
+            weights = self.join_ranks(self.frame_weights)
             if if_main_process():
-                self.write_results(table, scores)
+                self.write_results(table, scores, weights)
             return
         row = {"epoch": epoch, "lr": self.optimizer.param_groups[0]["lr"]}
         self.hparams.train_logger.log_stats(
@@ -345,11 +354,16 @@ class EmotionBrain(RecipeBrain):
             max_keys=["UA"] if best else [],
         )
 
+    def join_ranks(self, own):
+        """Joins what each rank has found of its utterances, by their ids."""
+        joined = {}
+        for share in gather_over_ranks(own):
+            joined.update(share)
+        return joined
+
     def tabulate_predictions(self, split):
         """Joins the ranks' predictions, in the order of the manifest."""
-        predicted = {}
-        for share in gather_over_ranks(self.predicted):
-            predicted.update(share)
+        predicted = self.join_ranks(self.predicted)
         # --debug stops after a few batches
         keys = [key for key in split if key in predicted or not self.debug]
         probabilities = pd.DataFrame(
@@ -363,12 +377,28 @@ class EmotionBrain(RecipeBrain):
         table["prediction"] = probabilities.idxmax(axis="columns")
         return pd.concat([table, probabilities], axis="columns")
 
-    def write_results(self, table, scores):
-        """Writes predictions.csv, then scores.json, which marks the end."""
+    def probe_frames(self):
+        """Scores a linear probe of the encoder's frames on the same fold."""
+        caches = self.experiment.caches
+        if list(caches) != [""]:
+            return None
+        return linear_probe(
+            self.splits, caches[""], self.classes, self.labelled
+        )
+
+    def write_results(self, table, scores, weights):
+        """Writes the predictions, then scores.json, which marks the end."""
         predictions_csv = self.experiment.predictions_csv
         write_table(predictions_csv, table)
         if self.debug:
             return  # scores.json says that a fold is finished
+        write_details(
+            self.experiment.folder,
+            self.hparams.model,
+            self.splits["test"],
+            weights,
+            self.probe_frames(),
+        )
         confusion = confusion_matrix(
             table["label"], table["prediction"], labels=self.classes
         )
@@ -498,7 +528,7 @@ def train(experiment):
         opt_class=hparams["opt_class"],
         checkpointer=hparams["checkpointer"],
     )
-    brain.measured = datasets["measured"]
+    brain.measured, brain.labelled = datasets["measured"], labelled
     train_loader = brain.make_train_loader(
         datasets["train"],
         seed=hparams["seed"],

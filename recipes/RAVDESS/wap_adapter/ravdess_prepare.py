@@ -14,6 +14,7 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.corpus_table import (
     find_audio,
+    note_partial,
     open_data_folder,
     write_corpus_table,
 )
@@ -100,6 +101,9 @@ def prepare_ravdess(
         pd.DataFrame(rows), corpus_csv, max_skipped, audio_index
     )
     logger.info(_describe_counts(table))
+    known = sum(ACTOR_COUNTS.values()) * NUM_ACTORS
+    missing = f"RAVDESS utterances: {len(table)} of {known}."
+    note_partial(corpus_csv, missing if len(table) < known else "")
     return table
 
 

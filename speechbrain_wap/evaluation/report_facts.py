@@ -1,0 +1,238 @@
+"""What a report is of: gathered once, for report.md and report.html alike.
+
+``results.json`` and ``report.json`` in the output folder, and what each run has
+left in its own, are all that a report is made of.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from speechbrain.utils.logger import get_logger
+
+from speechbrain_wap.data.corpus_table import read_corpus_table
+from speechbrain_wap.data.folds import PREDICTION_COLUMNS
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.evaluation.details import read_details
+from speechbrain_wap.files import (
+    ANY_BYTES,
+    read_json,
+    unquote_formula,
+    write_text,
+)
+
+logger = get_logger(__name__)
+
+RESULTS, RECORD = "results.json", "report.json"
+CURE = "run cross_validate.py again: what is finished is not run again."
+CSV_OPTIONS = {
+    "dtype": str,
+    "keep_default_na": False,
+    "encoding": ANY_BYTES["encoding"],
+    "encoding_errors": ANY_BYTES["errors"],
+}
+
+
+class Facts(NamedTuple):
+    """What a report says.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+        The output folder.
+    results : dict
+        Content of results.json.
+    notes : list of str
+        What a reader of the scores must know, in Markdown.
+    defaults : dict
+        The settings' values without the user's.
+    adapters, classifiers : dict
+        Rows of the histories of each stage's runs, by the run's name.
+    scores, details : list of dict
+        Content of each stage-2 run's scores.json and details.json, in the
+        order of the results; scores are empty where the file is gone.
+    utterances : pandas.DataFrame
+        What was tested, a row for each utterance of each run: the columns of
+        predictions.csv, seed, fold, and of the corpus table wav, duration and,
+        where it has them, start, end and gender.
+    """
+
+    folder: Path
+    results: dict
+    notes: list
+    defaults: dict
+    adapters: dict
+    classifiers: dict
+    scores: list
+    details: list
+    utterances: pd.DataFrame
+
+
+def name_run(run):
+    """Names a run by fold and seed.
+
+    Example
+    -------
+    >>> name_run({"fold": 2, "seed": 7, "UA": 0.5})
+    'fold 2, seed 7'
+    """
+    return f"fold {run['fold']}, seed {run['seed']}"
+
+
+def record_facts(
+    output_folder, results, adapters, classifiers, notes, defaults
+):
+    """Writes results.json, and in report.json what else a report needs.
+
+    Arguments
+    ---------
+    output_folder : str
+        Where to.
+    results : dict
+        Content of results.json.
+    adapters : dict
+        Output folder of each stage-1 run, by name; empty without stage 1.
+    classifiers : dict
+        Output folder of each stage-2 run, by name.
+    notes : list of str
+        What a reader of the scores must know.
+    defaults : dict
+        The settings' values without the user's.
+    """
+    folder = Path(output_folder)
+
+    def shorten(places):
+        """Names folders from the output folder, so that it can be moved."""
+        root = folder.absolute()
+        paths = {name: Path(place).absolute() for name, place in places.items()}
+        return {
+            name: str(p.relative_to(root) if p.is_relative_to(root) else p)
+            for name, p in paths.items()
+        }
+
+    record = {
+        "notes": notes,
+        "adapters": shorten(adapters),
+        "classifiers": shorten(classifiers),
+        "defaults": defaults,
+    }
+    write_text(folder / RESULTS, json.dumps(results, indent=1))
+    write_text(folder / RECORD, json.dumps(record, indent=1))
+
+
+def read_facts(output_folder):
+    """Gathers what a report says.
+
+    Arguments
+    ---------
+    output_folder : str
+        Of cross_validate.py.
+
+    Returns
+    -------
+    facts : Facts
+        Without what is missing or damaged of single runs, which is warned of.
+
+    Raises
+    ------
+    RecipeError
+        If the folder holds no results.
+    """
+    folder = Path(output_folder)
+    for name in (RESULTS, RECORD):
+        if not (folder / name).is_file():
+            raise RecipeError(f"{folder} holds no {name}: {CURE}")
+    results = read_json(folder / RESULTS, CURE, ["classes", "runs", "mean"])
+    keys = ["notes", "adapters", "classifiers", "defaults"]
+    record = read_json(folder / RECORD, CURE, keys)
+    places = {
+        key: {name: folder / place for name, place in record[key].items()}
+        for key in ("adapters", "classifiers")
+    }
+    scores, details, tables = [], [], []
+    for run in results["runs"]:
+        place = places["classifiers"].get(name_run(run), folder)
+        scores.append(_read_scores(place))
+        details.append(read_details(place))
+        tables += _read_predictions(place, results["classes"], run)
+    utterances = pd.DataFrame(columns=[*PREDICTION_COLUMNS, "seed", "fold"])
+    if tables:
+        utterances = pd.concat(tables, ignore_index=True)
+    return Facts(
+        folder,
+        results,
+        record["notes"],
+        record["defaults"],
+        *(read_histories(places[key]) for key in ("adapters", "classifiers")),
+        scores,
+        details,
+        utterances.merge(_read_corpus(folder), on="id", how="left"),
+    )
+
+
+def _read_scores(place):
+    """Reads scores.json, for what stands there beside the scores."""
+    try:
+        return json.loads(Path(place, "scores.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _read_predictions(place, classes, run):
+    """Reads a run's predictions, a list with a table; empty without them."""
+    path = Path(place, "predictions.csv")
+    try:
+        table = pd.read_csv(path, **CSV_OPTIONS)
+        first = len(PREDICTION_COLUMNS)
+        probabilities = table.iloc[:, first:].astype(float)
+        table = table.iloc[:, :first].map(unquote_formula)
+        table.columns = PREDICTION_COLUMNS
+        probabilities.columns = range(len(classes))
+    except (OSError, ValueError):
+        logger.warning(
+            f"{path} is missing or damaged: the report is without its "
+            "utterances."
+        )
+        return []
+    table["seed"], table["fold"] = run["seed"], run["fold"]
+    return [pd.concat([table, probabilities], axis="columns")]
+
+
+def _read_corpus(folder):
+    """Reads where each utterance is, how long, and whose voice's gender."""
+    columns = ["id", "wav", "duration", "start", "end", "gender"]
+    try:
+        table = read_corpus_table(folder / "corpus.csv")
+    except RecipeError as error:
+        logger.warning(f"{error} The report is without audio.")
+        return pd.DataFrame(columns=columns)
+    table = table.reindex(columns=columns)
+    for name in ("start", "end"):
+        table[name] = pd.to_numeric(table[name])
+    return table
+
+
+def read_histories(folders):
+    """Reads the history of each run that has one.
+
+    Arguments
+    ---------
+    folders : dict
+        Output folder of each run, by the run's name.
+
+    Returns
+    -------
+    histories : dict
+        Rows by the run's name.
+    """
+    histories = {}
+    for name, folder in folders.items():
+        path = Path(folder, "history.json")
+        if not path.is_file():
+            continue
+        try:
+            histories[name] = json.loads(path.read_text("utf-8"))
+        except ValueError:
+            logger.warning(f"{path} is damaged: the figures are without it.")
+    return histories

@@ -1,0 +1,360 @@
+"""report.html: it says what the files say, and nothing in them is markup."""
+
+import json
+import os
+import shutil
+import time
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import soundfile
+from report_folders import CLASSES, make_report_folder
+from sklearn.metrics import recall_score
+
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.evaluation.details import DETAILS
+from speechbrain_wap.evaluation.page import make_page
+from speechbrain_wap.evaluation.report import escape_markdown
+from speechbrain_wap.evaluation.report_command import main, make_reports
+from speechbrain_wap.evaluation.report_facts import read_facts
+from speechbrain_wap.files import ANY_BYTES
+
+NASTY = "<img src=x onerror=alert(1)>\"&'</script><!--{{ 1 }}"
+
+
+class Page(HTMLParser):
+    """The tags of a page, its text, and its data."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.texts, self.place = [], {}, ""
+        self.feed(text)
+        self.close()
+        self.data = json.loads(self.texts["data"])
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.place = dict(attributes).get("id") if tag == "script" else ""
+
+    def handle_data(self, data):
+        self.texts[self.place] = self.texts.get(self.place, "") + data
+
+
+def read_page(folder):
+    return Page(make_page(read_facts(folder)))
+
+
+def test_what_users_wrote_is_text_wherever_it_stands(tmp_path):
+    classes = [NASTY, "b", "c"]
+    plain = NASTY.replace("{", "{{").replace("}", "}}")
+    names = {"name": plain + "{}", "speaker": plain + "{}"}
+    note = f"**Optimistic**: {escape_markdown(NASTY)}"
+    make_report_folder(
+        tmp_path / "mine", classes=classes, notes=[note], **names
+    )
+    make_report_folder(tmp_path / "plain", notes=["**Optimistic**: b"])
+    mine, plain = (read_page(tmp_path / name) for name in ("mine", "plain"))
+    counts = [
+        [tag for tag, _ in page.tags if tag in ("script", "img", "iframe")]
+        for page in (mine, plain)
+    ]
+    assert counts[0] == counts[1]
+    assert not [1 for _, a in mine.tags if any(k.startswith("on") for k in a)]
+    assert mine.data["classes"][0] == NASTY
+    assert mine.data["id"][0] == NASTY + "0"
+    assert mine.data["speakers"] == [f"{NASTY}{n}" for n in range(4)]
+    assert NASTY in mine.texts[""]  # the note, the tables
+
+
+def test_the_page_needs_no_network(tmp_path):
+    make_report_folder(tmp_path)
+    for tag, attributes in read_page(tmp_path).tags:
+        for key in ("src", "href", "xlink:href"):
+            link = attributes.get(key) or "#"
+            assert link[0] == "#" or link in ("data:,", "report.md"), tag
+
+
+def test_the_page_is_made_again_from_the_files_alone(tmp_path):
+    first, moved = tmp_path / "first", tmp_path / "moved"
+    make_report_folder(first, notes=["one"], wav=f"{first}/{{}}.wav")
+    make_reports(first)
+    before = {
+        name: (first / name).read_bytes()
+        for name in ("report.html", "report.md", "classifier_curves.png")
+    }
+    for name in before:
+        (first / name).unlink()
+    main([str(first)])
+    assert before == {name: (first / name).read_bytes() for name in before}
+    # the whole folder may be moved; links to what has stayed are others
+    shutil.move(first, moved)
+    main([str(moved)])
+    assert (moved / "report.md").read_bytes() == before["report.md"]
+    with pytest.raises(RecipeError, match="holds no results.json"):
+        main([str(tmp_path)])
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_data_are_the_predictions_of_each_seed(tmp_path):
+    table = make_report_folder(tmp_path)
+    data = read_page(tmp_path).data
+    for run in data["runs"]:
+        part = table[table["seed"] == run["seed"]].set_index("id")
+        for number, key in enumerate(data["id"]):
+            row = part.loc[key]
+            assert CLASSES[data["label"][number]] == row["label"]
+            assert CLASSES[run["predicted"][number]] == row["prediction"]
+            assert data["speakers"][data["speaker"][number]] == row["speaker"]
+            shares = row[list(range(len(CLASSES)))].to_numpy(float)
+            found = np.array(run["probabilities"][number]) / 1000
+            assert np.abs(found - shares).max() <= 0.0005 + 1e-9
+            place = tmp_path / f"seed{run['seed']}/fold{row['fold']}"
+            details = json.loads((place / "classifier" / DETAILS).read_text())
+            assert run["attention"][number] == details["attention"][key]
+
+
+@pytest.mark.parametrize("name", ["a b#1?.wav", "100%20.wav", "\udcff.wav"])
+def test_a_link_leads_from_the_page_to_the_recording(tmp_path, name):
+    wav = f"{tmp_path}/{name}"
+    open(wav, "w").close()
+    make_report_folder(tmp_path / "a" / "b", wav=wav)
+    links = read_page(tmp_path / "a" / "b").data["wav"]
+    path = unquote(links[0], **ANY_BYTES)
+    found = os.path.normpath(tmp_path / "a" / "b" / path)
+    assert not os.path.isabs(path) and found == wav
+
+
+def test_groups_are_scored_over_the_classes_that_they_have(tmp_path):
+    genders = ["f", "m", "f", ""] * 3
+    table = make_report_folder(tmp_path, extra={"gender": genders})
+    text = read_page(tmp_path).texts[""]
+    for column, value in (("speaker", "s2"), ("session", "2")):
+        part = table[table[column] == value]
+        recalls = recall_score(
+            part["label"],
+            part["prediction"],
+            labels=sorted(set(part["label"])),
+            average="macro",
+        )
+        assert f"{value}{len(part)}{100 * recalls:.1f}" in text.replace(
+            "\n", ""
+        )
+    assert "Gender" in text and "f12" in text.replace("\n", "")
+
+
+def test_the_first_screen_has_what_a_reader_must_know(tmp_path):
+    notes = ["Encoder x, frozen.", "**Transductive**: it has seen all."]
+    make_report_folder(tmp_path, notes=notes)
+    page = read_page(tmp_path)
+    words = " ".join(page.texts[""].split())
+    first = words.partition("Rows are true classes")[0]
+    for part in (
+        "12 utterances of 4 speakers, 3 classes (angry, sad, neutral)",
+        "held out in 2 folds, with 2 seeds. Encoder x, frozen.",
+        "UA 50.0 % ± 0.0 over seeds chance33.3 %",
+        "linear probe40.0 %",
+        "Transductive it has seen all.",
+        "1,234,567 trained parameters",
+        "6.0 minutes, all runs together",
+    ):
+        assert part in first
+    warned = [a for tag, a in page.tags if a.get("class") == "warning"]
+    assert len(warned) == 1
+
+
+def test_what_is_missing_is_left_out(tmp_path):
+    make_report_folder(tmp_path)
+    for name in ("predictions.csv", "details.json", "history.json"):
+        for path in tmp_path.glob(f"seed7/*/classifier/{name}"):
+            path.unlink()
+    (tmp_path / "corpus.csv").unlink()
+    page = read_page(tmp_path)
+    assert [run["seed"] for run in page.data["runs"]] == [8]
+    assert set(page.data["wav"]) == {None}
+    assert "not recorded" in page.texts[""]
+    for path in tmp_path.glob("seed*/*/classifier/*"):
+        path.unlink()
+    page = read_page(tmp_path)
+    assert page.data["runs"] == [] and "UA" in page.texts[""]
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """The folder of a corpus with ten thousand utterances."""
+    folder = tmp_path_factory.mktemp("large")
+    names = {
+        "name": "Ses01F_impro01_F{:05d}",
+        "wav": "/data/IEMOCAP_full_release/Session1/sentences/wav/"
+        "Ses01F_impro01/Ses01F_impro01_F{:05d}.wav",
+    }
+    make_report_folder(folder, 10_000, seeds=[7], **names)
+    make_reports(folder)
+    return folder
+
+
+def test_ten_thousand_utterances_are_below_ten_megabytes(large):
+    assert (large / "report.html").stat().st_size < 10e6
+
+
+# In a browser -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, without a window."""
+    webdriver = pytest.importorskip("selenium.webdriver")
+    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in paths:
+        pytest.skip("chromium and chromedriver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = paths[0]
+    for flag in ("headless=new", "no-sandbox", "disable-dev-shm-usage"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(paths[1])
+    driver = webdriver.Chrome(options=options, service=service)
+    yield driver
+    driver.quit()
+
+
+def open_page(browser, folder, width=1400, scheme="light"):
+    """Opens a page and gives a function that asks it."""
+    size = {"width": width, "height": 900}
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {**size, "deviceScaleFactor": 1, "mobile": False},
+    )
+    browser.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia",
+        {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
+    )
+    browser.get(f"file://{folder}/report.html")
+    return lambda code: browser.execute_script(f"return {code}")
+
+
+def wait_until(condition, seconds=10):
+    """Waits for what a page does in its own time."""
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.05)
+
+
+def set_filters(ask, **values):
+    """Sets filters as a user does."""
+    for name, value in values.items():
+        ask(
+            f"void (document.querySelector('[name={name}]').value = '{value}', "
+            "document.querySelector('#filters')"
+            ".dispatchEvent(new Event('input')))"
+        )
+
+
+def list_column(ask, number):
+    """Reads a column of the rows that are shown."""
+    return ask(
+        "[...document.querySelectorAll('#rows tbody tr')]"
+        f".map(row => row.children[{number}].textContent)"
+    )
+
+
+def test_a_page_opens_without_error_at_any_width(browser, tmp_path):
+    make_report_folder(tmp_path, notes=[escape_markdown(NASTY)])
+    make_reports(tmp_path)
+    backs = set()
+    for width in (400, 1400):
+        for scheme in ("light", "dark"):
+            ask = open_page(browser, tmp_path, width, scheme)
+            assert browser.get_log("browser") == []
+            assert ask("document.documentElement.scrollWidth") <= width
+            assert len(list_column(ask, 1)) > 0
+            backs.add(ask("getComputedStyle(document.body).backgroundColor"))
+    assert len(backs) == 2
+
+
+def test_utterances_are_filtered_and_sorted(browser, tmp_path):
+    table = make_report_folder(tmp_path)
+    make_reports(tmp_path)
+    ask = open_page(browser, tmp_path)
+    one = table[table["seed"] == 8]
+    set_filters(ask, result="", run=1)
+    ask("document.querySelector('[data-sort=id]').click()")
+    assert list_column(ask, 1) == [f"u{n}" for n in range(12)]
+    set_filters(ask, speaker=2)
+    assert set(list_column(ask, 2)) == {"s2"} and len(list_column(ask, 1)) == 3
+    set_filters(ask, speaker="", label=1)
+    wanted = one[one["label"] == "sad"]["id"].tolist()
+    assert list_column(ask, 1) == sorted(wanted, key=lambda x: int(x[1:]))
+    set_filters(ask, label="", least=60)
+    confidence = one[[0, 1, 2]].max(axis=1).to_numpy()
+    assert len(list_column(ask, 1)) == (confidence >= 0.6).sum()
+    set_filters(ask, least=0, predicted=2)
+    assert len(list_column(ask, 1)) == (one["prediction"] == "neutral").sum()
+    # a cell of the confusion matrix shows its utterances
+    ask("document.querySelector('.confusion [data-label]').click()")
+    is_right = (one["label"] == "angry") & (one["prediction"] == "angry")
+    assert sorted(list_column(ask, 1)) == sorted(one[is_right]["id"])
+    set_filters(ask, label="", predicted="")
+    sort = "document.querySelector('[data-sort=confidence]')"
+    ask(f"{sort}.click()")
+    found = [float(cell[:-2]) for cell in list_column(ask, 5)]
+    assert found == sorted(found, reverse=True) and len(found) == 12
+    assert ask(f"{sort}.parentElement.ariaSort") == "descending"
+    # by keyboard, too
+    ask(f"{sort}.focus()")
+    browser.switch_to.active_element.send_keys("\n")
+    assert ask(f"{sort}.parentElement.ariaSort") == "ascending"
+
+
+def test_a_part_of_a_recording_plays_alone(browser, tmp_path):
+    wav = str(tmp_path / "a b#1.wav")
+    soundfile.write(wav, np.zeros(5 * 16000), 16000)
+    times = {"start": [2.0] * 12, "end": [2.5] * 12}
+    make_report_folder(tmp_path, wav=wav, extra=times)
+    make_reports(tmp_path)
+    ask = open_page(browser, tmp_path)
+    browser.execute_script(
+        "window.heard = []; const play = Audio.prototype.play;"
+        "Audio.prototype.play = function () { window.audio = this; "
+        "this.addEventListener('timeupdate', "
+        "() => heard.push(this.currentTime)); return play.call(this); };"
+    )
+    browser.find_element("css selector", ".play").click()
+    wait_until(lambda: ask("window.audio && !window.audio.paused"))
+    wait_until(lambda: ask("window.audio.paused"))
+    heard = ask("window.heard")
+    assert min(heard) >= 2.0 and 2.4 < max(heard) < 2.8
+    assert browser.get_log("browser") == []
+    os.remove(wav)
+    open_page(browser, tmp_path)
+    browser.find_element("css selector", ".play").click()
+    message = "document.querySelector('.message')?.textContent"
+    wait_until(lambda: "is gone" in (ask(message) or ""))
+
+
+def test_ten_thousand_utterances_are_filtered_at_once(browser, large):
+    ask = open_page(browser, large)
+    slowest = ask(
+        """(() => {
+        const form = document.querySelector('#filters'), times = [];
+        const measure = (change) => {
+            const start = performance.now();
+            change();
+            document.body.getBoundingClientRect();
+            times.push(performance.now() - start);
+        };
+        const filter = () => form.dispatchEvent(new Event('input'));
+        form.result.value = '';
+        measure(filter);
+        for (const button of document.querySelectorAll('[data-sort]'))
+            measure(() => button.click());
+        form.speaker.value = 1;
+        measure(filter);
+        times.sort((a, b) => a - b);
+        return times[times.length >> 1];
+        })()"""
+    )
+    # the median: other processes have the processor, too
+    assert slowest < 200
