@@ -60,7 +60,7 @@ def cross_validate(plan):
         whole, results = summarise(plan, runs)
         if if_main_process():
             adapters, classifiers = _list_run_folders(whole, runs)
-            notes = _list_notes(whole)
+            notes = _list_notes(whole, runs)
             if unfinished:
                 listing = "; ".join(
                     f"fold {fold}, seed {seed}" for seed, fold in unfinished
@@ -137,12 +137,8 @@ def _list_run_folders(plan, runs):
     return adapters, classifiers
 
 
-def _list_notes(plan):
+def _list_notes(plan, runs):
     """Says in words how the scores came about."""
-    settings = plan.settings["classifier"]
-    encoder, layer = name_encoder(settings)
-    encoder = escape_markdown(encoder)
-    encoder += "" if layer is None else f", layer {layer}"
     how = "without adapter training (from scratch)."
     if plan.adapter_training:
         how = "with adapter training."
@@ -155,27 +151,11 @@ def _list_notes(plan):
             f"{escape_markdown(plan.adapter_folder)} "
             f"({escape_markdown('; '.join(learned))})."
         )
-    notes = [
-        f"Encoder {encoder}, frozen; {how}",
-        PROTOCOL_NOTES[settings["protocol"]],
-    ]
-    notes += list_shared_speakers(plan)
-    if settings["label_fraction"] != 1.0:
-        notes.append(
-            f"Fine-tuned on {100 * settings['label_fraction']:g} % of the "
-            "labelled training utterances of each class (label_fraction), in "
-            "as many steps as on all."
-        )
-    if settings["model_selection"] == "last":
-        notes.append("Scores are those of the last epoch.")
-    elif settings["protocol"] == "paper":
-        notes.append(
-            "**Optimistic**: the epoch was chosen on the very session that "
-            "the scores are from (model_selection: best)."
-        )
-    else:
-        part = "split" if settings["protocol"] == "predefined" else "session"
-        notes.append(f"The epoch was chosen on the validation {part}.")
+    encoder, *notes = list_common_notes(plan)
+    notes = [f"{encoder.rstrip('.')}; {how}", *notes]
+    if runs[0].get("transductive"):
+        said = escape_markdown(runs[0]["transductive"])
+        notes.append(f"**Transductive**: the system {said}.")
     if plan.corpora:
         own = {"own": ", speakers' names its own", "shared": ""}
         listing = ", ".join(
@@ -200,6 +180,47 @@ def _list_notes(plan):
                 "has seen its own corpus's held-out session, without labels "
                 "(adapter_data: all)."
             )
+    return notes
+
+
+def list_common_notes(plan):
+    """Says of the scores what systems on the same ground have in common.
+
+    Arguments
+    ---------
+    plan : speechbrain_wap.training.cross_validation.CrossValidation
+        What was run.
+
+    Returns
+    -------
+    notes : list of str
+        The first one names the encoder.
+    """
+    settings = plan.settings["classifier"]
+    encoder, layer = name_encoder(settings)
+    encoder = escape_markdown(encoder)
+    encoder += "" if layer is None else f", layer {layer}"
+    notes = [
+        f"Encoder {encoder}, frozen.",
+        PROTOCOL_NOTES[settings["protocol"]],
+    ]
+    notes += list_shared_speakers(plan)
+    if settings["label_fraction"] != 1.0:
+        notes.append(
+            f"Fine-tuned on {100 * settings['label_fraction']:g} % of the "
+            "labelled training utterances of each class (label_fraction), in "
+            "as many steps as on all."
+        )
+    if settings["model_selection"] == "last":
+        notes.append("Scores are those of the last epoch.")
+    elif settings["protocol"] == "paper":
+        notes.append(
+            "**Optimistic**: the epoch was chosen on the very session that "
+            "the scores are from (model_selection: best)."
+        )
+    else:
+        part = "split" if settings["protocol"] == "predefined" else "session"
+        notes.append(f"The epoch was chosen on the validation {part}.")
     return notes
 
 
