@@ -16,6 +16,8 @@ COMMANDS = {
     "export": "speechbrain_wap.evaluation.export",
     "features": "speechbrain_wap.features.command",
     "recognize": "speechbrain_wap.recognize",
+    "sweep": "speechbrain_wap.evaluation.sweep",
+    "table1": "speechbrain_wap.evaluation.table1",
 }
 
 

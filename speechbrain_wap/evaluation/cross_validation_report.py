@@ -60,7 +60,7 @@ def cross_validate(plan):
         whole, results = summarise(plan, runs)
         if if_main_process():
             adapters, classifiers = _list_run_folders(whole, runs)
-            notes = _list_notes(whole, runs)
+            notes = _list_notes(whole)
             if unfinished:
                 listing = "; ".join(
                     f"fold {fold}, seed {seed}" for seed, fold in unfinished
@@ -137,7 +137,7 @@ def _list_run_folders(plan, runs):
     return adapters, classifiers
 
 
-def _list_notes(plan, runs):
+def _list_notes(plan):
     """Says in words how the scores came about."""
     how = "without adapter training (from scratch)."
     if plan.adapter_training:
@@ -153,9 +153,6 @@ def _list_notes(plan, runs):
         )
     encoder, *notes = list_common_notes(plan)
     notes = [f"{encoder.rstrip('.')}; {how}", *notes]
-    if runs[0].get("transductive"):
-        said = escape_markdown(runs[0]["transductive"])
-        notes.append(f"**Transductive**: the system {said}.")
     if plan.corpora:
         own = {"own": ", speakers' names its own", "shared": ""}
         listing = ", ".join(

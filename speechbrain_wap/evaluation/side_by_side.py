@@ -3,6 +3,7 @@
 What the commands compare, sweep and table1 share.
 """
 
+import json
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,7 @@ from speechbrain_wap.training.resume_guard import digest_settings
 logger = get_logger(__name__)
 
 PROBE = "linear probe"
+COSTS = ("trained parameters", "minutes a fold", "peak memory, MB")
 TESTS = (
     "Points of UA, paired over folds, of which each counts once, with its mean "
     "over seeds: 95 % confidence interval of Student's t; p of a two-sided "
@@ -92,8 +94,31 @@ def name_folder(name):
     return re.sub(r"[^\w.,=+-]+", "_", name).strip("_")[-100:]
 
 
+def write_option(key, value):
+    """Writes a key and its value as they are typed.
+
+    Arguments
+    ---------
+    key : str
+        The key.
+    value : object
+        As YAML has it.
+
+    Returns
+    -------
+    option : str
+
+    Example
+    -------
+    >>> write_option("system", "linear"), write_option("encoder_layer", [1, 2])
+    ('--system=linear', '--encoder_layer=[1, 2]')
+    """
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"--{key}={text}"
+
+
 def share_adapters(plan, root):
-    """Lets stage 1 lie where all runs with its settings have it.
+    """Lets stage 1, if it is run, lie where all with its settings have it.
 
     Arguments
     ---------
@@ -106,6 +131,8 @@ def share_adapters(plan, root):
     -------
     plan : speechbrain_wap.training.cross_validation.CrossValidation
     """
+    if not plan.adapter_training:
+        return plan
     digest = digest_settings(plan.settings["adapter"])
     return plan.change(adapters_folder=str(Path(root, "adapters", digest)))
 
@@ -147,7 +174,9 @@ def report_failures(failures):
         If there are any.
     """
     if failures:
-        listing = "; ".join(f"{n}: {r}" for n, r in failures.items())
+        listing = "; ".join(
+            f"{name}: {reason.rstrip('.')}" for name, reason in failures.items()
+        )
         raise RecipeError(
             f"not all systems were run ({listing}); the same command again "
             "tries them anew."
@@ -226,7 +255,7 @@ def probe_folds(hparams, plan, runs, fraction, pooled, strength=STRENGTH):
     for run in runs:
         if fraction == 1.0 and run["seed"] != runs[0]["seed"]:
             continue  # the probe draws no random numbers
-        splits = _read_splits(hparams, plan, run, pooled)
+        splits = read_splits(hparams, plan, run, pooled)
         classes = list_classes(splits, hparams["classes"])
         labelled = choose_labelled(splits["train"], fraction, run["seed"])
         cache = hparams["feature_cache"]
@@ -237,8 +266,21 @@ def probe_folds(hparams, plan, runs, fraction, pooled, strength=STRENGTH):
     return sum_up(probed, {})
 
 
-def _read_splits(hparams, plan, run, pooled):
-    """Reads the splits of a finished fold, as far as they are in the cache."""
+def read_splits(hparams, plan, run, pooled):
+    """Reads the splits of a finished fold, as far as they are in the cache.
+
+    Arguments
+    ---------
+    hparams, plan, pooled
+        See :func:`probe_folds`.
+    run : dict
+        The fold and the seed.
+
+    Returns
+    -------
+    splits : dict
+        Manifest entries by utterance id of each split.
+    """
     cache = hparams["feature_cache"]
     place = find_run(plan.output_folder, run["seed"], run["fold"])
     splits = read_manifests(
@@ -305,8 +347,8 @@ def measure_cost(plan, runs):
     Returns
     -------
     cells : dict
-        Trained parameters of stage 2, minutes of a fold in both stages (mean)
-        and peak memory in MB; None where a run has not recorded it.
+        COSTS: trained parameters of stage 2, minutes of a fold in both stages
+        (mean), peak memory; None where a run has not recorded it.
     """
     minutes, peaks = [], []
     for run in runs:
@@ -322,11 +364,12 @@ def measure_cost(plan, runs):
         peaks += [cost["peak_memory_mb"] for cost in costs]
         if len(costs) == len(folders):
             minutes.append(sum(cost["minutes"] for cost in costs))
-    return {
-        "trained parameters": runs[0].get("trained_parameters"),
-        "minutes a fold": float(np.mean(minutes)) if minutes else None,
-        "peak memory, MB": max(filter(None, peaks), default=None),
-    }
+    found = (
+        runs[0].get("trained_parameters"),
+        float(np.mean(minutes)) if minutes else None,
+        max(filter(None, peaks), default=None),
+    )
+    return dict(zip(COSTS, found))
 
 
 def compare_pairs(pairs):

@@ -14,7 +14,6 @@ sweep_KEY.md, .csv, _folds.csv and .png. The same command again, with more
 values too, takes up what there is; processes may share it.
 """
 
-import json
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -32,6 +31,7 @@ from speechbrain_wap.evaluation.side_by_side import (
     name_folder,
     report_failures,
     share_adapters,
+    write_option,
     write_side_by_side,
 )
 from speechbrain_wap.files import only_process
@@ -50,9 +50,9 @@ def main(arguments):
     arguments : list of str
         The command line.
     """
-    key, values, arguments = _read_arguments(arguments)
+    key, swept, arguments = _read_arguments(arguments)
     base = CrossValidation(arguments)
-    plans, pairs = _list_plans(base.output_folder, arguments, key, values)
+    plans, pairs = _list_plans(base.output_folder, arguments, swept)
     failures = {}
     for name, plan in plans.items():
         with going_on(failures, name):
@@ -64,7 +64,7 @@ def main(arguments):
 
 
 def _read_arguments(arguments):
-    """Reads the key and its values, as texts; gives the other arguments."""
+    """Reads the key and an option for each value; gives the others, too."""
     positional, options = split_options(arguments)
     swept = [text or "" for key, text in options if key == "sweep"]
     usage = "--sweep num_attributes=128,256"
@@ -79,24 +79,23 @@ def _read_arguments(arguments):
         values = []
     if not key or not values:
         raise RecipeError(f"--sweep {swept[0]} has no values: {usage}.")
-    texts = [v if isinstance(v, str) else json.dumps(v) for v in values]
+    swept = [write_option(key, value) for value in values]
     others = [
         f"--{other}" if text is None else f"--{other}={text}"
         for other, text in options
         if other != "sweep"
     ]
-    return key, list(dict.fromkeys(texts)), positional + others
+    return key, list(dict.fromkeys(swept)), positional + others
 
 
-def _list_plans(root, arguments, key, values):
+def _list_plans(root, arguments, swept):
     """Lists what is to be run by name, and which pairs are tested."""
     plans, scratch = {}, {}
-    for value in values:
-        name = f"{key}={value}"
-        plan = CrossValidation([*arguments, f"--{name}"])
+    for option in swept:
+        name = option.removeprefix("--")
+        plan = CrossValidation([*arguments, option])
         plan = plan.change(output_folder=str(Path(root, name_folder(name))))
-        if plan.adapter_training:
-            plan = share_adapters(plan, root)
+        plan = share_adapters(plan, root)
         plans[name] = plan
         scratch[name] = plan.change(adapter_training=False, adapter_folder=None)
     if not plan.has_adapter:

@@ -369,8 +369,6 @@ class EmotionBrain(RecipeBrain):
             "number_of_epochs": self.hparams.number_of_epochs,
             "num_labelled": self.experiment.settings["num_labelled"],
             "trained_parameters": self.count_trained(),
-            # what it hears of the test speakers, if anything
-            "transductive": getattr(self.hparams.model, "transductive", None),
             "session": self.hparams.fold_plan.name_held_out(table["session"]),
             "n": len(table),
             **scores,
