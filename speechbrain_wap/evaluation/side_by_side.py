@@ -588,6 +588,9 @@ def _draw(rows, names, path):
         error = None if low is None else [[mean - low], [high - mean]]
         axes.errorbar(mean, place, xerr=error, fmt="o", capsize=3, color="C0")
     axes.set_yticks(range(len(rows)), [names[r.system] for r in rows[::-1]])
+    axes.set_ylim(-0.5, len(rows) - 0.5)
+    left, right = axes.get_xlim()
+    axes.set_xlim(max(left, 0), min(right, 100))
     axes.set_xlabel("UA, percent: mean over folds, 95 % confidence interval")
     axes.grid(axis="x", alpha=0.3)
     save_figure(figure, path)

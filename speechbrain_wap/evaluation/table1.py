@@ -139,6 +139,11 @@ def _read_arguments(arguments):
                     f"of {', '.join(entries)}."
                 )
         entries = {n: e for n, e in entries.items() if n in wanted}
+    if all(entry.probe for entry in entries.values()):
+        raise RecipeError(
+            "the linear probe takes the folds of another system: give one more "
+            "of --systems."
+        )
     return files or FILES, options, list(entries.values()), reference
 
 
@@ -231,7 +236,7 @@ def list_plans(files, options, entry, entries):
         plan = CrossValidation([*files, *tried, *typed, *own])
         # the values as they are, since what is typed counts more
         values = {
-            key: plan.settings[stage][key]
+            key: plan.settings[stage].get(key)
             for stage, key in map(_split_key, configuration)
         }
         label = ", ".join(f"{key}={value}" for key, value in values.items())
@@ -365,9 +370,9 @@ def _write(root, base, entries, plans, chosen, reference, failures):
     pairs = []
     if reference in names:
         pairs = [(name, reference) for name in names if name != reference]
-    plan = plans[next(iter(found))]
+    usual = reference if reference in found else next(iter(found))
     notes = [
-        *list_common_notes(plan),
+        *list_common_notes(plans[usual]),
         "Chosen: of at most four configurations, the one that was best on one "
         "of the training sessions of fold 1, with one seed. Minutes: of both "
         "stages, without extraction of features. Peak memory: on a GPU that of "
