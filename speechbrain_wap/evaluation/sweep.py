@@ -57,6 +57,8 @@ def main(arguments):
     for name, plan in plans.items():
         with going_on(failures, name):
             cross_validate(plan)
+    for name in failures:
+        del plans[name]
     if if_main_process():
         with only_process(base.output_folder, wait=True):
             _write(base.output_folder, key, plans, pairs)

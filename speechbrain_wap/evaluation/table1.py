@@ -108,6 +108,8 @@ def main(arguments):
             plan = configurations[chosen[name]].change(output_folder=folder)
             plans[name] = share_adapters(plan, root)
             cross_validate(plans[name])
+    for name in failures:
+        plans.pop(name, None)
     if if_main_process():
         with only_process(root, wait=True):
             _write(root, base, entries, plans, chosen, reference, failures)
