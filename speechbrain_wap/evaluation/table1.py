@@ -17,6 +17,7 @@ more systems too, takes up what there is; processes may share it.
 """
 
 import json
+from itertools import chain, starmap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,9 +97,9 @@ def main(arguments):
     """
     files, options, entries, reference = _read_arguments(arguments)
     trained = [entry for entry in entries if not entry.probe]
-    base = list_plans(files, options, _Entry(""), trained)[""]
+    listed = list_plans(files, options, [_Entry(""), *trained])
+    base = listed.pop("")[""]  # what is typed, and nothing else
     root = base.output_folder
-    listed = {e.name: list_plans(files, options, e, trained) for e in trained}
     start_ranks(base.commands["classifier"].run_opts)
     plans, chosen, failures = {}, {}, {}
     for name, configurations in listed.items():
@@ -199,50 +200,47 @@ def read_table(path):
     return entries, table.get("reference")
 
 
-def list_plans(files, options, entry, entries):
-    """Lists the configurations of a system that differ.
+def list_plans(files, options, entries):
+    """Lists the configurations of the systems, those that differ.
 
     Arguments
     ---------
     files : list of str
         The two YAML files.
     options : list of tuple
-        What is typed; a key that other systems alone have is left out.
-    entry : _Entry
-        The system.
+        What is typed; each goes to the systems that have the key.
     entries : list of _Entry
-        All systems.
+        The systems.
 
     Returns
     -------
     plans : dict
-        CrossValidation by the configuration's name.
+        By the system's name, CrossValidation by the configuration's.
     """
-
-    def find_keys(one):
-        """Finds all keys that a system's YAML files have."""
-        keys = list_keys(files, [*one.options.items()])
-        return {key for stage in STAGES for key in keys[stage]}
-
-    known = find_keys(entry)
-    elsewhere = set().union(*map(find_keys, entries)) - known
-    typed = [
-        f"--{key}" if text is None else f"--{key}={text}"
-        for key, text in options
-        if _split_key(key)[1] not in elsewhere
-    ]
-    own = [write_option(key, value) for key, value in entry.options.items()]
-    plans = {}
-    for configuration in entry.configurations:
-        tried = [write_option(k, value) for k, value in configuration.items()]
-        plan = CrossValidation([*files, *tried, *typed, *own])
-        # the values as they are, since what is typed counts more
-        values = {
-            key: plan.settings[stage].get(key)
-            for stage, key in map(_split_key, configuration)
-        }
-        label = ", ".join(f"{key}={value}" for key, value in values.items())
-        plans.setdefault(label, plan)
+    known = {
+        entry.name: {*chain(*list_keys(files, entry.options.items()).values())}
+        for entry in entries
+    }
+    of_some = set().union(*known.values())
+    plans = {entry.name: {} for entry in entries}
+    for entry in entries:
+        elsewhere = of_some - known[entry.name]
+        typed = [
+            f"--{key}" if text is None else f"--{key}={text}"
+            for key, text in options
+            if _split_key(key)[1] not in elsewhere
+        ]
+        typed += starmap(write_option, entry.options.items())
+        for configuration in entry.configurations:
+            tried = starmap(write_option, configuration.items())
+            plan = CrossValidation([*files, *tried, *typed])
+            # the values as they are, since what is typed counts more
+            values = {
+                key: plan.settings[stage].get(key)
+                for stage, key in map(_split_key, configuration)
+            }
+            label = ", ".join(f"{key}={value}" for key, value in values.items())
+            plans[entry.name].setdefault(label, plan)
     return plans
 
 
