@@ -46,13 +46,13 @@ def test_every_system_of_the_packages_table_can_be_planned(corpus):
     assert reference in entries
     files = [find_yaml(stage, corpus) for stage in STAGES]
     trained = [entry for entry in entries.values() if not entry.probe]
-    _, options = split_options(["--data_folder=D"])
-    listed = list_plans(files, options, trained)
+    assert all(len(entry.configurations) == 4 for entry in trained)
+    # one of each, which takes a quarter of the time
+    firsts = [e._replace(configurations=e.configurations[:1]) for e in trained]
+    listed = list_plans(files, [("data_folder", "D")], firsts)
     for entry in trained:
-        assert 1 < len(listed[entry.name]) <= 4
-        for plan in listed[entry.name].values():
-            has_adapter = entry.options["adapter_training"]
-            assert plan.adapter_training == has_adapter
+        (plan,) = listed[entry.name].values()
+        assert plan.adapter_training == entry.options["adapter_training"]
 
 
 def test_what_is_typed_counts_more_than_a_configuration():
