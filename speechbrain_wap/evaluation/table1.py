@@ -57,6 +57,7 @@ from speechbrain_wap.files import (
     read_json,
     write_text,
 )
+from speechbrain_wap.training.adapter_folder import ENCODER_KEYS
 from speechbrain_wap.training.command_line import split_options
 from speechbrain_wap.training.cross_validation import (
     STAGES,
@@ -113,7 +114,7 @@ def main(arguments):
         plans.pop(name, None)
     if if_main_process():
         with only_process(root, wait=True):
-            _write(root, base, entries, plans, chosen, reference, failures)
+            _write(base, entries, plans, chosen, reference, failures)
     report_failures(failures)
 
 
@@ -350,7 +351,7 @@ def validate(plan):
 # The table -------------------------------------------------------------------
 
 
-def _write(root, base, entries, plans, chosen, reference, failures):
+def _write(base, entries, plans, chosen, reference, failures):
     """Writes the table of what is finished in all systems."""
     found = {row.system: row for row in gather_rows(plans)}
     if not found:
@@ -380,12 +381,19 @@ def _write(root, base, entries, plans, chosen, reference, failures):
         f"{PUBLISHED}: on IEMOCAP, with other encoders, folds and metrics: "
         "not to be compared with the rest of the table.",
         *(
+            f"{entry.name}: encoder layer {entry.options['encoder_layer']}."
+            for entry in entries
+            if "encoder_layer" in entry.options
+        ),
+        *(
             f"Without {name}, which failed: {failures[name]}"
             for name in failures
         ),
     ]
     title = "Table I side by side"
-    table, path = write_side_by_side(root, "table1", title, rows, pairs, notes)
+    table, path = write_side_by_side(
+        base.output_folder, "table1", title, rows, pairs, notes
+    )
     print(f"\n{table}\n\nWritten to {path}")
 
 
@@ -394,8 +402,8 @@ def _probe(base, entry, plans, rows):
 
     def list_encoder(plan):
         """Lists the settings of the encoder."""
-        settings = plan.settings["classifier"].items()
-        return {k: v for k, v in settings if k.startswith(("encoder", "feat"))}
+        settings = plan.settings["classifier"]
+        return [settings.get(key) for key in ("encoder", *ENCODER_KEYS)]
 
     wanted = list_encoder(base)
     same = [row for row in rows if list_encoder(plans[row.system]) == wanted]
@@ -405,8 +413,8 @@ def _probe(base, entry, plans, rows):
             "layer: give one more of --systems."
         )
     plan, runs = plans[same[0].system], same[0].results["runs"]
-    fraction = base.settings["classifier"]["label_fraction"]
-    hparams, pooled = build_hparams(base), {}
+    fraction = plan.settings["classifier"]["label_fraction"]
+    hparams, pooled = build_hparams(plan), {}
     strength = STRENGTH
     first = [run for run in runs if run["fold"] == 1]
     if first:
