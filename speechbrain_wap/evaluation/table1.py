@@ -371,7 +371,8 @@ def _write(base, entries, plans, chosen, reference, failures):
     pairs = []
     if reference in names:
         pairs = [(name, reference) for name in names if name != reference]
-    usual = reference if reference in found else next(iter(found))
+    own_layer = [e.name for e in entries if "encoder_layer" in e.options]
+    usual = min(found, key=own_layer.__contains__)  # one without, if there is
     notes = [
         *list_common_notes(plans[usual]),
         "Chosen: of at most four configurations, the one that was best on one "
@@ -383,7 +384,7 @@ def _write(base, entries, plans, chosen, reference, failures):
         *(
             f"{entry.name}: encoder layer {entry.options['encoder_layer']}."
             for entry in entries
-            if "encoder_layer" in entry.options
+            if entry.name in found and entry.name in own_layer
         ),
         *(
             f"Without {name}, which failed: {failures[name]}"
