@@ -22,7 +22,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["speechbrain_wap", "speechbrain_wap.*"]),
-    package_data={"speechbrain_wap.evaluation": ["page.html", "page.js"]},
+    package_data={
+        "speechbrain_wap.evaluation": ["page.html", "page.js", "table1.yaml"]
+    },
     python_requires=">=3.10",
     install_requires=[
         # As far as was run: 2.7.1 with 2.7.1 to 2.14 with 2.11. Not every

@@ -18,6 +18,8 @@ COMMANDS = {
     "features": "speechbrain_wap.features.command",
     "recognize": "speechbrain_wap.recognize",
     "report": "speechbrain_wap.evaluation.report_command",
+    "sweep": "speechbrain_wap.evaluation.sweep",
+    "table1": "speechbrain_wap.evaluation.table1",
 }
 
 

@@ -21,11 +21,8 @@ from typing import NamedTuple
 
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_wap.data.folds import SPLITS, list_classes, read_manifests
-from speechbrain_wap.data.sampling import choose_labelled
 from speechbrain_wap.errors import RecipeError, check_number
 from speechbrain_wap.evaluation.comparison import (
-    PROBE,
     WITH,
     WITHOUT,
     write_comparison,
@@ -35,20 +32,20 @@ from speechbrain_wap.evaluation.cross_validation_report import (
     list_shared_speakers,
     summarise,
 )
-from speechbrain_wap.evaluation.linear_probe import linear_probe
-from speechbrain_wap.evaluation.report import sum_up
 from speechbrain_wap.evaluation.report_facts import read_histories
-from speechbrain_wap.features.extraction import cut_long_utterances
+from speechbrain_wap.evaluation.side_by_side import (
+    PROBE,
+    build_hparams,
+    find_common,
+    probe_folds,
+)
 from speechbrain_wap.files import only_process
 from speechbrain_wap.training.command_line import split_options
 from speechbrain_wap.training.cross_validation import (
     CrossValidation,
     find_run,
-    list_finished,
-    load_scripts,
     parse_list,
 )
-from speechbrain_wap.training.experiment import Experiment
 
 REFUSED_OPTIONS = {
     "adapter_training": "both are run",
@@ -78,7 +75,7 @@ def main(arguments):
         The command line.
     """
     plan, fractions, lengths = _read_arguments(arguments)
-    hparams = _build_hparams(plan)
+    hparams = build_hparams(plan)
     if not hasattr(hparams["model"], "backbone"):
         raise RecipeError(
             f"the system {type(hparams['model']).__name__} has no backbone "
@@ -97,23 +94,17 @@ def main(arguments):
 
 def _compare(plan, hparams, systems, lengths):
     """Writes the comparison of what is finished in all systems."""
-    finished = {one: list_finished(one.plan)[0] for one in systems}
-    common = set.intersection(
-        *({*map(_name_run, f)} for f in finished.values())
-    )
-    if not common:
+    finished = find_common([system.plan for system in systems])
+    if not finished[0]:
         print("No comparison: no fold is finished in all systems yet.")
         return
-    finished = {
-        one: summarise(one.plan, [r for r in runs if _name_run(r) in common])[1]
-        for one, runs in finished.items()
-    }
     pooled, compared = {}, []
-    for system in systems:
-        results = finished[system]
+    for system, runs in zip(systems, finished):
+        results = summarise(system.plan, runs)[1]
         entry = {"system": system.name, "label_fraction": system.fraction}
         if system.name == WITHOUT:
-            probe = _probe_folds(hparams, system, results, pooled)
+            source = [hparams, system.plan, results["runs"]]
+            probe = probe_folds(*source, system.fraction, pooled)
             compared.append({**entry, "system": PROBE, **probe})
         else:
             results = {**results, **_measure_length(system, results)}
@@ -125,11 +116,6 @@ def _compare(plan, hparams, systems, lengths):
         list_shared_speakers(systems[0].plan),
     )
     print(f"\n{table}\n\nWritten to {path}")
-
-
-def _name_run(scores):
-    """Tells a run from those of other seeds and folds."""
-    return scores["seed"], scores["fold"]
 
 
 def _read_arguments(arguments):
@@ -201,16 +187,6 @@ def _parse_lengths(text):
     return lengths
 
 
-def _build_hparams(plan):
-    """Builds what the classifier's YAML wires."""
-    command = plan.commands["classifier"].change(
-        output_folder=plan.output_folder
-    )
-    experiment = Experiment(command, load_scripts()["classifier"].NEEDED)
-    experiment.remove_empty_save_folder()
-    return experiment.hparams
-
-
 def _list_systems(plan, fractions, lengths):
     """Lists what is to be run, at each share of the labels.
 
@@ -245,40 +221,6 @@ def _list_systems(plan, fractions, lengths):
             own = None if plan.adapter_folder else folder
             systems.append(_System(WITH, fraction, with_adapter, own))
     return systems
-
-
-def _probe_folds(hparams, system, finished, pooled):
-    """Fits the linear probe on the folds of a finished cross-validation."""
-    cache = hparams["feature_cache"]
-    first = finished["runs"][0]["seed"]
-    runs = []
-    for run in finished["runs"]:
-        if system.fraction == 1.0 and run["seed"] != first:
-            continue  # the probe draws no random numbers
-        place = find_run(system.plan.output_folder, run["seed"], run["fold"])
-        splits = read_manifests(
-            {s: Path(place, "classifier", f"{s}.json") for s in SPLITS},
-            protocol=hparams["fold_plan"].protocol,
-        )
-        if hparams["long_utterances"] == "cut":
-            limits = [cache], hparams["max_frames"]
-            splits = cut_long_utterances(splits, *limits)
-        # what has been pooled is not checked again
-        splits = {
-            name: {
-                key: entry
-                for key, entry in split.items()
-                if entry["digest"] in pooled or cache.has_entry(entry["digest"])
-            }
-            for name, split in splits.items()
-        }
-        classes = list_classes(splits, hparams["classes"])
-        labelled = choose_labelled(
-            splits["train"], system.fraction, run["seed"]
-        )
-        scores = linear_probe(splits, cache, classes, labelled, pooled)
-        runs.append({**run, "classes": classes, "confusion": None, **scores})
-    return sum_up(runs, {})
 
 
 def _measure_length(system, results):

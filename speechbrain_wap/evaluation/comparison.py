@@ -4,58 +4,20 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
-from scipy.stats import sem, ttest_1samp
 
-from speechbrain_wap.evaluation.report import (
-    SCORES,
-    markdown_table,
-    percent,
-    save_figure,
+from speechbrain_wap.evaluation.report import markdown_table, save_figure
+from speechbrain_wap.evaluation.side_by_side import (
+    TESTS,
+    compare_pairs,
+    format_difference,
+    format_scores,
 )
 from speechbrain_wap.files import write_text
 
-PROBE = "linear probe"
 WITHOUT = "without adapter training"
 WITH = "with adapter training"
-
-
-def _paired_difference(results, baseline):
-    """Compares the UA of two systems, run by run of the same folds and seeds.
-
-    Gives the mean difference and its standard error (fractions; None for a
-    single run), p of a two-sided paired t-test over the runs and over the
-    folds' means over seeds, and how many runs are better than the baseline's.
-    """
-    one, other = (
-        {(run["seed"], run["fold"]): run["UA"] for run in system["runs"]}
-        for system in (results, baseline)
-    )
-    # rounded, so that equal scores differ by nothing
-    gains = pd.Series({run: one[run] - other[run] for run in one}).round(12)
-    differences = gains.to_numpy()
-    # seeds of a fold have its speakers in common
-    of_folds = gains.groupby(level=1).mean().round(12).to_numpy()
-    several = len(differences) > 1
-    return {
-        "runs": len(differences),
-        "mean": float(differences.mean()),
-        "standard_error": float(sem(differences)) if several else None,
-        "p": _p_value(differences),
-        "p_folds": _p_value(of_folds),
-        "better": int((differences > 0).sum()),
-        "equal": int((differences == 0).sum()),
-        "worse": int((differences < 0).sum()),
-    }
-
-
-def _p_value(differences):
-    """Computes p of a two-sided t-test against 0; None if all are the same."""
-    if not np.ptp(differences):
-        return None
-    return float(ttest_1samp(differences, 0.0).pvalue)
 
 
 def _format_length(entry):
@@ -80,36 +42,21 @@ def _tabulate_scores(systems, lengths):
         row = {"system": entry["system"]}
         row |= _format_length(entry) if lengths else {}
         row |= _format_share(entry) if some_labels else {}
-        row["seeds"] = len(entry["per_seed"])
-        for score in SCORES:
-            row[score] = percent(entry["mean"][score])
-            if row["seeds"] > 1:
-                row[score] += f" ± {percent(entry['std'][score])}"
+        row |= format_scores(entry)
         rows.append(row)
     return markdown_table(rows[0], [row.values() for row in rows])
 
 
 def _tabulate_differences(differences, lengths):
     """Tabulates what adapter training gains, in points of UA."""
-    rows = []
-    for entry in differences:
-        error, p, p_folds = (
-            entry[key] for key in ("standard_error", "p", "p_folds")
-        )
-        rows.append(
-            {
-                **(_format_length(entry) if lengths else {}),
-                **_format_share(entry),
-                "folds x seeds": entry["runs"],
-                "UA gained": f"{100 * entry['mean']:+.1f}",
-                "standard error": "" if error is None else percent(error),
-                "p": "" if p is None else f"{p:.2g}",
-                "p over folds": "" if p_folds is None else f"{p_folds:.2g}",
-                "better / equal / worse": (
-                    f"{entry['better']} / {entry['equal']} / {entry['worse']}"
-                ),
-            }
-        )
+    rows = [
+        {
+            **(_format_length(entry) if lengths else {}),
+            **_format_share(entry),
+            **format_difference(entry),
+        }
+        for entry in differences
+    ]
     return markdown_table(rows[0], [row.values() for row in rows])
 
 
@@ -183,15 +130,18 @@ def write_comparison(output_folder, systems, lengths=False, notes=()):
         for entry in systems
         if entry["system"] == WITHOUT
     }
+    trained = [entry for entry in systems if entry["system"] == WITH]
+    found = compare_pairs(
+        [(entry, baselines[entry["label_fraction"]]) for entry in trained]
+    )
     differences = [
         {
             "label_fraction": entry["label_fraction"],
             "adapter_epochs": entry.get("adapter_epochs"),
             "adapter_steps": entry.get("adapter_steps"),
-            **_paired_difference(entry, baselines[entry["label_fraction"]]),
+            **difference,
         }
-        for entry in systems
-        if entry["system"] == WITH
+        for entry, difference in zip(trained, found)
     ]
     scores = _tabulate_scores(systems, lengths)
     gains = _tabulate_differences(differences, lengths)
@@ -235,10 +185,7 @@ def write_comparison(output_folder, systems, lengths=False, notes=()):
     parts += [
         "## With against without adapter training",
         gains,
-        "Points of UA, paired over folds and seeds; p of a two-sided paired "
-        "t-test over all runs, and over the folds, of which each counts once, "
-        "with its mean over seeds. Seeds share a fold's speakers, so that the "
-        "first is optimistic; folds share training data, so that both are.",
+        TESTS,
     ]
     several = any(len(entry["per_seed"]) > 1 for entry in systems)
     earlier = [

@@ -149,10 +149,6 @@ def _list_run_folders(plan, runs):
 
 def _list_notes(plan):
     """Says in words how the scores came about."""
-    settings = plan.settings["classifier"]
-    encoder, layer = name_encoder(settings)
-    encoder = escape_markdown(encoder)
-    encoder += "" if layer is None else f", layer {layer}"
     how = "without adapter training (from scratch)."
     if plan.adapter_training:
         how = "with adapter training."
@@ -165,27 +161,8 @@ def _list_notes(plan):
             f"{escape_markdown(plan.adapter_folder)} "
             f"({escape_markdown('; '.join(learned))})."
         )
-    notes = [
-        f"Encoder {encoder}, frozen; {how}",
-        PROTOCOL_NOTES[settings["protocol"]],
-    ]
-    notes += list_shared_speakers(plan)
-    if settings["label_fraction"] != 1.0:
-        notes.append(
-            f"Fine-tuned on {100 * settings['label_fraction']:g} % of the "
-            "labelled training utterances of each class (label_fraction), in "
-            "as many steps as on all."
-        )
-    if settings["model_selection"] == "last":
-        notes.append("Scores are those of the last epoch.")
-    elif settings["protocol"] == "paper":
-        notes.append(
-            "**Optimistic**: the epoch was chosen on the very session that "
-            "the scores are from (model_selection: best)."
-        )
-    else:
-        part = "split" if settings["protocol"] == "predefined" else "session"
-        notes.append(f"The epoch was chosen on the validation {part}.")
+    encoder, *notes = list_common_notes(plan)
+    notes = [f"{encoder.rstrip('.')}; {how}", *notes]
     if plan.corpora:
         own = {"own": ", speakers' names its own", "shared": ""}
         listing = ", ".join(
@@ -227,6 +204,47 @@ def _list_missing(output_folder, classifiers):
             f"**Skipped utterances**: {len(skipped)}, which could not be used; "
             f"{SKIPPED_NAME} says why."
         )
+    return notes
+
+
+def list_common_notes(plan):
+    """Says of the scores what systems on the same ground have in common.
+
+    Arguments
+    ---------
+    plan : speechbrain_wap.training.cross_validation.CrossValidation
+        What was run.
+
+    Returns
+    -------
+    notes : list of str
+        The first one names the encoder.
+    """
+    settings = plan.settings["classifier"]
+    encoder, layer = name_encoder(settings)
+    encoder = escape_markdown(encoder)
+    encoder += "" if layer is None else f", layer {layer}"
+    notes = [
+        f"Encoder {encoder}, frozen.",
+        PROTOCOL_NOTES[settings["protocol"]],
+    ]
+    notes += list_shared_speakers(plan)
+    if settings["label_fraction"] != 1.0:
+        notes.append(
+            f"Fine-tuned on {100 * settings['label_fraction']:g} % of the "
+            "labelled training utterances of each class (label_fraction), in "
+            "as many steps as on all."
+        )
+    if settings["model_selection"] == "last":
+        notes.append("Scores are those of the last epoch.")
+    elif settings["protocol"] == "paper":
+        notes.append(
+            "**Optimistic**: the epoch was chosen on the very session that "
+            "the scores are from (model_selection: best)."
+        )
+    else:
+        part = "split" if settings["protocol"] == "predefined" else "session"
+        notes.append(f"The epoch was chosen on the validation {part}.")
     return notes
 
 

@@ -8,6 +8,9 @@ from sklearn.preprocessing import StandardScaler
 
 from speechbrain_wap.evaluation.metrics import emotion_scores
 
+# Inverse of the regularisation
+STRENGTH = 0.01
+
 
 def frame_statistics(feats):
     """Pools frames into their mean and standard deviation over time.
@@ -33,9 +36,11 @@ def frame_statistics(feats):
     return np.concatenate([feats.mean(dim=0).numpy(), std.numpy()])
 
 
-def _make_classifier():
+def _make_classifier(strength=STRENGTH):
     """Makes the classifier, which draws no random numbers."""
-    return LogisticRegression(C=0.01, max_iter=2000, class_weight="balanced")
+    return LogisticRegression(
+        C=strength, max_iter=2000, class_weight="balanced"
+    )
 
 
 def cross_validate_probe(pooled, labels, folds):
@@ -71,7 +76,9 @@ def cross_validate_probe(pooled, labels, folds):
     return emotion_scores(labels, list(predictions), sorted(set(labels)))["UA"]
 
 
-def linear_probe(splits, cache, classes, labelled=None, pooled=None):
+def linear_probe(
+    splits, cache, classes, labelled=None, pooled=None, strength=STRENGTH
+):
     """Fits the probe on the training split and scores the test split.
 
     Arguments
@@ -88,6 +95,8 @@ def linear_probe(splits, cache, classes, labelled=None, pooled=None):
     pooled : dict, optional
         Pooled frames by the utterance's digest, filled as needed, so that
         several probes read the cache once.
+    strength : float
+        Inverse of the regularisation.
 
     Returns
     -------
@@ -110,10 +119,10 @@ def linear_probe(splits, cache, classes, labelled=None, pooled=None):
         [entry["label"] for entry in entries.values()]
         for entries in (labelled, splits["test"])
     ]
-    return score_probe(scaled, labels, classes)
+    return score_probe(scaled, labels, classes, strength)
 
 
-def score_probe(scaled, labels, classes):
+def score_probe(scaled, labels, classes, strength=STRENGTH):
     """Fits the probe on pooled frames, and scores it on others.
 
     Arguments
@@ -125,6 +134,8 @@ def score_probe(scaled, labels, classes):
         Their labels.
     classes : list of str
         The classes in their order.
+    strength : float
+        Inverse of the regularisation.
 
     Returns
     -------
@@ -137,5 +148,5 @@ def score_probe(scaled, labels, classes):
     >>> score_probe([points, points], [["a", "b"]] * 2, ["a", "b"])["UA"]
     1.0
     """
-    model = _make_classifier().fit(scaled[0], labels[0])
+    model = _make_classifier(strength).fit(scaled[0], labels[0])
     return emotion_scores(labels[1], list(model.predict(scaled[1])), classes)

@@ -86,12 +86,9 @@ def compare_units(one, other):
     if not len(gains):
         raise ValueError("the systems have no fold in common")
     mean = float(gains.mean())
+    low, high = bound_mean(gains)
     if len(gains) == 1:
-        return PairedDifference(1, mean, None, None, None)
-    if not np.ptp(gains):
-        low = high = mean
-    else:
-        low, high = ttest_1samp(gains, 0.0).confidence_interval()
+        return PairedDifference(1, mean, low, high, None)
     test = permutation_test(
         (gains,),
         np.mean,
@@ -100,9 +97,32 @@ def compare_units(one, other):
         rng=np.random.default_rng(0),
         vectorized=True,
     )
-    return PairedDifference(
-        len(gains), mean, float(low), float(high), float(test.pvalue)
-    )
+    return PairedDifference(len(gains), mean, low, high, float(test.pvalue))
+
+
+def bound_mean(values):
+    """Bounds a mean by Student's 95 % confidence interval.
+
+    Arguments
+    ---------
+    values : pandas.Series
+        One for each unit.
+
+    Returns
+    -------
+    low, high : float or None
+        None for a single unit.
+
+    Example
+    -------
+    >>> bound_mean(pd.Series([0.5, 0.5])), bound_mean(pd.Series([0.5]))
+    ((0.5, 0.5), (None, None))
+    """
+    if len(values) == 1:
+        return None, None
+    if not np.ptp(values):
+        return (float(np.mean(values)),) * 2
+    return tuple(map(float, ttest_1samp(values, 0.0).confidence_interval()))
 
 
 def correct_holm(p_values):

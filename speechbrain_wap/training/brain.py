@@ -7,7 +7,7 @@ ranks, for accumulated gradients, and after an interruption.
 import speechbrain as sb
 import torch
 from speechbrain import Stage
-from speechbrain.utils.distributed import ddp_all_reduce
+from speechbrain.utils.distributed import ddp_all_reduce, if_main_process
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_wap.data.batches import Collate
@@ -17,6 +17,7 @@ from speechbrain_wap.packing import send
 from speechbrain_wap.progress import replace_bars
 from speechbrain_wap.training.checkpoints import RandomState
 from speechbrain_wap.training.machine import (
+    RunCost,
     give_back_freed_memory,
     keep_freed_memory,
 )
@@ -55,6 +56,7 @@ class RecipeBrain(sb.Brain):
         # --compile would take minutes anew for each length of a batch
         self.compile_using_dynamic_shape_tracing = True
         self.statistics = EpochStatistics(experiment.history)
+        self.cost = RunCost(experiment.cost, self.device)
         self.checkpointer.add_recoverables(
             {"statistics": self.statistics, "random_state": RandomState()}
         )
@@ -173,6 +175,16 @@ class RecipeBrain(sb.Brain):
         """
         return self.place / max(self.num_steps - 1, 1)
 
+    def count_trained(self):
+        """Counts the parameters that are trained.
+
+        Returns
+        -------
+        count : int
+        """
+        parameters = self.modules.parameters()
+        return sum(p.numel() for p in parameters if p.requires_grad)
+
     # Ranks -------------------------------------------------------------------
 
     def on_fit_start(self):
@@ -183,6 +195,7 @@ class RecipeBrain(sb.Brain):
             torch.manual_seed(self.hparams.seed + 1_000_003 * own_rank())
         super().on_fit_start()
         self.scale = self.scaler.get_scale()
+        self.cost.start(goes_on=self.optimizer_step > 0)
 
     def _wrap_distributed(self):
         """Wraps what is trained, and makes all else the same on all ranks."""
@@ -414,9 +427,11 @@ class RecipeBrain(sb.Brain):
             raise self.nonfinite_error("weights are not finite")
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Checks the weights that an epoch has learned."""
+        """Checks the weights that an epoch has learned; notes what it cost."""
         if stage == Stage.TRAIN:
             self._check_weights()
+        if if_main_process():
+            self.cost.record()
 
     def _should_save_intra_epoch_ckpt(self, *args):
         """Saves between optimiser steps only: gradients are not saved."""

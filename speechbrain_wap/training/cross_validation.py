@@ -127,6 +127,38 @@ def load_scripts():
         )
 
 
+def list_keys(files, options):
+    """Lists the keys of both stages' YAML files.
+
+    Arguments
+    ---------
+    files : list of str
+        The two files.
+    options : list of tuple
+        Key and text; those that choose what is included matter.
+
+    Returns
+    -------
+    keys : dict
+        By stage.
+
+    Raises
+    ------
+    RecipeError
+        If there are not two files, or one cannot be read.
+    """
+    if len(files) != 2:
+        raise RecipeError(
+            "give two hyperparameter files, hparams/adapter.yaml and "
+            "hparams/classifier.yaml."
+        )
+    keys = {}
+    for stage, file in zip(STAGES, files):
+        typed = {key.removeprefix(f"{stage}."): text for key, text in options}
+        keys[stage] = HparamsFile(file, typed).keys()
+    return keys
+
+
 def route_options(options, stages):
     """Splits options into the command's own and those of each stage.
 
@@ -232,15 +264,8 @@ class CrossValidation:
 
     def __init__(self, arguments):
         files, options = split_options(arguments)
-        if len(files) != 2:
-            raise RecipeError(
-                "give two hyperparameter files, hparams/adapter.yaml and "
-                "hparams/classifier.yaml."
-            )
-        files, keys = dict(zip(STAGES, files)), {}
-        for stage, file in files.items():
-            typed = {k.removeprefix(f"{stage}."): text for k, text in options}
-            keys[stage] = HparamsFile(file, typed).keys()
+        keys = list_keys(files, options)
+        files = dict(zip(STAGES, files))
         own, routed = route_options(options, keys)
         for key in own:
             if key.endswith("_folder"):

@@ -119,6 +119,8 @@ class Experiment:
         self.left_out_csv = str(self.folder / "left_out.csv")
         # a row for each epoch
         self.history = str(self.folder / "history.json")
+        # minutes and peak memory
+        self.cost = str(self.folder / "cost.json")
         # the test utterances' probabilities
         self.predictions_csv = str(self.folder / "predictions.csv")
         # these mark a finished fold

@@ -2,8 +2,10 @@
 
 import ctypes
 import functools
+import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 from contextlib import suppress
@@ -12,6 +14,8 @@ from pathlib import Path
 import torch
 from speechbrain.utils.distributed import if_main_process, infer_device
 from speechbrain.utils.logger import get_logger
+
+from speechbrain_wap.files import read_json, write_text
 
 logger = get_logger(__name__)
 
@@ -147,3 +151,70 @@ def give_back_freed_memory():
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+class RunCost:
+    """Minutes and peak memory of a training and its test, without extraction.
+
+    Those of a run that was interrupted are added up. Memory is what tensors
+    took on a GPU, else the whole process; where the system does not tell it,
+    it is None.
+
+    Arguments
+    ---------
+    path : str
+        The JSON file to write.
+    device : torch.device or str
+        Where the run computes.
+
+    Example
+    -------
+    >>> cost = RunCost(getfixture("tmpdir") / "cost.json", "cpu")
+    >>> cost.start(goes_on=False)
+    >>> cost.record()
+    >>> list(read_json(cost.path, ""))
+    ['minutes', 'peak_memory_mb']
+    """
+
+    def __init__(self, path, device):
+        self.path, self.device = str(path), torch.device(device)
+        self.started = None
+
+    def start(self, goes_on):
+        """Starts the clock.
+
+        Arguments
+        ---------
+        goes_on : bool
+            Whether an earlier process has begun the run.
+        """
+        self.before = {"minutes": 0.0, "peak_memory_mb": None}
+        if goes_on and os.path.isfile(self.path):
+            self.before = read_json(self.path, "delete it.", self.before)
+        self.started = time.monotonic()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            with suppress(OSError):  # Linux only
+                Path("/proc/self/clear_refs").write_text("5")
+
+    def record(self):
+        """Writes what the run has cost so far, if it trains at all."""
+        if self.started is None:
+            return  # --test_only
+        peaks = [self.before["peak_memory_mb"], self._peak_memory()]
+        cost = {
+            "minutes": self.before["minutes"]
+            + (time.monotonic() - self.started) / 60,
+            "peak_memory_mb": max(filter(None, peaks), default=None),
+        }
+        write_text(self.path, json.dumps(cost, indent=1))
+
+    def _peak_memory(self):
+        """Measures the peak of memory since the start, in MB."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e6
+        with suppress(OSError):
+            status = Path("/proc/self/status").read_text()
+            return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) * 1024 / 1e6
+        return None

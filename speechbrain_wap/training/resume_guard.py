@@ -127,6 +127,25 @@ def name_encoder(settings):
     return source, settings["encoder_layer"]
 
 
+def digest_settings(settings, data=""):
+    """Digests what tells runs apart.
+
+    Arguments
+    ---------
+    settings : dict
+        Plain values by key.
+    data : str
+        What the run is about.
+
+    Returns
+    -------
+    digest : str
+        Eight hexadecimal digits.
+    """
+    text = json.dumps([select_named(settings), data], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def default_output_folder(settings, root, data):
     """Names a folder that no other settings share.
 
@@ -144,8 +163,7 @@ def default_output_folder(settings, root, data):
     folder : str
         root/encoder-layer/fold-seed-digest; a universal adapter has no fold.
     """
-    text = json.dumps([select_named(settings), data], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    digest = digest_settings(settings, data)
     source, layer = name_encoder(settings)
     layers = layer if isinstance(layer, list) else [layer]
     encoder = source

@@ -34,6 +34,7 @@ OPTIONS = [
 STAGES = ("adapter", "classifier")
 # They tell of the runs and their times, of which there are more after a kill.
 DIARIES = {"log.txt", "train_log.txt", "env.log", "hyperparams.yaml"}
+DIARIES.add("cost.json")
 KILLS_OF_RUNS = [3, 2, 4, 3, 2, 4, 3, 2, 4, 3]  # at random moments
 
 

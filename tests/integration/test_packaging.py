@@ -37,6 +37,8 @@ def test_the_package_works_without_the_checkout(tmp_path, kind, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(site))
     code = (
         "import speechbrain_wap, torch\n"
+        "from speechbrain_wap.evaluation.table1 import TABLE, read_table\n"
+        "read_table(TABLE)\n"
         "from speechbrain_wap.pooling import StatisticalAttentivePooling\n"
         "pooling = StatisticalAttentivePooling(4)\n"
         "z = pooling(torch.ones(2, 3, 4), torch.ones(2))\n"

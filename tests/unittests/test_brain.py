@@ -72,6 +72,7 @@ def fit(tmp_path):
                 hparams=hparams,
                 run_opts={"noprogressbar": True, "device": "cpu", **opts},
                 history=folder / "history.json",
+                cost=folder / "cost.json",
             ),
             **wired,
         )

@@ -1,6 +1,8 @@
 """What this machine does to a run is said before it starts, and only then."""
 
+import json
 import os
+import sys
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from readings import find_yaml
 from speechbrain_wap.training import machine
 from speechbrain_wap.training.command_line import read_command
 from speechbrain_wap.training.jobs import run_jobs
+from speechbrain_wap.training.machine import RunCost
 
 
 @pytest.fixture
@@ -71,3 +74,36 @@ def test_jobs_end_with_their_numbers_and_an_error_reaches_the_caller():
     assert dict(run_jobs(2, pow, [(2, 5), (3, 4)])) == {0: 32, 1: 81}
     with pytest.raises(ZeroDivisionError):
         list(run_jobs(2, divmod, [(1, 1), (1, 0)]))
+
+
+# What a run has cost ---------------------------------------------------------
+
+
+def test_a_run_that_goes_on_adds_up_minutes_and_keeps_the_peak(
+    tmp_path, monkeypatch
+):
+    clock, peaks = iter([0, 60, 120, 1000, 1030]), iter([5.0, 9.0, 7.0])
+    monkeypatch.setattr(machine.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(RunCost, "_peak_memory", lambda self: next(peaks))
+    cost = RunCost(tmp_path / "cost.json", "cpu")
+    cost.record()  # nothing has started
+    assert not list(tmp_path.iterdir())
+    expected = [(1.0, 5.0), (2.0, 9.0), (2.5, 9.0)]
+    for number, (minutes, peak) in enumerate(expected):
+        if number != 1:
+            cost.start(goes_on=number > 0)
+        cost.record()
+        found = json.loads((tmp_path / "cost.json").read_text())
+        assert found == {"minutes": minutes, "peak_memory_mb": peak}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells no peak")
+def test_the_peak_of_one_run_is_not_that_of_another_before(tmp_path):
+    cost = RunCost(tmp_path / "cost.json", "cpu")
+    before = bytearray(200_000_000)
+    before[::4096] = b"x" * len(before[::4096])
+    cost.start(goes_on=False)
+    high = cost._peak_memory()
+    del before
+    cost.start(goes_on=False)
+    assert high - 250 < cost._peak_memory() < high - 150

@@ -408,6 +408,7 @@ class EmotionBrain(RecipeBrain):
             "seed": self.hparams.seed,
             "number_of_epochs": self.hparams.number_of_epochs,
             "num_labelled": self.experiment.settings["num_labelled"],
+            "trained_parameters": self.count_trained(),
             "session": self.hparams.fold_plan.name_held_out(table["session"]),
             "n": len(table),
             **scores,

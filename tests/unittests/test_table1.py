@@ -1,0 +1,210 @@
+"""Table I: the systems' options, the choice of a configuration, the file."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from readings import CORPORA, SMALL, STAGES, find_yaml
+
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.evaluation import table1
+from speechbrain_wap.evaluation.table1 import (
+    TABLE,
+    _Entry,
+    _plan_trial,
+    _read_arguments,
+    choose_configuration,
+    list_plans,
+    read_table,
+    split_training,
+    validate,
+)
+from speechbrain_wap.training.command_line import split_options
+
+FILES = [find_yaml(stage) for stage in STAGES]
+LINEAR = {"system": "linear", "adapter_training": False}
+GRID = [
+    {"classifier_lr": lr, "number_of_epochs": n}
+    for lr in (1, 2)
+    for n in (3, 4)
+]
+
+
+def plan_all(entry, *options, others=()):
+    """Lists the plans of a system as they are typed."""
+    _, options = split_options([*SMALL, *options])
+    return list_plans(FILES, options, [entry, *others])[entry.name]
+
+
+# What is run -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_every_system_of_the_packages_table_can_be_planned(corpus):
+    entries, reference = read_table(TABLE)
+    assert reference in entries
+    files = [find_yaml(stage, corpus) for stage in STAGES]
+    trained = [entry for entry in entries.values() if not entry.probe]
+    assert all(len(entry.configurations) == 4 for entry in trained)
+    # one of each, which takes a quarter of the time
+    firsts = [e._replace(configurations=e.configurations[:1]) for e in trained]
+    listed = list_plans(files, [("data_folder", "D")], firsts)
+    for entry in trained:
+        (plan,) = listed[entry.name].values()
+        assert plan.adapter_training == entry.options["adapter_training"]
+
+
+def test_what_is_typed_counts_more_than_a_configuration():
+    entry = _Entry("linear", LINEAR, GRID)
+    plans = plan_all(entry)
+    assert list(plans) == [
+        f"classifier_lr={lr}, number_of_epochs={n}"
+        for lr in (1, 2)
+        for n in (3, 4)
+    ]
+    # of what is then the same, one is left
+    plans = plan_all(entry, "--classifier.number_of_epochs=7")
+    assert list(plans) == [
+        f"classifier_lr={lr}, number_of_epochs=7" for lr in (1, 2)
+    ]
+    for lr, plan in zip((1, 2), plans.values()):
+        settings = plan.settings["classifier"]
+        assert settings["classifier_lr"] == lr
+        assert settings["number_of_epochs"] == 7
+
+
+def test_what_a_system_is_counts_more_than_what_is_typed():
+    entry = _Entry("weighted", {**LINEAR, "encoder_layer": "weighted"})
+    (plan,) = plan_all(entry, "--encoder_layer=3").values()
+    assert plan.settings["classifier"]["encoder_layer"] == "weighted"
+    assert plan.settings["classifier"]["system"] == "linear"
+
+
+def test_a_key_goes_to_the_systems_that_have_it():
+    linear, wap = _Entry("linear", LINEAR), _Entry("wap")
+    (plan,) = plan_all(linear, "--sap_heads=2", others=[wap]).values()
+    assert "sap_heads" not in plan.settings["classifier"]
+    (plan,) = plan_all(wap, "--sap_heads=2", others=[linear]).values()
+    assert plan.settings["classifier"]["sap_heads"] == 2
+    with pytest.raises(RecipeError, match="did you mean --sap_heads"):
+        plan_all(wap, "--sap_head=2", others=[linear])
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--systems=LPMM"], "there is no LPMM: choose of linear probe, W2v2"),
+        (["--systems=linear probe"], "takes the folds of another system"),
+        (["--system=linear"], "--system cannot be set here"),
+        (["--classifier.adapter_folder=x"], "cannot be set here"),
+        (["--table=nowhere.yaml"], "nowhere.yaml cannot be read: No such"),
+    ],
+)
+def test_a_table_that_cannot_be_is_refused(options, sentence):
+    with pytest.raises(RecipeError, match=sentence):
+        _read_arguments(options)
+
+
+@pytest.mark.parametrize(
+    "text, sentence",
+    [
+        ("systems: [a]", "is no table of systems"),
+        ("reference: a", "is no table of systems"),
+        ("systems: {a: {option: {}}}", "is no table of systems"),
+        ("systems: {a: [", "is no table of systems"),
+        ("systems: {a: {configurations: []}}", "a has 0 configurations, but"),
+        ("systems: {a b: , a_b: }", "two names of systems give one folder"),
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path, text, sentence):
+    path = tmp_path / "my.yaml"
+    path.write_text(text)
+    with pytest.raises(
+        RecipeError, match=f"{re.escape(str(path))}.*{sentence}"
+    ):
+        read_table(path)
+
+
+# The choice ------------------------------------------------------------------
+
+
+@pytest.fixture
+def choose(tmp_path, monkeypatch):
+    """Chooses by scores that are given; returns choice and what was tried."""
+
+    def run(scores, grid=GRID):
+        tried = []
+
+        def fake(plan):
+            tried.append(plan)
+            return scores[len(tried) - 1]
+
+        monkeypatch.setattr(table1, "validate", fake)
+        plans = plan_all(_Entry("A b", LINEAR, grid))
+        return choose_configuration(tmp_path, "A b", plans), tried
+
+    return run
+
+
+def test_the_best_is_chosen_once_for_a_folder(choose, tmp_path):
+    chosen, tried = choose([0.2, 0.5, 0.5, 0.1])
+    assert chosen == "classifier_lr=1, number_of_epochs=4"
+    for plan in tried:
+        assert plan.settings["classifier"]["protocol"] == "held_out"
+        assert (plan.folds, len(plan.seeds)) == ([1], 1)
+    assert len({plan.output_folder for plan in tried}) == 4
+    assert choose([0.9, 0.0, 0.0, 0.0]) == (chosen, [])
+    path = tmp_path / "choice" / "A_b" / "choice.json"
+    assert json.loads(path.read_text())["validation_UA"][chosen] == 0.5
+    with pytest.raises(RecipeError, match="a choice among other configurat"):
+        choose([], GRID[:2])
+
+
+def test_nothing_is_tried_where_there_is_no_choice(choose, tmp_path):
+    assert choose([], GRID[:1])[1] == [] and not list(tmp_path.iterdir())
+
+
+def test_official_splits_stay_as_they_are():
+    (plan,) = plan_all(_Entry("a"), "--protocol=predefined").values()
+    trial = _plan_trial("R", "F", plan)
+    for stage in STAGES:
+        assert trial.settings[stage]["protocol"] == "predefined"
+    (plan,) = plan_all(_Entry("a")).values()
+    for stage in STAGES:
+        settings = _plan_trial("R", "F", plan).settings[stage]
+        assert settings["protocol"] == "held_out"
+
+
+@pytest.mark.parametrize("selection, expected", [("last", 0.4), ("best", 0.6)])
+def test_the_session_that_is_tested_has_no_say(
+    tmp_path, monkeypatch, selection, expected
+):
+    options = [f"--output_folder={tmp_path}", "--seeds=5"]
+    options.append(f"--model_selection={selection}")
+    (plan,) = plan_all(_Entry("a", LINEAR), *options).values()
+
+    def fake(plan, report):
+        place = Path(tmp_path, "seed5", "fold1", "classifier")
+        place.mkdir(parents=True)
+        rows = [{"valid": {"UA": ua}} for ua in (0.6, 0.4)]
+        (place / "history.json").write_text(json.dumps(rows))
+        (place / "scores.json").write_text('{"UA": 0.99}')
+
+    monkeypatch.setattr(table1, "run_all", fake)
+    assert validate(plan) == expected
+
+
+def test_the_probe_chooses_on_what_fold_1_trains_on():
+    train = {f"{s}{i}": {"session": s} for s in ("10", "2", "3") for i in "ab"}
+    test = {"x": {"session": "1"}}
+    found = split_training(
+        {"train": train, "valid": test, "test": test}, "paper"
+    )
+    assert list(found["test"]) == ["2a", "2b"]
+    assert found["train"].keys() | found["test"].keys() == train.keys()
+    valid = {"v": {"session": "9"}}
+    splits = {"train": train, "valid": valid, "test": test}
+    for protocol in ("held_out", "predefined"):
+        found = split_training(splits, protocol)
+        assert found == {"train": train, "test": valid}
