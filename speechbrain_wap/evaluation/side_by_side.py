@@ -147,6 +147,14 @@ def going_on(failures, name):
         Gets the reason by the system's name.
     name : str
         The system's.
+
+    Example
+    -------
+    >>> failures = {}
+    >>> with going_on(failures, "mine"):
+    ...     raise RecipeError("lr=-1 must be at least 0.")
+    >>> failures
+    {'mine': 'lr=-1 must be at least 0.'}
     """
     try:
         yield
@@ -172,6 +180,10 @@ def report_failures(failures):
     ------
     RecipeError
         If there are any.
+
+    Example
+    -------
+    >>> report_failures({})
     """
     if failures:
         listing = "; ".join(
@@ -385,6 +397,16 @@ def compare_pairs(pairs):
     -------
     differences : list of dict
         Fields of PairedDifference, and "p_holm".
+
+    Example
+    -------
+    >>> one, other = (
+    ...     {"runs": [{"fold": f, "seed": 1, "UA": ua} for f in (1, 2)]}
+    ...     for ua in (0.75, 0.5)
+    ... )
+    >>> (difference,) = compare_pairs([(one, other)])
+    >>> difference["mean"], difference["p_holm"]
+    (0.25, 0.5)
     """
     found = [
         compare_units(*(average_seeds(results["runs"]) for results in pair))
@@ -441,6 +463,12 @@ def format_scores(results):
     -------
     cells : dict
         By column; with the standard deviation where there are several seeds.
+
+    Example
+    -------
+    >>> results = {"per_seed": [{}], "mean": dict.fromkeys(SCORES, 0.5)}
+    >>> format_scores(results)
+    {'seeds': 1, 'UA': '50.0', 'WA': '50.0', 'F1': '50.0'}
     """
     cells = {"seeds": len(results["per_seed"])}
     for score in SCORES:
