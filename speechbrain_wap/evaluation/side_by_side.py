@@ -28,6 +28,7 @@ from speechbrain_wap.evaluation.report import (
     save_figure,
     sum_up,
 )
+from speechbrain_wap.evaluation.report_facts import read_cost
 from speechbrain_wap.evaluation.significance import (
     average_seeds,
     bound_mean,
@@ -35,7 +36,7 @@ from speechbrain_wap.evaluation.significance import (
     correct_holm,
 )
 from speechbrain_wap.features.extraction import cut_long_utterances
-from speechbrain_wap.files import read_json, write_table, write_text
+from speechbrain_wap.files import write_table, write_text
 from speechbrain_wap.training.cross_validation import (
     find_run,
     list_finished,
@@ -362,24 +363,21 @@ def measure_cost(plan, runs):
         COSTS: trained parameters of stage 2, minutes of a fold in both stages
         (mean), peak memory; None where a run has not recorded it.
     """
-    minutes, peaks = [], []
+    costs = []
     for run in runs:
         place = run["seed"], run["fold"]
         folders = [Path(find_run(plan.output_folder, *place), "classifier")]
         if plan.adapter_training:
             folders.append(Path(plan.find_adapter(*place)))
-        costs = [
-            read_json(folder / "cost.json", "delete it.")
-            for folder in folders
-            if (folder / "cost.json").is_file()
-        ]
-        peaks += [cost["peak_memory_mb"] for cost in costs]
-        if len(costs) == len(folders):
-            minutes.append(sum(cost["minutes"] for cost in costs))
+        costs.append(read_cost(folders))
+    minutes, peaks = (
+        [cost[key] for cost in costs if cost[key] is not None]
+        for key in ("minutes", "peak_memory_mb")
+    )
     found = (
         runs[0].get("trained_parameters"),
         float(np.mean(minutes)) if minutes else None,
-        max(filter(None, peaks), default=None),
+        max(peaks, default=None),
     )
     return dict(zip(COSTS, found))
 
