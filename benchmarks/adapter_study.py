@@ -28,8 +28,9 @@ from matplotlib.figure import Figure
 
 from speechbrain_wap.data.corpus_table import find_audio, write_corpus_table
 from speechbrain_wap.data.folds import list_sessions
-from speechbrain_wap.evaluation.comparison import PROBE, WITH, WITHOUT
+from speechbrain_wap.evaluation.comparison import WITH, WITHOUT
 from speechbrain_wap.evaluation.report import markdown_table, save_figure
+from speechbrain_wap.evaluation.side_by_side import PROBE
 from speechbrain_wap.evaluation.significance import compare_units
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
