@@ -21,6 +21,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     packages=find_packages(include=["speechbrain_wap", "speechbrain_wap.*"]),
     python_requires=">=3.10",
     install_requires=[
@@ -52,6 +53,14 @@ setup(
     extras_require={
         "demo": ["gradio>=6"],
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
-        "test": ["pytest>=8", "pytest-xdist>=3.7", "setuptools>=70.1"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.7",
+            "setuptools>=70.1",
+            # as SpeechBrain's pre-commit has them
+            "ruff==0.12.4",
+            "yamllint==1.35.1",
+            "codespell==2.3.0",
+        ],
     },
 )

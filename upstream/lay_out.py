@@ -3,10 +3,11 @@
 > python upstream/lay_out.py /path/to/speechbrain
 
 What goes there is the least that reproduces the paper. The paper's nouns, their
-tests and what the corpora's prepare files know are taken from this project, with
-their imports rewritten and the checks of arguments left out; what differs
-beyond that stands in ``nouns.patch``. The scripts, YAML files and READMEs are
-those of ``upstream/files``, the YAML files with the values of this project's.
+tests and what the corpora's prepare files know are taken from this project,
+with their imports rewritten and the checks of arguments left out; what differs
+beyond that stands in ``nouns.patch``. What is new there is in ``files/`` and
+``prepare/``; the YAML files of ``hparams/`` are filled with the values of this
+project's, and ``rows/`` joins SpeechBrain's tables of recipe tests.
 
 Files that are not of this tool must be clean; its own are written anew, so that
 a second run changes nothing.
@@ -27,82 +28,71 @@ PROJECT = HERE.parent
 NOUNS = "speechbrain/lobes/models/wap_adapter"
 
 # Each file there: the project's files that it is made of, and which of their
-# definitions; None for all of them, "-name" for all but this one.
+# definitions; "" for all of them, "-name" for all but this one.
 PACKAGE = "speechbrain_wap"
 PIECES = {
-    f"{NOUNS}/frames.py": [
-        (
-            f"{PACKAGE}/packing.py",
-            ["valid_frames", "select_frames"],
-        ),
-        (f"{PACKAGE}/precision.py", None),
-    ],
-    f"{NOUNS}/wap_transformer.py": [
-        (
-            f"{PACKAGE}/wap_transformer.py",
-            ["WAPTransformer", "MLP", "measure_frames"],
-        )
-    ],
-    f"{NOUNS}/targets.py": [(f"{PACKAGE}/targets.py", ["-Predictor"])],
-
-    **{
-        f"{NOUNS}/{name}.py": [(f"{PACKAGE}/{name}.py", None)]
-        for name in (
-            "masking teacher local_attributes losses pooling schedules "
-            "augmentation"
-        ).split()
+    f"{NOUNS}/frames.py": {
+        f"{PACKAGE}/packing.py": "valid_frames select_frames",
+        f"{PACKAGE}/precision.py": "",
     },
-    f"{NOUNS}/emotion_model.py": [
-        (f"{PACKAGE}/emotion_model.py", ["EmotionModel"])
-    ],
-    "recipes/IEMOCAP/iemocap_folds_prepare.py": [
-        (
-            "recipes/IEMOCAP/iemocap_prepare.py",
-            "logger TURN_LINE STYLES NO_LABELS KNOWN_COUNTS _read_session".split(),
+    f"{NOUNS}/wap_transformer.py": {
+        f"{PACKAGE}/wap_transformer.py": "WAPTransformer MLP measure_frames"
+    },
+    f"{NOUNS}/emotion_model.py": {
+        f"{PACKAGE}/emotion_model.py": "EmotionModel"
+    },
+    f"{NOUNS}/targets.py": {f"{PACKAGE}/targets.py": "-Predictor"},
+    **{
+        f"{NOUNS}/{name}.py": {f"{PACKAGE}/{name}.py": ""}
+        for name in (
+            *("masking", "teacher", "local_attributes", "losses", "pooling"),
+            *("schedules", "augmentation"),
+        )
+    },
+    "recipes/IEMOCAP/iemocap_folds_prepare.py": {
+        "recipes/IEMOCAP/iemocap_prepare.py": (
+            "logger TURN_LINE STYLES NO_LABELS KNOWN_COUNTS _read_session"
         ),
-        ("upstream/prepare/iemocap.py", None),
-    ],
-    "recipes/EmoDB/emodb_prepare.py": [
-        (
-            "recipes/EmoDB/emodb_prepare.py",
-            "logger FILE_NAME EMOTIONS MEN WOMEN SESSIONS KNOWN_COUNTS".split(),
+        "upstream/prepare/iemocap.py": "",
+    },
+    "recipes/EmoDB/emodb_prepare.py": {
+        "recipes/EmoDB/emodb_prepare.py": (
+            "logger FILE_NAME EMOTIONS MEN WOMEN SESSIONS KNOWN_COUNTS"
         ),
-        ("upstream/prepare/emodb.py", None),
-    ],
+        "upstream/prepare/emodb.py": "",
+    },
 }
-# Tests of each noun, and which are left out: those of what stays here
+# The tests of each noun: its test file here, and which of its definitions; left
+# out are those of what stays here
 TESTS = {
-    "frames": ("packing", ["test_relative_lengths_give_back_every_number_of_"
-                           "frames"]),
+    "frames": (
+        *("packing", "test_relative_lengths_give_back_every_number_of_frames"),
+    ),
     "wap_transformer": (
         "wap_transformer",
-        ["-test_several_encoder_layers_are_averaged_with_softmax_weights"],
+        "-test_several_encoder_layers_are_averaged_with_softmax_weights",
     ),
-    "masking": ("masking", None),
-    "teacher": (
-        "teacher",
-        ["-test_the_decay_rises_and_the_teacher_moves_once_per_optimiser_step"],
-    ),
-    "local_attributes": ("local_attributes", None),
-    "losses": ("losses", None),
-    "pooling": ("pooling", None),
-    "schedules": ("schedules", None),
-    "targets": (
-        "targets",
-        ["-test_the_predictor_has_gelu_between_its_linear_layers"],
-    ),
-    "augmentation": ("augmentation", None),
     "emotion_model": (
         "emotion_model",
-        [
-            "-test_a_model_may_be_of_any_precision",
-            "-test_without_lengths_all_frames_are_valid",
-            "-test_an_utterance_of_length_zero_changes_no_other",
-            "-test_an_exported_graph_takes_any_batch",
-            "-test_any_backbone_and_pooling_may_be_wired",
-            *("-Backbone", "-Pooling"),
-        ],
+        "-test_a_model_may_be_of_any_precision "
+        "-test_without_lengths_all_frames_are_valid "
+        "-test_an_utterance_of_length_zero_changes_no_other "
+        "-test_an_exported_graph_takes_any_batch "
+        "-test_any_backbone_and_pooling_may_be_wired -Backbone -Pooling",
     ),
+    "targets": (
+        *("targets", "-test_the_predictor_has_gelu_between_its_linear_layers"),
+    ),
+    "teacher": (
+        "teacher",
+        "-test_the_decay_rises_and_the_teacher_moves_once_per_optimiser_step",
+    ),
+    "masking": ("masking", ""),
+    "local_attributes": ("local_attributes", ""),
+    "losses": ("losses", ""),
+    "pooling": ("pooling", ""),
+    "schedules": ("schedules", ""),
+    "augmentation": ("augmentation", ""),
 }
 # What nothing there may import
 OWN_MODULES = (
@@ -134,15 +124,15 @@ FIX = [
 # Python ----------------------------------------------------------------------
 
 
-def take_definitions(path, wanted=None):
+def take_definitions(path, wanted):
     """Takes definitions out of a file of this project.
 
     Arguments
     ---------
     path : str
         The file.
-    wanted : list of str, optional
-        Their names, or "-name" for all but those; all by default.
+    wanted : str
+        Their names; "" for all, "-name" for all but this one.
 
     Returns
     -------
@@ -155,11 +145,10 @@ def take_definitions(path, wanted=None):
     lines = text.splitlines()
     tree = ast.parse(text)
     names = {name for node in tree.body for name in _list_names(node)}
-    wanted = names if wanted is None else set(wanted)
-    if any(name[0] == "-" for name in wanted):
-        wanted = names - {name[1:] for name in wanted}
-    if not wanted <= names:
-        sys.exit(f"error: {path} has no {', '.join(sorted(wanted - names))}.")
+    listed = {name.lstrip("-") for name in wanted.split()}
+    if not listed <= names:
+        sys.exit(f"error: {path} has no {', '.join(sorted(listed - names))}.")
+    wanted = names - listed if wanted[:1] in ("", "-") else listed
     imports, definitions = [], []
     for node in tree.body[1:]:
         start = node.lineno
@@ -192,7 +181,7 @@ def _list_names(node):
 def compose(pieces):
     """Joins the pieces of a file; the last one's docstring is the file's."""
     imports, definitions = [], []
-    for path, wanted in pieces:
+    for path, wanted in pieces.items():
         docstring, its_imports, its_definitions = take_definitions(path, wanted)
         imports += its_imports
         definitions += its_definitions
@@ -206,8 +195,7 @@ def compose(pieces):
 def compose_test(name, wanted):
     """Joins a test file with the helpers that its tests import."""
     path = f"tests/unittests/test_{name}.py"
-    pieces = [(path, wanted)]
-    tests = compose(pieces)
+    pieces, tests = {}, compose({path: wanted})
     imports = [n for n in ast.parse(tests).body if hasattr(n, "module")]
     for module, helpers in (
         ("helpers", "tests/unittests/helpers.py"),
@@ -222,10 +210,11 @@ def compose_test(name, wanted):
             for alias in node.names
         }
         needed = {n for n in imported if re.search(rf"\b{n}\(", tests)}
-        for name in [*needed]:  # those that a helper needs, too
-            needed |= {n for n in known if f"{n}(" in known[name]}
-        pieces.insert(0, (helpers, sorted(needed)))
-    return compose(pieces)
+        for helper in [*needed]:  # those that it needs itself
+            needed |= {n for n in known if f"{n}(" in known[helper]}
+        if needed:
+            pieces[helpers] = " ".join(sorted(needed))
+    return compose({**pieces, path: wanted})
 
 
 def leave_out_checks(text):
@@ -556,7 +545,16 @@ def main(arguments=None):
     """Reads the command line and lays out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkout", help="a clean checkout of SpeechBrain")
-    lay_out(parser.parse_args(arguments).checkout)
+    parser.add_argument(
+        "--unpatched",
+        action="store_true",
+        help="only make the files to which nouns.patch applies, anywhere",
+    )
+    arguments = parser.parse_args(arguments)
+    if arguments.unpatched:
+        make_files(Path(arguments.checkout), patch=False)
+    else:
+        lay_out(arguments.checkout)
 
 
 if __name__ == "__main__":

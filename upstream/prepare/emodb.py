@@ -4,7 +4,6 @@ EmoDB: http://emodb.bilderbar.info (free). A file ``SSTTTEV.wav`` is speaker
 SS, text TTT, emotion E, version V. Five folds, one man and one woman each.
 """
 
-import re
 from collections import Counter
 from pathlib import Path
 

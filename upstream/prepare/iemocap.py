@@ -7,8 +7,8 @@ IEMOCAP: https://sail.usc.edu/iemocap/ (a licence is needed). Layout:
 
 A dialog ``Ses01F_impro01`` is session 1, recorded while the woman wore the
 motion-capture markers; its turn ``Ses01F_impro01_M003`` was spoken by the man.
-Unlike ``iemocap_prepare.py``, it keeps the turns without one of the four labels,
-on which the adapter trains, too.
+Unlike ``iemocap_prepare.py``, it keeps the turns without one of the four
+labels, on which the adapter trains, too.
 """
 
 import re

@@ -12,6 +12,7 @@ To run this recipe, from its folder or from that of EmoDB's:
 import math
 import os
 import sys
+from pydoc import locate
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
@@ -147,10 +148,11 @@ if __name__ == "__main__":
     )
 
     if not hparams["skip_prep"]:
+        read_corpus = locate(hparams["read_corpus"])
         run_on_main(
             write_manifests,
             kwargs={
-                "rows": hparams["read_corpus"](hparams["data_folder"]),
+                "rows": read_corpus(hparams["data_folder"]),
                 "fold": hparams["fold"],
                 "train": hparams["train_annotation"],
                 "valid": hparams["valid_annotation"],

@@ -13,6 +13,7 @@ Without --adapter_folder the WAP-Transformer is trained from scratch.
 import math
 import os
 import sys
+from pydoc import locate
 
 import torch
 from hyperpyyaml import load_hyperpyyaml
@@ -208,10 +209,11 @@ if __name__ == "__main__":
     )
 
     if not hparams["skip_prep"]:
+        read_corpus = locate(hparams["read_corpus"])
         run_on_main(
             write_manifests,
             kwargs={
-                "rows": hparams["read_corpus"](hparams["data_folder"]),
+                "rows": read_corpus(hparams["data_folder"]),
                 "fold": hparams["fold"],
                 "train": hparams["train_annotation"],
                 "valid": hparams["valid_annotation"],
