@@ -233,8 +233,12 @@ def leave_out_checks(text):
     -------
     >>> text = 'check_choice("a", a, ("x", "y"))\\ncheck_number("b", b)'
     >>> print(leave_out_checks(text))
-    if a not in ("x", "y"):
-        raise ValueError(f"a={a} is unknown: choose one of {('x', 'y')}.")
+    if a not in ('x', 'y'):
+        raise ValueError(
+            f"a={a} is unknown: "
+            "choose one of x, y."
+        )
+    <BLANKLINE>
     """
     lines = text.splitlines()
     for node in ast.walk(ast.parse(text)):
@@ -247,10 +251,16 @@ def leave_out_checks(text):
         if name == "check_choice":
             key, value, choices = map(ast.unparse, node.value.args)
             key, indent = ast.literal_eval(key), " " * node.col_offset
+            known = f"f\"choose one of {{', '.join({choices})}}.\""
+            if isinstance(node.value.args[2], ast.Tuple):
+                known = ", ".join(ast.literal_eval(choices))
+                known = f'"choose one of {known}."'
             new = (
                 f"{indent}if {value} not in {choices}:\n"
-                f'{indent}    raise ValueError(f"{key}={{{value}}} is unknown: '
-                f'choose one of {{{choices}}}.")'
+                f"{indent}    raise ValueError(\n"
+                f'{indent}        f"{key}={{{value}}} is unknown: "\n'
+                f"{indent}        {known}\n"
+                f"{indent}    )"
             )
         size = node.end_lineno - node.lineno
         lines[node.lineno - 1 : node.end_lineno] = [new, *[None] * size]

@@ -1,5 +1,6 @@
 """What `make upstream` lays into a SpeechBrain checkout."""
 
+import doctest
 import importlib.util
 import subprocess
 import sys
@@ -47,6 +48,11 @@ def checkout(tool, tmp_path_factory):
     git(checkout, "commit", "-qm", "bare")
     tool.lay_out(checkout)
     return checkout
+
+
+def test_the_examples_hold(tool):
+    result = doctest.testmod(tool)
+    assert result.attempted > result.failed == 0
 
 
 def test_a_second_run_changes_nothing(tool, checkout, capsys):

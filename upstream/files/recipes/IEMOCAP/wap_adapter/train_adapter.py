@@ -9,7 +9,6 @@ To run this recipe, from its folder or from that of EmoDB's:
 > python train_adapter.py hparams/adapter.yaml --data_folder=/path/to/corpus --fold=1
 """
 
-import math
 import os
 import sys
 from pydoc import locate
@@ -177,7 +176,7 @@ if __name__ == "__main__":
     loader = brain.make_dataloader(
         dataset, sb.Stage.TRAIN, **hparams["dataloader_options"]
     )
-    steps = math.ceil(len(loader) / brain.grad_accumulation_factor)
+    steps = max(1, len(loader) // brain.grad_accumulation_factor)
     brain.num_steps = hparams["number_of_epochs"] * steps
     brain.fit(hparams["epoch_counter"], loader)
 

@@ -10,7 +10,6 @@ To run this recipe, from its folder or from that of EmoDB's:
 Without --adapter_folder the WAP-Transformer is trained from scratch.
 """
 
-import math
 import os
 import sys
 from pydoc import locate
@@ -240,7 +239,7 @@ if __name__ == "__main__":
     loader = brain.make_dataloader(
         datasets["train"], sb.Stage.TRAIN, **hparams["dataloader_options"]
     )
-    steps = math.ceil(len(loader) / brain.grad_accumulation_factor)
+    steps = max(1, len(loader) // brain.grad_accumulation_factor)
     brain.num_steps = hparams["number_of_epochs"] * steps
     brain.fit(
         hparams["epoch_counter"],
