@@ -76,7 +76,7 @@ class Checks:
         started = time.monotonic()
         result = self._call(command, cwd or self.checkout)
         seconds = time.monotonic() - started
-        output = result.stdout + result.stderr
+        output = result.stderr + result.stdout
         state = "passed"
         if result.returncode != expected:
             print(f"{name}:\n{output[-3000:]}")

@@ -42,7 +42,7 @@ class EmotionRecognizer(Pretrained):
     ...     modules={"model": Model()},
     ...     hparams={
     ...         "encoder": FrozenEncoder(Fbank),
-    ...         "label_encoder": label_encoder.expect_len(2) or label_encoder,
+    ...         "label_encoder": label_encoder,
     ...     },
     ... )
     >>> probabilities, score, index, label = recognizer.classify_file(
@@ -54,6 +54,10 @@ class EmotionRecognizer(Pretrained):
 
     MODULES_NEEDED = ["model"]
     HPARAMS_NEEDED = ["encoder", "label_encoder"]
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.hparams.label_encoder.ignore_len()  # it is loaded as it is
 
     @torch.no_grad()
     def classify_batch(self, wavs, wav_lens=None):

@@ -34,7 +34,6 @@ from speechbrain.lobes.models.wap_adapter.targets import (
 from speechbrain.lobes.models.wap_adapter.wap_transformer import (
     measure_frames,
 )
-from speechbrain.nnet.schedulers import update_learning_rate
 from speechbrain.utils.distributed import (
     if_main_process,
     run_on_main,
@@ -94,8 +93,8 @@ class AdapterBrain(sb.Brain):
     def on_fit_batch_start(self, batch, should_step):
         """Sets the learning rate of the coming step."""
         self.should_step = should_step
-        lr = self.hparams.lr_schedule(self.progress())
-        update_learning_rate(self.optimizer, lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.hparams.lr_schedule(self.progress())
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Moves the teacher, once per optimiser step (Eq. 2)."""

@@ -30,7 +30,6 @@ import speechbrain as sb
 from speechbrain.lobes.models.wap_adapter.frames import (
     valid_frames,
 )
-from speechbrain.nnet.schedulers import update_learning_rate
 from speechbrain.utils.distributed import (
     if_main_process,
     run_on_main,
@@ -103,7 +102,8 @@ class EmotionBrain(sb.Brain):
         """Sets the learning rates of the coming step."""
         share = self.hparams.lr_schedule(self.progress())
         for optimizer in self.optimizers_dict.values():
-            update_learning_rate(optimizer, share * optimizer.defaults["lr"])
+            for group in optimizer.param_groups:
+                group["lr"] = share * optimizer.defaults["lr"]
 
     def on_stage_start(self, stage, epoch=None):
         """Empties the lists of predictions."""
