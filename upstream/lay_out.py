@@ -292,7 +292,7 @@ def rewrite_imports(text, homes):
     for node in ast.parse(text).body:
         if not isinstance(node, ast.ImportFrom):
             continue
-        root, *rest = node.module.split(".")
+        root = node.module.partition(".")[0]
         if root not in OWN_MODULES:
             continue
         new = [
