@@ -54,7 +54,7 @@ def test_frames_are_those_of_the_utterance_alone():
 
 def test_an_encoder_is_made_when_it_is_needed():
     made = []
-    encoder = FrozenEncoder(lambda: made.append(1) or Layers())
+    encoder = FrozenEncoder(lambda: made.append(1) or Layers(), layer=0)
     assert not made
     for _ in range(2):
         encoder.encode(torch.rand(8))

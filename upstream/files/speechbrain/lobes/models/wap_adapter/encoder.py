@@ -17,7 +17,7 @@ class FrozenEncoder(torch.nn.Module):
     make_encoder : callable
         Makes a module that maps waveforms [1, samples] to frames [1, T, D], or
         to those of all its layers [L, 1, T, D].
-    layer : int
+    layer : int, optional
         Number of the layer to take, where all are given.
     frame_rate : float, optional
         Frames per second. Frames beyond the utterance's end are cut: Whisper's
@@ -35,7 +35,7 @@ class FrozenEncoder(torch.nn.Module):
     """
 
     def __init__(
-        self, make_encoder, layer=-1, frame_rate=None, sample_rate=16000
+        self, make_encoder, layer=None, frame_rate=None, sample_rate=16000
     ):
         super().__init__()
         self.make_encoder = make_encoder
@@ -63,7 +63,7 @@ class FrozenEncoder(torch.nn.Module):
             self.encoder = self.make_encoder().float()
         self.encoder.to(wav.device).eval()  # a Brain may have woken dropout
         frames = self.encoder(wav[None])
-        frames = frames[self.layer, 0] if frames.dim() == 4 else frames[0]
+        frames = frames[0] if self.layer is None else frames[self.layer, 0]
         if self.frame_rate is not None:
             seconds = len(wav) / self.sample_rate
             frames = frames[: max(1, round(seconds * self.frame_rate))]
