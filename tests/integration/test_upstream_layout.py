@@ -1,7 +1,9 @@
 """What `make upstream` lays into a SpeechBrain checkout."""
 
+import ast
 import doctest
 import importlib.util
+import re
 import subprocess
 import sys
 
@@ -84,6 +86,21 @@ def test_a_diff_that_a_maintainer_would_review(checkout):
     assert numbers[4] == "insertions(+)" and int(numbers[3]) < 6000
     for path in checkout.rglob("*.py"):
         assert "speechbrain_wap" not in path.read_text("utf-8")
+
+
+def test_what_is_imported_there_is_there(checkout):
+    """Files that are written for there follow those that are taken from here."""
+    found = 0
+    for path in checkout.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            home = getattr(node, "module", None) or ""
+            if home.startswith("speechbrain.lobes.models.wap_adapter."):
+                text = (checkout / f"{home.replace('.', '/')}.py").read_text()
+                for alias in node.names:
+                    pattern = rf"^(def |class )?{alias.name}\b"
+                    assert re.search(pattern, text, re.MULTILINE), path
+                    found += 1
+    assert found > 20
 
 
 @pytest.mark.parametrize("corpus", ["IEMOCAP", "EmoDB"])
