@@ -2,18 +2,23 @@
 
 import ast
 import doctest
+import functools
+import importlib
 import importlib.util
 import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from recipe_runs import REPOSITORY, load_script
+from speechbrain.lobes import models
 
 from speechbrain_wap.evaluation.metrics import emotion_scores
 
 # Where files are is their own affair
 PLACES = ("output_folder", "data_folder")
+SIZES = {"d_model": 4, "nhead": 2, "d_ffn": 4, "num_layers": 2}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +94,7 @@ def test_a_diff_that_a_maintainer_would_review(checkout):
 
 
 def test_what_is_imported_there_is_there(checkout):
-    """Files that are written for there follow those that are taken from here."""
+    """What is written for there goes with what is taken from here."""
     found = 0
     for path in checkout.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -101,6 +106,40 @@ def test_what_is_imported_there_is_there(checkout):
                     assert re.search(pattern, text, re.MULTILINE), path
                     found += 1
     assert found > 20
+
+
+def test_weights_from_here_give_the_same_there(checkout, monkeypatch):
+    folder = str(checkout / "speechbrain" / "lobes" / "models")
+    monkeypatch.setattr(models, "__path__", [*models.__path__, folder])
+    torch.manual_seed(1)
+    results = []
+    for home, classes in (
+        ("speechbrain_wap", {}),
+        ("speechbrain.lobes.models.wap_adapter", {"num_classes": 4}),
+    ):
+        parts = [
+            functools.partial(
+                getattr(importlib.import_module(f"{home}.{module}"), name),
+                **sizes,
+            )
+            for module, name, sizes in (
+                ("emotion_model", "EmotionModel", classes),
+                ("wap_transformer", "WAPTransformer", SIZES),
+                ("pooling", "StatisticalAttentivePooling", {"num_heads": 2}),
+            )
+        ]
+        model = parts[0](*parts[1:], input_size=3).eval()
+        if not classes:
+            model.set_classes(4)
+            weights = model.state_dict()
+            for weight in weights.values():
+                weight.normal_()
+        model.load_state_dict(weights)
+        torch.manual_seed(0)
+        feats, mask = torch.randn(3, 9, 3), torch.rand(3, 9) < 0.4
+        lens = torch.tensor([5, 9, 1]) / 9
+        results.append(model(feats, lens, mask))
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("corpus", ["IEMOCAP", "EmoDB"])
