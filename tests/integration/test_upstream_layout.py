@@ -136,9 +136,10 @@ def test_weights_from_here_give_the_same_there(checkout, monkeypatch):
                 weight.normal_()
         model.load_state_dict(weights)
         torch.manual_seed(0)
-        feats, mask = torch.randn(3, 9, 3), torch.rand(3, 9) < 0.4
+        feats = torch.randn(3, 9, 3, dtype=torch.float64)
+        mask = torch.rand(3, 9) < 0.4
         lens = torch.tensor([5, 9, 1]) / 9
-        results.append(model(feats, lens, mask))
+        results.append(model.double()(feats, lens, mask))
     torch.testing.assert_close(*results)
 
 
