@@ -2,9 +2,11 @@
 #   make demo   environment, install, mini corpus, both stages, five folds, a
 #               trained model at work
 #   make test   environment, install, all tests
-# and two do more:
+# and more:
 #   make faults bad input and kills by the hundred, a table of what happened
 #   make bench  environment, install, what training costs (half an hour)
+#   make upstream SPEECHBRAIN=/path/to/checkout        lays the recipe in there
+#   make upstream-check SPEECHBRAIN=/path/to/checkout  and runs its checks
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +16,7 @@ RECIPE := recipes/IEMOCAP/wap_adapter
 # Of the session that the first fold has not trained on
 HEARD := Session1/sentences/wav/Ses01F_impro01
 
-.PHONY: demo test faults bench lint install clean
+.PHONY: demo test faults bench lint upstream upstream-check install clean
 
 install: $(VENV)/.installed
 
@@ -62,13 +64,19 @@ faults: install
 		--long --fault-table=build/faults.md
 	@echo "see build/faults.md"
 
-lint:
-	"$(BIN)/python" -m pip install --quiet ruff==0.12.4 yamllint==1.35.1 \
-		codespell==2.3.0
+# Linters of SpeechBrain's versions, see setup.py
+lint: install
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/yamllint" recipes
-	"$(BIN)/codespell" -L caf demo recipes speechbrain_wap tests README.md
+	"$(BIN)/codespell" -L caf demo recipes speechbrain_wap tests upstream *.md
+
+upstream: install
+	"$(BIN)/python" upstream/lay_out.py "$(SPEECHBRAIN)"
+
+# Ten minutes or so on two cores
+upstream-check: install
+	"$(BIN)/python" upstream/check.py "$(SPEECHBRAIN)"
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -21,6 +21,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     packages=find_packages(include=["speechbrain_wap", "speechbrain_wap.*"]),
     package_data={
         "speechbrain_wap.evaluation": ["page.html", "page.js", "table1.yaml"]
@@ -57,8 +58,15 @@ setup(
         "demo": ["gradio>=6"],
         "onnx": ["onnx", "onnxscript", "onnxruntime"],
         "test": [
-            *("pytest>=8", "pytest-xdist>=3.7", "setuptools>=70.1"),
-            *("selenium>=4.11", "tensorboard>=2.16"),
+            "pytest>=8",
+            "pytest-xdist>=3.7",
+            "setuptools>=70.1",
+            "selenium>=4.11",
+            "tensorboard>=2.16",
+            # as SpeechBrain's pre-commit has them
+            "ruff==0.12.4",
+            "yamllint==1.35.1",
+            "codespell==2.3.0",
         ],
     },
 )

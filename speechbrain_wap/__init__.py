@@ -7,6 +7,6 @@ named by the paper's nouns.
 
 from speechbrain_wap.requirements import check_requirements
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 check_requirements()

@@ -109,6 +109,7 @@ class LocalAttributes(nn.Module):
         """Converts or moves the buffers, as ``to`` does; but not to half."""
 
         def convert(tensor):
+            """Converts a buffer, or only moves it."""
             converted = fn(tensor)
             if converted.is_floating_point() and converted.itemsize < 4:
                 return tensor.to(converted.device)

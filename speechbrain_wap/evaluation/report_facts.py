@@ -153,7 +153,9 @@ def read_facts(output_folder):
     scores, details, tables = [], [], []
     for run in results["runs"]:
         place = places["classifiers"].get(name_run(run), folder)
-        scores.append(_read_scores(place))
+        stages = [place, places["adapters"].get(name_run(run))]
+        cost = read_cost([stage for stage in stages if stage is not None])
+        scores.append({**_read_scores(place), **cost})
         details.append(read_details(place))
         tables += _read_predictions(place, results["classes"], run)
     utterances = pd.DataFrame(columns=[*PREDICTION_COLUMNS, "seed", "fold"])
@@ -171,12 +173,42 @@ def read_facts(output_folder):
     )
 
 
-def _read_scores(place):
+def _read_scores(place, name="scores.json"):
     """Reads scores.json, for what stands there beside the scores."""
     try:
-        return json.loads(Path(place, "scores.json").read_text("utf-8"))
+        return json.loads(Path(place, name).read_text("utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def read_cost(folders):
+    """Adds up what the stages of a run have cost.
+
+    Arguments
+    ---------
+    folders : list of str
+        Output folders of the stages that were run.
+
+    Returns
+    -------
+    cost : dict
+        "minutes" and "peak_memory_mb"; None where a stage has not recorded it.
+
+    Example
+    -------
+    >>> folder = Path(getfixture("tmpdir"))
+    >>> cost = {"minutes": 1.5, "peak_memory_mb": 300.0}
+    >>> _ = (folder / "cost.json").write_text(json.dumps(cost))
+    >>> read_cost([folder, folder])
+    {'minutes': 3.0, 'peak_memory_mb': 300.0}
+    """
+    costs = [_read_scores(folder, "cost.json") for folder in folders]
+    minutes = [cost.get("minutes") for cost in costs]
+    peaks = [cost.get("peak_memory_mb") for cost in costs]
+    return {
+        "minutes": None if None in minutes else sum(minutes),
+        "peak_memory_mb": max(filter(None, peaks), default=None),
+    }
 
 
 def _read_predictions(place, classes, run):

@@ -28,6 +28,7 @@ from speechbrain_wap.evaluation.report import (
     save_figure,
     sum_up,
 )
+from speechbrain_wap.evaluation.report_facts import read_cost
 from speechbrain_wap.evaluation.significance import (
     average_seeds,
     bound_mean,
@@ -35,7 +36,7 @@ from speechbrain_wap.evaluation.significance import (
     correct_holm,
 )
 from speechbrain_wap.features.extraction import cut_long_utterances
-from speechbrain_wap.files import read_json, write_table, write_text
+from speechbrain_wap.files import write_table, write_text
 from speechbrain_wap.training.cross_validation import (
     find_run,
     list_finished,
@@ -147,6 +148,14 @@ def going_on(failures, name):
         Gets the reason by the system's name.
     name : str
         The system's.
+
+    Example
+    -------
+    >>> failures = {}
+    >>> with going_on(failures, "mine"):
+    ...     raise RecipeError("lr=-1 must be at least 0.")
+    >>> failures
+    {'mine': 'lr=-1 must be at least 0.'}
     """
     try:
         yield
@@ -172,6 +181,10 @@ def report_failures(failures):
     ------
     RecipeError
         If there are any.
+
+    Example
+    -------
+    >>> report_failures({})
     """
     if failures:
         listing = "; ".join(
@@ -350,24 +363,21 @@ def measure_cost(plan, runs):
         COSTS: trained parameters of stage 2, minutes of a fold in both stages
         (mean), peak memory; None where a run has not recorded it.
     """
-    minutes, peaks = [], []
+    costs = []
     for run in runs:
         place = run["seed"], run["fold"]
         folders = [Path(find_run(plan.output_folder, *place), "classifier")]
         if plan.adapter_training:
             folders.append(Path(plan.find_adapter(*place)))
-        costs = [
-            read_json(folder / "cost.json", "delete it.")
-            for folder in folders
-            if (folder / "cost.json").is_file()
-        ]
-        peaks += [cost["peak_memory_mb"] for cost in costs]
-        if len(costs) == len(folders):
-            minutes.append(sum(cost["minutes"] for cost in costs))
+        costs.append(read_cost(folders))
+    minutes, peaks = (
+        [cost[key] for cost in costs if cost[key] is not None]
+        for key in ("minutes", "peak_memory_mb")
+    )
     found = (
         runs[0].get("trained_parameters"),
         float(np.mean(minutes)) if minutes else None,
-        max(filter(None, peaks), default=None),
+        max(peaks, default=None),
     )
     return dict(zip(COSTS, found))
 
@@ -385,6 +395,16 @@ def compare_pairs(pairs):
     -------
     differences : list of dict
         Fields of PairedDifference, and "p_holm".
+
+    Example
+    -------
+    >>> one, other = (
+    ...     {"runs": [{"fold": f, "seed": 1, "UA": ua} for f in (1, 2)]}
+    ...     for ua in (0.75, 0.5)
+    ... )
+    >>> (difference,) = compare_pairs([(one, other)])
+    >>> difference["mean"], difference["p_holm"]
+    (0.25, 0.5)
     """
     found = [
         compare_units(*(average_seeds(results["runs"]) for results in pair))
@@ -441,6 +461,12 @@ def format_scores(results):
     -------
     cells : dict
         By column; with the standard deviation where there are several seeds.
+
+    Example
+    -------
+    >>> results = {"per_seed": [{}], "mean": dict.fromkeys(SCORES, 0.5)}
+    >>> format_scores(results)
+    {'seeds': 1, 'UA': '50.0', 'WA': '50.0', 'F1': '50.0'}
     """
     cells = {"seeds": len(results["per_seed"])}
     for score in SCORES:

@@ -141,6 +141,12 @@ def digest_settings(settings, data=""):
     -------
     digest : str
         Eight hexadecimal digits.
+
+    Example
+    -------
+    >>> one, other = {"lr": 1, "output_folder": "a"}, {"lr": 1}
+    >>> digest_settings(one) == digest_settings(other)
+    True
     """
     text = json.dumps([select_named(settings), data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,5 +1,6 @@
 """The wheel and the source archive hold the package, and work by themselves."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -19,13 +20,26 @@ def run(*command, cwd):
     return result.stdout
 
 
+def read_version():
+    """Reads the version without importing the package."""
+    text = (REPOSITORY / "speechbrain_wap" / "__init__.py").read_text("utf-8")
+    return re.search(r'__version__ = "(.+)"', text)[1]
+
+
+def test_the_version_is_the_same_everywhere():
+    changes = (REPOSITORY / "CHANGELOG.md").read_text("utf-8")
+    assert re.search(r"^## (.+)", changes, re.MULTILINE)[1] == read_version()
+    citation = (REPOSITORY / "CITATION.cff").read_text("utf-8")
+    assert f"\nversion: {read_version()}\n" in citation
+
+
 @pytest.mark.parametrize("kind", ["bdist_wheel", "sdist"])
 def test_the_package_works_without_the_checkout(tmp_path, kind, monkeypatch):
     """Installed into an empty folder, it is found there and does something."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
     source, site = tmp_path / "source", tmp_path / "site"
     source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
     shutil.copytree(REPOSITORY / "speechbrain_wap", source / "speechbrain_wap")
     run("setup.py", "-q", kind, cwd=source)
@@ -34,6 +48,9 @@ def test_the_package_works_without_the_checkout(tmp_path, kind, monkeypatch):
     run(*pip, "--no-index", "--target", site, archive, cwd=tmp_path)
     installed = {path.name.split("-")[0] for path in site.iterdir()}
     assert installed == {"speechbrain_wap"}  # no tests, demo or recipes
+    (record,) = site.glob("*.dist-info")
+    assert f"-{read_version()}." in record.name
+    assert len(list(record.rglob("LICENSE"))) == 1
     monkeypatch.setenv("PYTHONPATH", str(site))
     code = (
         "import speechbrain_wap, torch\n"

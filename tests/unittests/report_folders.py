@@ -77,8 +77,10 @@ def make_report_folder(
             places[name_run(run)] = place
             names = dict(enumerate(classes))
             write_table(place / "predictions.csv", part.rename(columns=names))
-            costs = {"minutes": 1.5, "trained_parameters": 1234567}
-            (place / "scores.json").write_text(json.dumps({**run, **costs}))
+            size = {"trained_parameters": 1234567}
+            (place / "scores.json").write_text(json.dumps({**run, **size}))
+            cost = {"minutes": 1.5, "peak_memory_mb": 300.0}
+            (place / "cost.json").write_text(json.dumps(cost))
             details = {
                 "linear_probe": {"UA": 0.4, "WA": 0.41, "F1": 0.42},
                 "layer_weights": {"backbone.layer_weights": [0.25, 0.75]},

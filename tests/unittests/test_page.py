@@ -158,6 +158,7 @@ def test_the_first_screen_has_what_a_reader_must_know(tmp_path):
         "Transductive it has seen all.",
         "1,234,567 trained parameters",
         "6.0 minutes, all runs together",
+        "300 MB of memory at most",
     ):
         assert part in first
     warned = [a for tag, a in page.tags if a.get("class") == "warning"]

@@ -1,0 +1,1 @@
+"""An adapter with local attributes for speech emotion recognition."""
