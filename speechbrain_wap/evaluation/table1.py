@@ -196,9 +196,15 @@ def read_table(path):
                 f"{path}: {entry.name} has {len(entry.configurations)} "
                 f"configurations, but may have 1 to {MOST}, as all others."
             )
+    reference = table.get("reference")
+    if reference is not None and reference not in entries:
+        raise RecipeError(
+            f"{path}: reference: {reference} is none of its systems: choose of "
+            f"{', '.join(entries)}."
+        )
     if len({name_folder(name) for name in entries}) < len(entries):
         raise RecipeError(f"{path}: two names of systems give one folder.")
-    return entries, table.get("reference")
+    return entries, reference
 
 
 def list_plans(files, options, entries):

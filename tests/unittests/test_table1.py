@@ -115,6 +115,7 @@ def test_a_table_that_cannot_be_is_refused(options, sentence):
         ("systems: {a: [", "is no table of systems"),
         ("systems: {a: {configurations: []}}", "a has 0 configurations, but"),
         ("systems: {a b: , a_b: }", "two names of systems give one folder"),
+        ("{reference: b, systems: {a: }}", "b is none of its systems: choose"),
     ],
 )
 def test_a_damaged_table_is_named(tmp_path, text, sentence):
