@@ -33,8 +33,9 @@ from speechbrain_wap.files import ANY_BYTES, write_text
 from speechbrain_wap.training.cross_validation import SCORES
 
 PAGE = "report.html"
-# Told apart by the colour-blind (Okabe and Ito), on black and on white
+# Told apart by the colour-blind (Okabe and Ito, Tol), on black and on white
 COLORS = "#0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #999999".split()
+COLORS += ["#882255"]
 # Stands in a figure for the colour of the text around it
 INK = "#010203"
 STYLE = {
@@ -116,10 +117,10 @@ def make_page(facts):
         colors=[COLORS[i % len(COLORS)] for i in range(len(counts))],
         summary=_describe_run(facts),
         scores=_list_scores(facts, counts),
-        std_over=results["settings"]["std_over"],
+        std_over=len(results["runs"]) > 1 and results["settings"]["std_over"],
         warnings=[note for note in notes if note[0]],
         notes=[text for mark, text in notes if not mark],
-        costs=_list_costs(facts.scores),
+        costs=_list_costs(facts.costs),
         confusion=_list_confusion(counts),
         groups=_list_groups(tested),
         calibration_error=error,
@@ -180,18 +181,18 @@ def _list_scores(facts, counts):
     ]
 
 
-def _list_costs(scores):
-    """Lists what the runs took, as far as they have recorded it."""
-    costs = []
+def _list_costs(costs):
+    """Says what the runs took, as far as all have recorded it."""
+    texts = []
     for key, words, join in (
         ("trained_parameters", "{:,.0f} trained parameters", max),
         ("minutes", "{:,.1f} minutes, all runs together", sum),
         ("peak_memory_mb", "{:,.0f} MB of memory at most", max),
     ):
-        values = [one[key] for one in scores if one.get(key) is not None]
-        if values and len(values) == len(scores):
-            costs.append(words.format(join(values)))
-    return costs
+        values = [cost[key] for cost in costs if cost.get(key) is not None]
+        if values and len(values) == len(costs):
+            texts.append(words.format(join(values)))
+    return texts
 
 
 def _list_confusion(counts):

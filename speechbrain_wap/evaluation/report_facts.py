@@ -5,6 +5,7 @@ left in its own, are all that a report is made of.
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,9 +50,11 @@ class Facts(NamedTuple):
         The settings' values without the user's.
     adapters, classifiers : dict
         Rows of the histories of each stage's runs, by the run's name.
-    scores, details : list of dict
-        Content of each stage-2 run's scores.json and details.json, in the
-        order of the results; scores are empty where the file is gone.
+    costs : list of dict
+        Of each run of the results: trained_parameters of stage 2, minutes and
+        peak_memory_mb of both stages, as far as they were recorded.
+    details : list of dict
+        Content of each stage-2 run's details.json, in the same order.
     utterances : pandas.DataFrame
         What was tested, a row for each utterance of each run: the columns of
         predictions.csv, seed, fold, and of the corpus table wav, duration and,
@@ -64,7 +67,7 @@ class Facts(NamedTuple):
     defaults: dict
     adapters: dict
     classifiers: dict
-    scores: list
+    costs: list
     details: list
     utterances: pd.DataFrame
 
@@ -150,10 +153,12 @@ def read_facts(output_folder):
         key: {name: folder / place for name, place in record[key].items()}
         for key in ("adapters", "classifiers")
     }
-    scores, details, tables = [], [], []
+    costs, details, tables = [], [], []
     for run in results["runs"]:
         place = places["classifiers"].get(name_run(run), folder)
-        scores.append(_read_scores(place))
+        # an earlier adapter has another name: its training is not this run's
+        adapter = places["adapters"].get(name_run(run))
+        costs.append(_read_costs(place, adapter))
         details.append(read_details(place))
         tables += _read_predictions(place, results["classes"], run)
     utterances = pd.DataFrame(columns=[*PREDICTION_COLUMNS, "seed", "fold"])
@@ -165,18 +170,23 @@ def read_facts(output_folder):
         record["notes"],
         record["defaults"],
         *(read_histories(places[key]) for key in ("adapters", "classifiers")),
-        scores,
+        costs,
         details,
         utterances.merge(_read_corpus(folder), on="id", how="left"),
     )
 
 
-def _read_scores(place):
-    """Reads scores.json, for what stands there beside the scores."""
-    try:
-        return json.loads(Path(place, "scores.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
+def _read_costs(place, adapter):
+    """Reads what a run has cost; adapter is the folder of its stage 1."""
+    folders, cost = [Path(place), *filter(None, [adapter])], {}
+    # as far as the version that ran has recorded it
+    with suppress(OSError, RecipeError, KeyError, TypeError):
+        scores = read_json(Path(place, "scores.json"), CURE)
+        cost["trained_parameters"] = scores["trained_parameters"]
+        stages = [read_json(f / "cost.json", "delete it.") for f in folders]
+        cost["minutes"] = sum(stage["minutes"] for stage in stages)
+        cost["peak_memory_mb"] = max(s["peak_memory_mb"] for s in stages)
+    return cost
 
 
 def _read_predictions(place, classes, run):
