@@ -108,7 +108,11 @@ def make_page(facts):
         "classifier": _draw(draw_curves, facts.classifiers, CLASSIFIER_PANELS),
         "adapter": _draw(draw_curves, facts.adapters, panels["adapter"]),
         "codebook": _draw(draw_curves, facts.adapters, panels["codebook"]),
-        "layers": _draw(_draw_layers, _average_layers(facts.details)),
+        "layers": _draw(
+            _draw_layers,
+            _average_layers(facts.details),
+            results["settings"].get("classifier.encoder_layer"),
+        ),
     }
     return template.render(
         script=Markup((here / "page.js").read_text(encoding="utf-8")),
@@ -149,9 +153,11 @@ def _describe_run(facts):
         """Counts in words."""
         return f"{number} {word}{'s' * (number != 1)}"
 
+    # none where the predictions are gone
+    whose = f" of {count(speakers, 'speaker')}" if speakers else ""
     return (
-        f"{count(sum(once.values()), 'utterance')} of "
-        f"{count(speakers, 'speaker')}, {len(classes)} classes "
+        f"{count(sum(once.values()), 'utterance')}{whose}, "
+        f"{len(classes)} classes "
         f"({', '.join(classes)}), held out in {count(len(folds), 'fold')}, "
         f"with {count(len(seeds), 'seed')}."
     )
@@ -304,15 +310,24 @@ def _average_layers(details):
     return averages
 
 
-def _draw_layers(averages):
+def _draw_layers(averages, encoder_layer):
     """Draws the weights of layers, a panel for each parameter."""
     figure = Figure(figsize=(4.4 * len(averages), 3.2))
     for number, (name, (mean, std)) in enumerate(averages.items(), start=1):
         axes = figure.add_subplot(1, len(averages), number)
         error = {"ecolor": INK, "capsize": 3}
-        axes.bar(range(1, len(mean) + 1), mean, yerr=std, error_kw=error)
+        name = name.rpartition(".")[2]
+        layers = range(1, len(mean) + 1)
+        if name == "encoder_layer_weights":
+            # as the key has them: "weighted" begins with what enters the first
+            layers = range(len(mean))
+            # one stream of several may have a key of its own
+            is_list = isinstance(encoder_layer, list)
+            if is_list and len(encoder_layer) == len(mean):
+                layers = encoder_layer
+        axes.bar([*map(str, layers)], mean, yerr=std, error_kw=error)
         axes.set(xlabel="layer", ylabel="weight")
-        axes.set_title(LAYERS.get(name.rpartition(".")[2], name), fontsize=10)
+        axes.set_title(LAYERS.get(name, name), fontsize=10)
     return figure
 
 

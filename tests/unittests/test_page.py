@@ -15,7 +15,7 @@ from sklearn.metrics import recall_score
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.details import DETAILS
-from speechbrain_wap.evaluation.page import make_page
+from speechbrain_wap.evaluation.page import _draw_layers, make_page
 from speechbrain_wap.evaluation.report import escape_markdown
 from speechbrain_wap.evaluation.report_command import main, make_reports
 from speechbrain_wap.evaluation.report_facts import read_facts
@@ -165,6 +165,18 @@ def test_the_first_screen_has_what_a_reader_must_know(tmp_path):
     assert len(warned) == 1
 
 
+@pytest.mark.parametrize(
+    "chosen, names",
+    [("weighted", "0 1 2"), ([4, 2, 9], "4 2 9"), ([1, 2], "0 1 2")],
+)
+def test_layers_of_the_encoder_have_the_keys_numbers(chosen, names):
+    averages = {"backbone.encoder_layer_weights": ([0.2, 0.3, 0.5], [0.0] * 3)}
+    (axes,) = _draw_layers(averages, chosen).axes
+    assert [one.get_text() for one in axes.get_xticklabels()] == names.split()
+    heights = [bar.get_height() for bar in axes.patches]
+    assert heights == [0.2, 0.3, 0.5]
+
+
 def test_a_single_run_has_no_spread(tmp_path):
     make_report_folder(tmp_path)
     path = tmp_path / "results.json"
@@ -189,6 +201,7 @@ def test_what_is_missing_is_left_out(tmp_path):
     page = read_page(tmp_path)
     assert page.data["runs"] == [] and "UA" in page.texts[""]
     assert "minutes" not in page.texts[""]
+    assert "12 utterances, 3 classes" in page.texts[""]
 
 
 @pytest.fixture(scope="module")

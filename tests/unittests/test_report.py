@@ -19,6 +19,7 @@ from speechbrain_wap.evaluation.cross_validation_report import (
 )
 from speechbrain_wap.evaluation.report import (
     STYLES,
+    draw_curves,
     save_figure,
     score_table,
     sum_up,
@@ -225,6 +226,12 @@ def test_a_reader_is_told_what_of_the_corpus_is_not_there(tmp_path):
     assert skipped.startswith("**Skipped utterances**: 3,")
     note_partial(folders[0] / "corpus.csv", "")
     assert len(_list_missing(folders[0], folders[1:])) == 1
+
+
+def test_a_single_epoch_is_a_point():
+    histories = {"fold 1": [{"epoch": 1, "loss": 2.0}]}
+    (line,) = draw_curves(histories, {"loss": "loss"}).axes[0].lines
+    assert line.get_marker() == "."
 
 
 def test_speakers_of_two_splits_may_have_any_names(tmp_path):
