@@ -272,6 +272,7 @@
     form.predicted.value = button.dataset.predicted;
     update();
     find("#utterances").scrollIntoView();
+    form.result.focus({ preventScroll: true }); // the keyboard goes on there
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   addEventListener("resize", draw);

@@ -70,7 +70,10 @@ def test_what_users_wrote_is_text_wherever_it_stands(tmp_path):
 
 def test_the_page_needs_no_network(tmp_path):
     make_report_folder(tmp_path)
-    for tag, attributes in read_page(tmp_path).tags:
+    tags = read_page(tmp_path).tags
+    (policy,) = (a["content"] for _, a in tags if "http-equiv" in a)
+    assert policy.startswith("default-src 'none'") and "*" not in policy
+    for tag, attributes in tags:
         for key in ("src", "href", "xlink:href"):
             link = attributes.get(key) or "#"
             assert link[0] == "#" or link in ("data:,", "report.md"), tag
@@ -254,6 +257,7 @@ def open_page(browser, folder, width=1400, scheme="light"):
         "Emulation.setEmulatedMedia",
         {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
     )
+    browser.get_log("browser")  # empties it of what another page said
     browser.get(f"file://{folder}/report.html")
     return lambda code: browser.execute_script(f"return {code}")
 
@@ -328,6 +332,7 @@ def test_utterances_are_filtered_and_sorted(browser, tmp_path):
     assert len(list_column(ask, 1)) == (one["prediction"] == "neutral").sum()
     # a cell of the confusion matrix shows its utterances
     ask("document.querySelector('.confusion [data-label]').click()")
+    assert ask("document.activeElement.name") == "result"
     is_right = (one["label"] == "angry") & (one["prediction"] == "angry")
     assert sorted(list_column(ask, 1)) == sorted(one[is_right]["id"])
     set_filters(ask, label="", predicted="")
