@@ -9,6 +9,7 @@ what passed; what fails without these files, too, is named.
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -17,7 +18,7 @@ import venv
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from lay_out import PROJECT, lay_out, run
+from lay_out import NOUNS, PROJECT, lay_out, run
 
 # Log-mel energies in the encoder's place, and a network of a few seconds
 TINY = (
@@ -70,20 +71,23 @@ class Checks:
     def run(self, name, *command, cwd=None, expected=0, of_all=False):
         """Runs a command, and notes whether it ends as is expected.
 
-        A check of all files may fail for those that were there before.
+        A check of all files may fail for those that were there before: it
+        fails there, too, and for the same reasons.
         """
         command = [*map(str, command)]
         started = time.monotonic()
         result = self._call(command, cwd or self.checkout)
         seconds = time.monotonic() - started
         output = result.stderr + result.stdout
+        last = "".join(output.strip().splitlines()[-1:])[:70]
         state = "passed"
         if result.returncode != expected:
             print(f"{name}:\n{output[-3000:]}")
-            is_broken = of_all and self._fails_by_itself(command)
-            state = "broken upstream" if is_broken else "FAILED"
-        last = "".join(output.strip().splitlines()[-1:])
-        self.rows.append((name, state, f"{seconds:.0f} s", last[:70]))
+            state = "FAILED"
+            reasons = _list_failures(output)
+            if of_all and reasons and reasons <= self._fail_bare(command):
+                state, last = "broken upstream", " ".join(sorted(reasons))
+        self.rows.append((name, state, f"{seconds:.0f} s", last))
         return output
 
     def _call(self, command, cwd):
@@ -96,12 +100,18 @@ class Checks:
             text=True,
         )
 
-    def _fails_by_itself(self, command):
-        """Tells whether a command fails where these files are not, too."""
+    def _fail_bare(self, command):
+        """Lists the tests that fail where these files are not, too."""
         bare = self.folder / "bare"
-        if not bare.exists():
-            run("git", "clone", "-q", self.checkout, bare, cwd=self.folder)
-        return self._call(command, bare).returncode != 0
+        run("git", "clone", "-q", self.checkout, bare, cwd=self.folder)
+        if (bare / NOUNS).exists():  # they have been committed
+            return set()
+        return _list_failures(self._call(command, bare).stdout)
+
+
+def _list_failures(output):
+    """Lists the tests that pytest calls failed."""
+    return {*re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)}
 
 
 def check(checkout, folder):

@@ -34,9 +34,10 @@ PIECES = {
     f"{NOUNS}/frames.py": {
         f"{PACKAGE}/packing.py": "valid_frames select_frames",
         f"{PACKAGE}/precision.py": "",
+        f"{PACKAGE}/frame_input.py": "",
     },
     f"{NOUNS}/wap_transformer.py": {
-        f"{PACKAGE}/wap_transformer.py": "WAPTransformer MLP measure_frames"
+        f"{PACKAGE}/wap_transformer.py": "WAPTransformer MLP"
     },
     f"{NOUNS}/emotion_model.py": {
         f"{PACKAGE}/emotion_model.py": "EmotionModel"

@@ -1,17 +1,24 @@
 """What `make upstream` lays into a SpeechBrain checkout."""
 
+import ast
 import doctest
+import functools
+import importlib
 import importlib.util
+import re
 import subprocess
 import sys
 
 import pytest
+import torch
 from recipe_runs import REPOSITORY, load_script
+from speechbrain.lobes import models
 
 from speechbrain_wap.evaluation.metrics import emotion_scores
 
 # Where files are is their own affair
 PLACES = ("output_folder", "data_folder")
+SIZES = {"d_model": 4, "nhead": 2, "d_ffn": 4, "num_layers": 2}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +91,55 @@ def test_a_diff_that_a_maintainer_would_review(checkout):
     assert numbers[4] == "insertions(+)" and int(numbers[3]) < 6000
     for path in checkout.rglob("*.py"):
         assert "speechbrain_wap" not in path.read_text("utf-8")
+
+
+def test_what_is_imported_there_is_there(checkout):
+    """What is written for there goes with what is taken from here."""
+    found = 0
+    for path in checkout.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            home = getattr(node, "module", None) or ""
+            if home.startswith("speechbrain.lobes.models.wap_adapter."):
+                text = (checkout / f"{home.replace('.', '/')}.py").read_text()
+                for alias in node.names:
+                    pattern = rf"^(def |class )?{alias.name}\b"
+                    assert re.search(pattern, text, re.MULTILINE), path
+                    found += 1
+    assert found > 20
+
+
+def test_weights_from_here_give_the_same_there(checkout, monkeypatch):
+    folder = str(checkout / "speechbrain" / "lobes" / "models")
+    monkeypatch.setattr(models, "__path__", [*models.__path__, folder])
+    torch.manual_seed(1)
+    results = []
+    for home, classes in (
+        ("speechbrain_wap", {}),
+        ("speechbrain.lobes.models.wap_adapter", {"num_classes": 4}),
+    ):
+        parts = [
+            functools.partial(
+                getattr(importlib.import_module(f"{home}.{module}"), name),
+                **sizes,
+            )
+            for module, name, sizes in (
+                ("emotion_model", "EmotionModel", classes),
+                ("wap_transformer", "WAPTransformer", SIZES),
+                ("pooling", "StatisticalAttentivePooling", {"num_heads": 2}),
+            )
+        ]
+        model = parts[0](*parts[1:], input_size=3).eval()
+        if not classes:
+            model.set_classes(4)
+            weights = model.state_dict()
+            for weight in weights.values():
+                weight.normal_()
+        model.load_state_dict(weights)
+        torch.manual_seed(0)
+        feats, mask = torch.randn(3, 9, 3), torch.rand(3, 9) < 0.4
+        lens = torch.tensor([5, 9, 1]) / 9
+        results.append(model(feats, lens, mask))
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("corpus", ["IEMOCAP", "EmoDB"])

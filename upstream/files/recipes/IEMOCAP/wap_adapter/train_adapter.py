@@ -25,14 +25,12 @@ from wap_data import (
 
 import speechbrain as sb
 from speechbrain.lobes.models.wap_adapter.frames import (
+    measure_frames,
     select_frames,
     valid_frames,
 )
 from speechbrain.lobes.models.wap_adapter.targets import (
     frame_spread,
-)
-from speechbrain.lobes.models.wap_adapter.wap_transformer import (
-    measure_frames,
 )
 from speechbrain.utils.distributed import (
     if_main_process,
