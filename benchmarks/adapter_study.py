@@ -177,7 +177,7 @@ def list_universal(options):
     """Table 3: one adapter for all corpora, on more and more hours."""
     csvs = write_tables(options, *JUDGING)
     wild = csvs["nEMO"].with_name("wild.csv")
-    tables = [prepare_wild(options.wild, wild)]
+    tables = [prepare_wild(find_folder(options, "wild", wild), wild)]
     for corpus, csv in csvs.items():
         table = pd.read_csv(csv, dtype=str, keep_default_na=False)
         sessions = list_sessions(table)
@@ -240,11 +240,16 @@ def write_tables(options, *corpora):
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / f"{name.lower()}.csv" for name in corpora}
     for corpus, path in paths.items():
-        data_folder = getattr(options, corpus.lower())
-        if data_folder is None and not path.is_file():
-            sys.exit(f"--{corpus.lower()}=/path/to/{corpus} is needed.")
-        prepare_corpus(corpus, data_folder, path)
+        prepare_corpus(corpus, find_folder(options, corpus, path), path)
     return paths
+
+
+def find_folder(options, corpus, csv):
+    """Gives a corpus's folder, without which its table must be there."""
+    folder = getattr(options, corpus.lower())
+    if folder is None and not csv.is_file():
+        sys.exit(f"--{corpus.lower()}=/path/to/{corpus} is needed.")
+    return folder
 
 
 def train_adapter(*arguments):
@@ -363,6 +368,8 @@ def tabulate(rows):
                     same[same["system"] == PROBE],
                 )
             )
+            if not one.index.intersection(two.index).size:
+                continue  # nothing to compare with is finished yet
             gain, interval, p = compare_units(one, two), "", ""
             if gain.p is not None:
                 interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
@@ -440,6 +447,8 @@ def main():
     place = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_args(arguments[:place])
     options.output = options.output.resolve()
+    if os.path.isdir(options.encoder):  # commands run in recipes' folders
+        options.encoder = os.path.abspath(options.encoder)
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     options.levers = shlex.split(options.levers)
     options.usual = [

@@ -207,7 +207,9 @@ class CoAttention(nn.Module):
         embeddings : torch.Tensor
             Shape [n, embedding_size].
         """
-        by_time = self.lstm(mfcc)[0]  # (n, frames, 2 * lstm_size)
+        # not every processor has an LSTM in half precision
+        with torch.autocast(mfcc.device.type, enabled=False):
+            by_time = self.lstm(mfcc)[0]  # (n, frames, 2 * lstm_size)
         mfcc = self.embed_mfcc(by_time.flatten(start_dim=1))
         # pairs to single frames of 10 ms, an image of one channel
         image = spectrogram.unflatten(2, (2, -1)).flatten(1, 2)

@@ -4,6 +4,7 @@ import torch
 from speechbrain.nnet.linear import Linear
 
 from speechbrain_wap.baselines.linear import average_frames
+from speechbrain_wap.errors import check_whole
 from speechbrain_wap.frame_input import FrameInput
 from speechbrain_wap.packing import lay_out
 
@@ -33,6 +34,7 @@ class FramewiseClassifier(FrameInput):
 
     def __init__(self, layers, output_size, input_size, num_encoder_layers=1):
         super().__init__(input_size, num_encoder_layers)
+        check_whole("d_model", output_size, least=1)
         self.layers, self.output_size = layers, output_size
 
     def set_classes(self, num_classes):

@@ -39,7 +39,7 @@ class GLRF(FrameInput):
     nhead : int
         Number of attention heads; divides ``d_model``.
     kernel_size : int
-        Frames that a convolution sees; odd.
+        Frames that a convolution sees.
     dropout : float
         Dropout probability of the Transformer layer, 0 to 1.
     segment_frames : int

@@ -266,6 +266,7 @@ def list_shared_speakers(plan):
         return []
     table = read_corpus_table(os.path.join(plan.output_folder, "corpus.csv"))
     shared = describe_shared_speakers(FoldPlan(1, protocol).split(table))
+    shared = escape_markdown(shared)  # speakers have any names
     return [f"**Not speaker-independent**: {shared}."] * bool(shared)
 
 

@@ -75,13 +75,15 @@ def draw_map(vectors, method="tsne", seed=0):
     Raises
     ------
     RecipeError
-        If the method's package is not installed.
+        If the method's package is not installed, or there is but one vector.
 
     Example
     -------
     >>> draw_map(np.random.default_rng(0).normal(size=(9, 4))).shape
     (9, 2)
     """
+    if len(vectors) < 2:
+        raise RecipeError("a map needs two utterances at least: test on more.")
     if method == "tsne":
         # of a few points, each has fewer neighbours than the usual 30
         perplexity = min(30.0, (len(vectors) - 1) / 3)
@@ -99,6 +101,37 @@ def draw_map(vectors, method="tsne", seed=0):
             )
         mapper = Mapper(n_components=2, random_state=seed)
     return np.asarray(mapper.fit_transform(vectors), dtype=float)
+
+
+def score_silhouette(vectors, labels):
+    """Computes the silhouette of the emotions.
+
+    Arguments
+    ---------
+    vectors : numpy.ndarray
+        Shape [N, F].
+    labels : list of str
+        Of each.
+
+    Returns
+    -------
+    silhouette : float or None
+        -1 to 1; None where all have one label, or each another.
+
+    Example
+    -------
+    >>> score_silhouette(np.array([[0.0], [0.0], [1.0]]), ["a", "a", "b"])
+    0.6666666666666666
+    >>> score_silhouette(np.ones((2, 1)), ["a", "a"])
+    """
+    if not 1 < len(set(labels)) < len(labels):
+        return None
+    return float(silhouette_score(vectors, labels))
+
+
+def _format_silhouette(value):
+    """Formats a silhouette, "-" where there is none."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 @torch.no_grad()
@@ -196,7 +229,7 @@ def embed(run, method="tsne", seed=0):
         points = draw_map(scaled[1], method, seed)
         table[f"x_{name}"], table[f"y_{name}"] = points.T
         scores[name] = {
-            "silhouette": float(silhouette_score(scaled[1], labels[1])),
+            "silhouette": score_silhouette(scaled[1], labels[1]),
             "UA": score_probe(scaled, labels, run.scores["classes"])["UA"],
         }
     return table, scores
@@ -234,8 +267,8 @@ def draw_embeddings(table, scores, classes):
         axes.set_title(TITLES[name], fontsize=11)
         axes.set(xticks=[], yticks=[])
         axes.set_xlabel(
-            f"silhouette {values['silhouette']:.3f}, linear probe UA "
-            f"{percent(values['UA'])} %"
+            f"silhouette {_format_silhouette(values['silhouette'])}, "
+            f"linear probe UA {percent(values['UA'])} %"
         )
         if number == 1:
             axes.legend(fontsize=8)
@@ -266,7 +299,11 @@ def main(arguments):
     with write_atomically(stem.with_suffix(".pdf")) as temporary:
         figure.savefig(temporary, format="pdf", metadata={"CreationDate": None})
     rows = [
-        [TITLES[name], f"{one['silhouette']:.3f}", percent(one["UA"])]
+        [
+            TITLES[name],
+            _format_silhouette(one["silhouette"]),
+            percent(one["UA"]),
+        ]
         for name, one in scores.items()
     ]
     print(markdown_table(["", "silhouette", "probe UA"], rows))

@@ -36,7 +36,8 @@
     const wanted = (name) =>
       form[name].value === "" ? null : Number(form[name].value);
     const [label, predicted, speaker] = ["label", "predicted", "speaker"].map(wanted);
-    const [least, most] = [Number(form.least.value), Number(form.most.value)];
+    const least = Number(form.least.value);
+    const most = Number(form.most.value || 100); // an emptied field is no bound
     const result = form.result.value;
     const chosen = [];
     for (let i = 0; i < data.id.length; i += 1) {
@@ -217,14 +218,18 @@
     });
   }
 
+  // also in the background, where nothing is drawn, but the audio goes on
+  function stopAtEnd() {
+    if (!playing) return;
+    const { end } = playing;
+    if (audio.ended || (end !== null && audio.currentTime >= end)) stop();
+  }
+
   function follow() {
+    stopAtEnd();
     if (!playing) return;
     const { head, start, end } = playing;
     const last = end === null ? audio.duration : end;
-    if (audio.ended || audio.currentTime >= last) {
-      stop();
-      return;
-    }
     const share = (audio.currentTime - start) / (last - start);
     head.style.display = "block";
     head.style.left = `${100 * Math.max(0, share)}%`;
@@ -232,6 +237,8 @@
   }
 
   // Start -------------------------------------------------------------------
+
+  audio.addEventListener("timeupdate", stopAtEnd);
 
   const fill = (name, names) => names.forEach((text, value) => {
     form[name].append(make("option", { value, textContent: text }));
@@ -265,6 +272,7 @@
     form.predicted.value = button.dataset.predicted;
     update();
     find("#utterances").scrollIntoView();
+    form.result.focus({ preventScroll: true }); // the keyboard goes on there
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   addEventListener("resize", draw);

@@ -33,8 +33,9 @@ from speechbrain_wap.files import ANY_BYTES, write_text
 from speechbrain_wap.training.cross_validation import SCORES
 
 PAGE = "report.html"
-# Told apart by the colour-blind (Okabe and Ito), on black and on white
+# Told apart by the colour-blind (Okabe and Ito, Tol), on black and on white
 COLORS = "#0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #999999".split()
+COLORS += ["#882255"]
 # Stands in a figure for the colour of the text around it
 INK = "#010203"
 STYLE = {
@@ -107,7 +108,11 @@ def make_page(facts):
         "classifier": _draw(draw_curves, facts.classifiers, CLASSIFIER_PANELS),
         "adapter": _draw(draw_curves, facts.adapters, panels["adapter"]),
         "codebook": _draw(draw_curves, facts.adapters, panels["codebook"]),
-        "layers": _draw(_draw_layers, _average_layers(facts.details)),
+        "layers": _draw(
+            _draw_layers,
+            _average_layers(facts.details),
+            results["settings"].get("classifier.encoder_layer"),
+        ),
     }
     return template.render(
         script=Markup((here / "page.js").read_text(encoding="utf-8")),
@@ -116,10 +121,10 @@ def make_page(facts):
         colors=[COLORS[i % len(COLORS)] for i in range(len(counts))],
         summary=_describe_run(facts),
         scores=_list_scores(facts, counts),
-        std_over=results["settings"]["std_over"],
+        std_over=len(results["runs"]) > 1 and results["settings"]["std_over"],
         warnings=[note for note in notes if note[0]],
         notes=[text for mark, text in notes if not mark],
-        costs=_list_costs(facts.scores),
+        costs=_list_costs(facts.costs),
         confusion=_list_confusion(counts),
         groups=_list_groups(tested),
         calibration_error=error,
@@ -148,9 +153,11 @@ def _describe_run(facts):
         """Counts in words."""
         return f"{number} {word}{'s' * (number != 1)}"
 
+    # none where the predictions are gone
+    whose = f" of {count(speakers, 'speaker')}" if speakers else ""
     return (
-        f"{count(sum(once.values()), 'utterance')} of "
-        f"{count(speakers, 'speaker')}, {len(classes)} classes "
+        f"{count(sum(once.values()), 'utterance')}{whose}, "
+        f"{len(classes)} classes "
         f"({', '.join(classes)}), held out in {count(len(folds), 'fold')}, "
         f"with {count(len(seeds), 'seed')}."
     )
@@ -180,18 +187,18 @@ def _list_scores(facts, counts):
     ]
 
 
-def _list_costs(scores):
-    """Lists what the runs took, as far as they have recorded it."""
-    costs = []
+def _list_costs(costs):
+    """Says what the runs took, as far as all have recorded it."""
+    texts = []
     for key, words, join in (
         ("trained_parameters", "{:,.0f} trained parameters", max),
         ("minutes", "{:,.1f} minutes, all runs together", sum),
         ("peak_memory_mb", "{:,.0f} MB of memory at most", max),
     ):
-        values = [one[key] for one in scores if one.get(key) is not None]
-        if values and len(values) == len(scores):
-            costs.append(words.format(join(values)))
-    return costs
+        values = [cost[key] for cost in costs if cost.get(key) is not None]
+        if values and len(values) == len(costs):
+            texts.append(words.format(join(values)))
+    return texts
 
 
 def _list_confusion(counts):
@@ -303,15 +310,24 @@ def _average_layers(details):
     return averages
 
 
-def _draw_layers(averages):
+def _draw_layers(averages, encoder_layer):
     """Draws the weights of layers, a panel for each parameter."""
     figure = Figure(figsize=(4.4 * len(averages), 3.2))
     for number, (name, (mean, std)) in enumerate(averages.items(), start=1):
         axes = figure.add_subplot(1, len(averages), number)
         error = {"ecolor": INK, "capsize": 3}
-        axes.bar(range(1, len(mean) + 1), mean, yerr=std, error_kw=error)
+        name = name.rpartition(".")[2]
+        layers = range(1, len(mean) + 1)
+        if name == "encoder_layer_weights":
+            # as the key has them: "weighted" begins with what enters the first
+            layers = range(len(mean))
+            # one stream of several may have a key of its own
+            is_list = isinstance(encoder_layer, list)
+            if is_list and len(encoder_layer) == len(mean):
+                layers = encoder_layer
+        axes.bar([*map(str, layers)], mean, yerr=std, error_kw=error)
         axes.set(xlabel="layer", ylabel="weight")
-        axes.set_title(LAYERS.get(name.rpartition(".")[2], name), fontsize=10)
+        axes.set_title(LAYERS.get(name, name), fontsize=10)
     return figure
 
 

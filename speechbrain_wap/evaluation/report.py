@@ -254,6 +254,7 @@ def draw_curves(histories, panels):
                     label=run if style == "solid" else None,
                     color=f"C{color % 10}",
                     linestyle=style,
+                    marker="." if len(curve) == 1 else None,
                     linewidth=1.2,
                 )
         axes.set_title(title, fontsize=10)

@@ -49,9 +49,11 @@ class Facts(NamedTuple):
         The settings' values without the user's.
     adapters, classifiers : dict
         Rows of the histories of each stage's runs, by the run's name.
-    scores, details : list of dict
-        Content of each stage-2 run's scores.json and details.json, in the
-        order of the results; scores are empty where the file is gone.
+    costs : list of dict
+        Of each run of the results: trained_parameters of stage 2, minutes and
+        peak_memory_mb of both stages, as far as they were recorded.
+    details : list of dict
+        Content of each stage-2 run's details.json, in the same order.
     utterances : pandas.DataFrame
         What was tested, a row for each utterance of each run: the columns of
         predictions.csv, seed, fold, and of the corpus table wav, duration and,
@@ -64,7 +66,7 @@ class Facts(NamedTuple):
     defaults: dict
     adapters: dict
     classifiers: dict
-    scores: list
+    costs: list
     details: list
     utterances: pd.DataFrame
 
@@ -150,12 +152,14 @@ def read_facts(output_folder):
         key: {name: folder / place for name, place in record[key].items()}
         for key in ("adapters", "classifiers")
     }
-    scores, details, tables = [], [], []
+    costs, details, tables = [], [], []
     for run in results["runs"]:
         place = places["classifiers"].get(name_run(run), folder)
+        # an earlier adapter has another name: its training is not this run's
         stages = [place, places["adapters"].get(name_run(run))]
+        size = _read_loosely(place, "scores.json").get("trained_parameters")
         cost = read_cost([stage for stage in stages if stage is not None])
-        scores.append({**_read_scores(place), **cost})
+        costs.append({"trained_parameters": size, **cost})
         details.append(read_details(place))
         tables += _read_predictions(place, results["classes"], run)
     utterances = pd.DataFrame(columns=[*PREDICTION_COLUMNS, "seed", "fold"])
@@ -167,14 +171,14 @@ def read_facts(output_folder):
         record["notes"],
         record["defaults"],
         *(read_histories(places[key]) for key in ("adapters", "classifiers")),
-        scores,
+        costs,
         details,
         utterances.merge(_read_corpus(folder), on="id", how="left"),
     )
 
 
-def _read_scores(place, name="scores.json"):
-    """Reads scores.json, for what stands there beside the scores."""
+def _read_loosely(place, name):
+    """Reads what a run of an earlier version may lack; {} without it."""
     try:
         return json.loads(Path(place, name).read_text("utf-8"))
     except (OSError, ValueError):
@@ -202,7 +206,7 @@ def read_cost(folders):
     >>> read_cost([folder, folder])
     {'minutes': 3.0, 'peak_memory_mb': 300.0}
     """
-    costs = [_read_scores(folder, "cost.json") for folder in folders]
+    costs = [_read_loosely(folder, "cost.json") for folder in folders]
     minutes = [cost.get("minutes") for cost in costs]
     peaks = [cost.get("peak_memory_mb") for cost in costs]
     return {

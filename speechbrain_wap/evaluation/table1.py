@@ -35,7 +35,7 @@ from speechbrain_wap.evaluation.cross_validation_report import (
     cross_validate,
     list_common_notes,
 )
-from speechbrain_wap.evaluation.linear_probe import STRENGTH, linear_probe
+from speechbrain_wap.evaluation.linear_probe import linear_probe
 from speechbrain_wap.evaluation.report_facts import read_histories
 from speechbrain_wap.evaluation.side_by_side import (
     COSTS,
@@ -191,14 +191,32 @@ def read_table(path):
             f"package's {TABLE.name}."
         )
     for entry in entries.values():
+        tried = entry.configurations
+        is_list = isinstance(tried, list) and isinstance(entry.options, dict)
+        if not is_list or not all(isinstance(one, dict) for one in tried):
+            raise RecipeError(
+                f"{path}: {entry.name} must have a mapping of options and a "
+                "list of configurations, which are mappings."
+            )
+        if entry.probe and any(one.keys() != {"C"} for one in tried):
+            raise RecipeError(
+                f"{path}: {entry.name} is the linear probe, of which a "
+                "configuration is a value of C: [{C: 0.1}, {C: 1.0}]."
+            )
         if not 1 <= len(entry.configurations) <= MOST:
             raise RecipeError(
                 f"{path}: {entry.name} has {len(entry.configurations)} "
                 f"configurations, but may have 1 to {MOST}, as all others."
             )
+    reference = table.get("reference")
+    if reference is not None and reference not in entries:
+        raise RecipeError(
+            f"{path}: reference: {reference} is none of its systems: choose of "
+            f"{', '.join(entries)}."
+        )
     if len({name_folder(name) for name in entries}) < len(entries):
         raise RecipeError(f"{path}: two names of systems give one folder.")
-    return entries, table.get("reference")
+    return entries, reference
 
 
 def list_plans(files, options, entries):
@@ -376,7 +394,8 @@ def _write(base, entries, plans, chosen, reference, failures):
     notes = [
         *list_common_notes(plans[usual]),
         "Chosen: of at most four configurations, the one that was best on one "
-        "of the training sessions of fold 1, with one seed. Minutes: of both "
+        "of the training sessions of fold 1 (the probe's C: of the first fold "
+        "that is run), with one seed. Minutes: of both "
         "stages, without extraction of features. Peak memory: on a GPU that of "
         "tensors, else that of the whole process.",
         f"{PUBLISHED}: on IEMOCAP, with other encoders, folds and metrics: "
@@ -416,22 +435,23 @@ def _probe(base, entry, plans, rows):
     plan, runs = plans[same[0].system], same[0].results["runs"]
     fraction = plan.settings["classifier"]["label_fraction"]
     hparams, pooled = build_hparams(plan), {}
-    strength = STRENGTH
-    first = [run for run in runs if run["fold"] == 1]
-    if first:
-        splits = read_splits(hparams, plan, first[0], pooled)
+    strengths = [values["C"] for values in entry.configurations]
+    strength = strengths[0]
+    if len(strengths) > 1:
+        first = min(runs, key=lambda run: run["fold"])
+        splits = read_splits(hparams, plan, first, pooled)
         splits = split_training(splits, hparams["fold_plan"].protocol)
-        labelled = choose_labelled(splits["train"], fraction, first[0]["seed"])
+        if not splits["train"]:
+            raise RecipeError(
+                "it needs two training sessions to choose C: give it a single "
+                "configuration in a table of yours (--table=...)."
+            )
+        classes = sorted({e["label"] for e in splits["train"].values()})
+        labelled = choose_labelled(splits["train"], fraction, first["seed"])
+        cache = hparams["feature_cache"]
         scores = {
-            values["C"]: linear_probe(
-                splits,
-                hparams["feature_cache"],
-                sorted({e["label"] for e in splits["train"].values()}),
-                labelled,
-                pooled,
-                values["C"],
-            )["UA"]
-            for values in entry.configurations
+            C: linear_probe(splits, cache, classes, labelled, pooled, C)["UA"]
+            for C in strengths
         }
         strength = max(scores, key=scores.get)
     results = probe_folds(hparams, plan, runs, fraction, pooled, strength)

@@ -98,6 +98,8 @@ def test_the_page_shows_what_was_tested_and_is_made_again(finished):
         for key in table["id"]:
             assert f'"{key}"'.encode() in page
     assert b"<dt>linear probe</dt><dd>not recorded" not in page
+    assert b"trained parameters" in page
+    assert b"minutes, all runs together" in page
     assert b"female" in page and b"<b>Partial corpus</b>" in page
     load_script("report").main([str(folder)])
     assert (folder / "report.html").read_bytes() == page

@@ -52,7 +52,7 @@ def make_report_folder(
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_table(folder / "corpus.csv", corpus)
-    runs, tables, places = [], [], {}
+    runs, tables, places, adapters = [], [], {}, {}
     for seed in seeds:
         for fold in (1, 2):
             part = table[table["session"] == str(fold)].copy()
@@ -77,10 +77,14 @@ def make_report_folder(
             places[name_run(run)] = place
             names = dict(enumerate(classes))
             write_table(place / "predictions.csv", part.rename(columns=names))
-            size = {"trained_parameters": 1234567}
-            (place / "scores.json").write_text(json.dumps({**run, **size}))
-            cost = {"minutes": 1.5, "peak_memory_mb": 300.0}
-            (place / "cost.json").write_text(json.dumps(cost))
+            scores = {**run, "trained_parameters": 1234567}
+            (place / "scores.json").write_text(json.dumps(scores))
+            adapter = place.parent / "adapter"
+            adapter.mkdir(exist_ok=True)
+            adapters[name_run(run)] = adapter
+            for stage, minutes, peak in ((place, 1.5, 70), (adapter, 2.5, 90)):
+                cost = {"minutes": minutes, "peak_memory_mb": peak}
+                (stage / "cost.json").write_text(json.dumps(cost))
             details = {
                 "linear_probe": {"UA": 0.4, "WA": 0.41, "F1": 0.42},
                 "layer_weights": {"backbone.layer_weights": [0.25, 0.75]},
@@ -93,5 +97,5 @@ def make_report_folder(
                 for e in (1, 2)
             ]
             (place / "history.json").write_text(json.dumps(rows))
-    record_facts(folder, sum_up(runs, {}), {}, places, list(notes), {})
+    record_facts(folder, sum_up(runs, {}), adapters, places, list(notes), {})
     return pd.concat(tables, ignore_index=True)

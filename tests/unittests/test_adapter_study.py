@@ -119,6 +119,32 @@ def test_the_table_pairs_folds_and_not_seeds(study, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
+def test_what_has_nothing_to_be_compared_with_yet_is_no_line(study, tmp_path):
+    runs = [{"fold": 1, "session": "1", "seed": 1, "UA": 0.5}]
+    tuned = {"settings": {"classifier.label_fraction": 0.1}, "runs": runs}
+    (tmp_path / "results.json").write_text(json.dumps(tuned), "utf-8")
+    rows = study.collect([study.Chain(tmp_path, [], [(tmp_path, "nEMO", 1.0)])])
+    assert len(rows) == 1
+    assert len(study.tabulate(rows).splitlines()) == 2  # the header's
+    study.draw(rows, tmp_path / "figure.png")
+
+
+def test_a_relative_encoder_is_found_from_the_recipes_folders(
+    show, tmp_path, monkeypatch
+):
+    (tmp_path / "whisper").mkdir()
+    monkeypatch.chdir(tmp_path)
+    lines = show("paper", "--encoder=whisper")
+    assert all(f"--encoder_source={tmp_path}/whisper " in x for x in lines)
+
+
+def test_a_corpus_that_is_not_told_is_named(show, tmp_path):
+    for name in ("wild", "emodb"):
+        (tmp_path / f"tables/{name}.csv").unlink()
+        with pytest.raises(SystemExit, match=f"--{name}=/path/to/"):
+            show("universal")
+
+
 def test_a_failed_command_ends_its_chain_and_no_other(study, tmp_path, capsys):
     fine = tmp_path / "fine.txt"
     write = ["-c", f"open({str(fine)!r}, 'w').close()"]

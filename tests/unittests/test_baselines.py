@@ -21,6 +21,7 @@ from speechbrain_wap.baselines.linear import MeanPoolingClassifier
 from speechbrain_wap.baselines.lpmn import LPMN
 from speechbrain_wap.baselines.spk_norm import SpkNorm
 from speechbrain_wap.baselines.w2v2_pt import W2v2PT
+from speechbrain_wap.errors import RecipeError
 
 DIM, CLASSES = 3, 4
 LENGTHS = [5, 9, 1, 6]
@@ -102,6 +103,12 @@ def test_losses_reach_all_parameters_whatever_the_padding(system, num_layers):
     for name, parameter in model.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("system", [W2v2PT, SpkNorm])
+def test_a_network_of_no_size_is_refused(system):
+    with pytest.raises(RecipeError, match="d_model=0 must be"):
+        system(DIM, d_model=0)
 
 
 @each_system

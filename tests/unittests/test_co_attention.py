@@ -134,6 +134,17 @@ def test_losses_reach_all_parameters_and_all_frames_but_no_padding():
             assert row[:n].any() or n == 1  # whose weight may be 0
 
 
+def test_it_learns_in_bf16_what_it_does_in_float32():
+    model = make_model()
+    feats, lens = pad_streams(make_streams(LENGTHS))
+    expected = model(feats, lens)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(feats, lens)
+    logits.sum().backward()
+    assert model.lstm.weight_ih_l0.grad.any()
+    assert_near(logits.float(), expected, atol=0.05)
+
+
 def test_a_checkpoint_is_the_whole_system():
     model, other = make_model(), make_model()
     streams = make_streams(LENGTHS)

@@ -7,7 +7,11 @@ import pandas as pd
 import pytest
 
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.embeddings import draw_embeddings, draw_map
+from speechbrain_wap.evaluation.embeddings import (
+    draw_embeddings,
+    draw_map,
+    score_silhouette,
+)
 
 CLASSES = ["angry", "sad"]
 
@@ -27,6 +31,25 @@ def test_a_method_that_is_not_installed_is_named(monkeypatch, method):
     monkeypatch.setitem(sys.modules, method, None)
     with pytest.raises(RecipeError, match=f"pip install {method}"):
         draw_map(np.ones((4, 2)), method)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_few_utterances_have_a_map(count):
+    points = draw_map(np.random.default_rng(0).normal(size=(count, 4)))
+    assert points.shape == (count, 2) and np.isfinite(points).all()
+
+
+def test_a_single_utterance_has_no_map():
+    with pytest.raises(RecipeError, match="two utterances"):
+        draw_map(np.ones((1, 4)))
+
+
+def test_one_class_has_a_map_but_no_silhouette():
+    silhouette = score_silhouette(np.random.rand(3, 2), ["sad"] * 3)
+    table = pd.DataFrame({"label": ["sad"] * 3, "x_encoder": 0, "y_encoder": 1})
+    scores = {"encoder": {"silhouette": silhouette, "UA": 0.5}}
+    figure = draw_embeddings(table, scores, CLASSES)
+    assert figure.axes[0].get_xlabel().startswith("silhouette -, ")
 
 
 def test_panels_have_the_same_points_and_colours():

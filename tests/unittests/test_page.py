@@ -15,7 +15,7 @@ from sklearn.metrics import recall_score
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.details import DETAILS
-from speechbrain_wap.evaluation.page import make_page
+from speechbrain_wap.evaluation.page import _draw_layers, make_page
 from speechbrain_wap.evaluation.report import escape_markdown
 from speechbrain_wap.evaluation.report_command import main, make_reports
 from speechbrain_wap.evaluation.report_facts import read_facts
@@ -70,7 +70,10 @@ def test_what_users_wrote_is_text_wherever_it_stands(tmp_path):
 
 def test_the_page_needs_no_network(tmp_path):
     make_report_folder(tmp_path)
-    for tag, attributes in read_page(tmp_path).tags:
+    tags = read_page(tmp_path).tags
+    (policy,) = (a["content"] for _, a in tags if "http-equiv" in a)
+    assert policy.startswith("default-src 'none'") and "*" not in policy
+    for tag, attributes in tags:
         for key in ("src", "href", "xlink:href"):
             link = attributes.get(key) or "#"
             assert link[0] == "#" or link in ("data:,", "report.md"), tag
@@ -157,12 +160,33 @@ def test_the_first_screen_has_what_a_reader_must_know(tmp_path):
         "linear probe40.0 %",
         "Transductive it has seen all.",
         "1,234,567 trained parameters",
-        "6.0 minutes, all runs together",
-        "300 MB of memory at most",
+        "16.0 minutes, all runs together",
+        "90 MB of memory at most",
     ):
         assert part in first
     warned = [a for tag, a in page.tags if a.get("class") == "warning"]
     assert len(warned) == 1
+
+
+@pytest.mark.parametrize(
+    "chosen, names",
+    [("weighted", "0 1 2"), ([4, 2, 9], "4 2 9"), ([1, 2], "0 1 2")],
+)
+def test_layers_of_the_encoder_have_the_keys_numbers(chosen, names):
+    averages = {"backbone.encoder_layer_weights": ([0.2, 0.3, 0.5], [0.0] * 3)}
+    (axes,) = _draw_layers(averages, chosen).axes
+    assert [one.get_text() for one in axes.get_xticklabels()] == names.split()
+    heights = [bar.get_height() for bar in axes.patches]
+    assert heights == [0.2, 0.3, 0.5]
+
+
+def test_a_single_run_has_no_spread(tmp_path):
+    make_report_folder(tmp_path)
+    path = tmp_path / "results.json"
+    results = json.loads(path.read_text())
+    path.write_text(json.dumps({**results, "runs": results["runs"][:1]}))
+    text = read_page(tmp_path).texts[""]
+    assert "of one run" in text and "±" not in text
 
 
 def test_what_is_missing_is_left_out(tmp_path):
@@ -179,6 +203,8 @@ def test_what_is_missing_is_left_out(tmp_path):
         path.unlink()
     page = read_page(tmp_path)
     assert page.data["runs"] == [] and "UA" in page.texts[""]
+    assert "minutes" not in page.texts[""]
+    assert "12 utterances, 3 classes" in page.texts[""]
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +257,7 @@ def open_page(browser, folder, width=1400, scheme="light"):
         "Emulation.setEmulatedMedia",
         {"features": [{"name": "prefers-color-scheme", "value": scheme}]},
     )
+    browser.get_log("browser")  # empties it of what another page said
     browser.get(f"file://{folder}/report.html")
     return lambda code: browser.execute_script(f"return {code}")
 
@@ -261,8 +288,16 @@ def list_column(ask, number):
     )
 
 
-def test_a_page_opens_without_error_at_any_width(browser, tmp_path):
-    make_report_folder(tmp_path, notes=[escape_markdown(NASTY)])
+@pytest.mark.parametrize("length", [1, 300])
+def test_a_page_opens_without_error_at_any_width(browser, tmp_path, length):
+    names = [letter * length for letter in "asnu"]
+    make_report_folder(
+        tmp_path,
+        classes=names[:3],
+        name=names[3] + "{}",
+        speaker=names[3] + "{}",
+        notes=[escape_markdown(NASTY), escape_markdown(names[0])],
+    )
     make_reports(tmp_path)
     backs = set()
     for width in (400, 1400):
@@ -291,10 +326,13 @@ def test_utterances_are_filtered_and_sorted(browser, tmp_path):
     set_filters(ask, label="", least=60)
     confidence = one[[0, 1, 2]].max(axis=1).to_numpy()
     assert len(list_column(ask, 1)) == (confidence >= 0.6).sum()
-    set_filters(ask, least=0, predicted=2)
+    set_filters(ask, most="")
+    assert len(list_column(ask, 1)) == (confidence >= 0.6).sum()
+    set_filters(ask, least=0, most=100, predicted=2)
     assert len(list_column(ask, 1)) == (one["prediction"] == "neutral").sum()
     # a cell of the confusion matrix shows its utterances
     ask("document.querySelector('.confusion [data-label]').click()")
+    assert ask("document.activeElement.name") == "result"
     is_right = (one["label"] == "angry") & (one["prediction"] == "angry")
     assert sorted(list_column(ask, 1)) == sorted(one[is_right]["id"])
     set_filters(ask, label="", predicted="")
@@ -309,7 +347,8 @@ def test_utterances_are_filtered_and_sorted(browser, tmp_path):
     assert ask(f"{sort}.parentElement.ariaSort") == "ascending"
 
 
-def test_a_part_of_a_recording_plays_alone(browser, tmp_path):
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_a_part_of_a_recording_plays_alone(browser, tmp_path, is_seen):
     wav = str(tmp_path / "a b#1.wav")
     soundfile.write(wav, np.zeros(5 * 16000), 16000)
     times = {"start": [2.0] * 12, "end": [2.5] * 12}
@@ -322,11 +361,14 @@ def test_a_part_of_a_recording_plays_alone(browser, tmp_path):
         "this.addEventListener('timeupdate', "
         "() => heard.push(this.currentTime)); return play.call(this); };"
     )
+    if not is_seen:  # nothing is drawn in another tab
+        ask("void (window.requestAnimationFrame = () => 0)")
     browser.find_element("css selector", ".play").click()
     wait_until(lambda: ask("window.audio && !window.audio.paused"))
     wait_until(lambda: ask("window.audio.paused"))
     heard = ask("window.heard")
-    assert min(heard) >= 2.0 and 2.4 < max(heard) < 2.8
+    # the file goes on to 5 s; unseen, the browser looks four times a second
+    assert min(heard) >= 2.0 and 2.4 < max(heard) < (2.8 if is_seen else 4.0)
     assert browser.get_log("browser") == []
     os.remove(wav)
     open_page(browser, tmp_path)

@@ -3,8 +3,10 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from readings import STAGES, find_yaml
@@ -13,15 +15,18 @@ from speechbrain_wap.data.corpus_table import note_partial
 from speechbrain_wap.evaluation.cross_validation_report import (
     _list_missing,
     list_defaults,
+    list_shared_speakers,
 )
 from speechbrain_wap.evaluation.report import (
     STYLES,
+    draw_curves,
     save_figure,
     score_table,
     sum_up,
     write_report,
 )
 from speechbrain_wap.evaluation.report_facts import read_facts, record_facts
+from speechbrain_wap.files import write_table
 from speechbrain_wap.training.cross_validation import CrossValidation
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -221,6 +226,25 @@ def test_a_reader_is_told_what_of_the_corpus_is_not_there(tmp_path):
     assert skipped.startswith("**Skipped utterances**: 3,")
     note_partial(folders[0] / "corpus.csv", "")
     assert len(_list_missing(folders[0], folders[1:])) == 1
+
+
+def test_a_single_epoch_is_a_point():
+    histories = {"fold 1": [{"epoch": 1, "loss": 2.0}]}
+    (line,) = draw_curves(histories, {"loss": "loss"}).axes[0].lines
+    assert line.get_marker() == "."
+
+
+def test_speakers_of_two_splits_may_have_any_names(tmp_path):
+    table = {name: [*"uvw"] for name in ("id", "wav", "digest", "sound")}
+    table |= {"duration": 1.0, "session": "1", "emo": "x"}
+    table |= {"speaker": "a\nb*c*", "split": ["train", "valid", "test"]}
+    write_table(tmp_path / "corpus.csv", pd.DataFrame(table))
+    plan = SimpleNamespace(
+        settings={"classifier": {"protocol": "predefined"}},
+        output_folder=str(tmp_path),
+    )
+    (note,) = list_shared_speakers(plan)
+    assert r"(a\\nb\*c\*)" in note
 
 
 def test_labels_are_plain_text_wherever_they_are_shown(tmp_path):

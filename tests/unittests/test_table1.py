@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from readings import CORPORA, SMALL, STAGES, find_yaml
 
+from speechbrain_wap.data.folds import FoldPlan
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation import table1
+from speechbrain_wap.evaluation.side_by_side import Row
 from speechbrain_wap.evaluation.table1 import (
     TABLE,
     _Entry,
@@ -115,6 +117,11 @@ def test_a_table_that_cannot_be_is_refused(options, sentence):
         ("systems: {a: [", "is no table of systems"),
         ("systems: {a: {configurations: []}}", "a has 0 configurations, but"),
         ("systems: {a b: , a_b: }", "two names of systems give one folder"),
+        ("{reference: b, systems: {a: }}", "b is none of its systems: choose"),
+        ("systems: {a: {options: linear}}", "a must have a mapping of options"),
+        ("systems: {a: {configurations: {lr: 1}}}", "a list of configurations"),
+        ("systems: {a: {configurations: [lr]}}", "which are mappings"),
+        ("systems: {a: {probe: True}}", "a configuration is a value of C"),
     ],
 )
 def test_a_damaged_table_is_named(tmp_path, text, sentence):
@@ -193,6 +200,46 @@ def test_the_session_that_is_tested_has_no_say(
 
     monkeypatch.setattr(table1, "run_all", fake)
     assert validate(plan) == expected
+
+
+@pytest.fixture
+def probe(monkeypatch):
+    """Runs the probe of fold 2 on sessions that are given; tells its C."""
+
+    def run(sessions, *strengths):
+        train = {s: {"session": s, "label": "a"} for s in sessions}
+        splits = {"train": train, "valid": {}, "test": {}}
+        hparams = {"fold_plan": FoldPlan(2), "feature_cache": None}
+        used = []
+
+        def fake_folds(hparams, plan, runs, fraction, pooled, strength):
+            pooled["digest"] = [0.0, 0.0]
+            used.append(strength)
+            return {"classes": ["a", "b"]}
+
+        for name, fake in {
+            "build_hparams": lambda plan: hparams,
+            "read_splits": lambda *_: splits,
+            "linear_probe": lambda *given: {"UA": -abs(given[-1] - 0.3)},
+            "probe_folds": fake_folds,
+        }.items():
+            monkeypatch.setattr(table1, name, fake)
+        (plan,) = plan_all(_Entry("A", LINEAR)).values()
+        runs = [{"fold": fold, "seed": 1} for fold in (3, 2)]
+        entry = _Entry("p", probe=True)
+        entry = entry._replace(configurations=[{"C": C} for C in strengths])
+        row = Row("A", {"runs": runs}, {})
+        table1._probe(plan, entry, {"A": plan}, [row])
+        return used[0]
+
+    return run
+
+
+def test_the_probe_chooses_where_fold_1_is_not_run(probe):
+    assert probe("134", 0.1, 0.4, 1.0) == 0.4
+    assert probe("1", 7.0) == 7.0
+    with pytest.raises(RecipeError, match="needs two training sessions"):
+        probe("1", 0.1, 0.4)
 
 
 def test_the_probe_chooses_on_what_fold_1_trains_on():

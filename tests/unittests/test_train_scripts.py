@@ -6,7 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import assert_near, generator, make_utterances, randomise_
+from helpers import (
+    assert_near,
+    generator,
+    make_utterances,
+    pad_batch,
+    randomise_,
+)
 from speechbrain import Stage
 from speechbrain.dataio.batch import PaddedBatch
 from torch import nn
@@ -17,6 +23,7 @@ from torch.utils._pytree import tree_flatten
 
 from speechbrain_wap.augmentation import Augmentation
 from speechbrain_wap.baselines.linear import MeanPoolingClassifier
+from speechbrain_wap.baselines.spk_norm import SpkNorm
 from speechbrain_wap.data.batches import pad_frames
 from speechbrain_wap.data.sampling import EpochPlan
 from speechbrain_wap.emotion_model import EmotionModel
@@ -291,6 +298,21 @@ def test_the_weighted_loss_is_a_mean_over_utterances(make_emotion_brain):
     brain.compute_objectives(logits[:1], one, Stage.VALID)
     mean = (weighted.sum() + weighted[0]) / 6
     assert brain.loss_sums.means()["loss"] == pytest.approx(float(mean))
+
+
+def test_a_rank_with_nothing_new_gives_gradients_that_others_wait_for(
+    make_emotion_brain,
+):
+    model = SpkNorm(3)
+    model.set_classes(3)
+    brain = make_emotion_brain(model)
+    brain.ends_with_repeat = lambda: True
+    logits = model(*pad_batch(make_utterances([5], 3)))
+    batch = make_labelled([1])
+    brain.compute_objectives(logits, batch, Stage.TRAIN).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
 
 
 @pytest.mark.parametrize("has_backbone", [True, False])

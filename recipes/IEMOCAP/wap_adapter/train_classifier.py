@@ -228,8 +228,10 @@ class EmotionBrain(RecipeBrain):
         if count:
             losses = self.compute_losses(predictions, batch)
         else:
-            # 0, but of all parameters, which the other ranks wait for
-            losses = {"loss": predictions.sum()}
+            # weighs 0, but is of all parameters, those of the model's own
+            # losses among them: the other ranks wait for their gradients
+            trained = self.modules.model.parameters()
+            losses = {"loss": sum(p.sum() for p in trained if p.requires_grad)}
         if training:
             share, weight = self.batch_weights(count)
             self.statistics.add(losses, share)
