@@ -35,6 +35,8 @@ STAGES = ("adapter", "classifier")
 # They tell of the runs and their times, of which there are more after a kill.
 DIARIES = {"log.txt", "train_log.txt", "env.log", "hyperparams.yaml"}
 DIARIES.add("cost.json")
+# The same of it on the report page
+COSTS = rb"[\d.,]+ (minutes, all runs together|MB of memory at most)"
 KILLS_OF_RUNS = [3, 2, 4, 3, 2, 4, 3, 2, 4, 3]  # at random moments
 
 
@@ -177,6 +179,8 @@ class KilledRun:
             is_diary = path.name in DIARIES
             if path.is_file() and not (is_left or is_diary or "CKPT" in name):
                 outcome[name] = path.read_bytes()
+                if path.name == "report.html":  # what the runs took
+                    outcome[name] = re.sub(COSTS, b"", outcome[name])
         for fold in (1, 2):
             for stage in STAGES:
                 for path in self.find_checkpoint(fold, stage).glob("*.ckpt"):

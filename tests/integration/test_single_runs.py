@@ -135,10 +135,13 @@ def test_the_yaml_may_log_to_tensorboard(tiny, tmp_path, monkeypatch, stage):
         text,
     )
     assert count == 1
-    (tmp_path / "own.yaml").write_text(text, "utf-8")
+    shutil.copytree(recipe / "hparams", tmp_path / "hparams")
+    own = tmp_path / "hparams" / "own.yaml"
+    own.write_text(text, "utf-8")
     monkeypatch.chdir(recipe)
+    monkeypatch.syspath_prepend(recipe)
     load_script(f"train_{stage}.py").main(
-        [str(tmp_path / "own.yaml"), *tiny, "--number_of_epochs=2"]
+        [str(own), *tiny, "--number_of_epochs=2"]
         + [f"--output_folder={tmp_path / 'out'}"]
     )
     found = events.EventAccumulator(str(tmp_path / "out" / "tensorboard"))
