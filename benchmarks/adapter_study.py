@@ -30,7 +30,10 @@ from speechbrain_wap.data.corpus_table import find_audio, write_corpus_table
 from speechbrain_wap.data.folds import list_sessions
 from speechbrain_wap.evaluation.comparison import WITH, WITHOUT
 from speechbrain_wap.evaluation.report import markdown_table, save_figure
-from speechbrain_wap.evaluation.side_by_side import PROBE
+from speechbrain_wap.evaluation.side_by_side import (
+    PROBE,
+    format_difference,
+)
 from speechbrain_wap.evaluation.significance import compare_units
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
@@ -370,18 +373,15 @@ def tabulate(rows):
             )
             if not one.index.intersection(two.index).size:
                 continue  # nothing to compare with is finished yet
-            gain, interval, p = compare_units(one, two), "", ""
-            if gain.p is not None:
-                interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
-                p = f"{gain.p:.3f}"
+            gain = compare_units(one, two)._asdict()
+            gain = format_difference({**gain, "p_holm": None})
             lines.append(
                 [
                     *(corpus, "" if pd.isna(hours) else f"{hours:g}"),
                     *(f"{100 * share:g} %", tuned["seed"].nunique()),
-                    gain.units,
-                    *(f"{100 * units.mean():.1f}" for units in (probe, two)),
-                    *(f"{100 * one.mean():.1f}", f"{100 * gain.mean:+.1f}"),
-                    *(interval, p),
+                    gain["folds"],
+                    *(f"{100 * u.mean():.1f}" for u in (probe, two, one)),
+                    *(gain["UA gained"], gain["95 % interval"], gain["p"]),
                 ]
             )
     if rows["hours"].isna().all():

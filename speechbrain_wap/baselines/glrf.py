@@ -1,10 +1,10 @@
 """GLRF: local and global frames, and a loss on the surest segments.
 
 C. Ding, J. Li, D. Zong, B. Li, T. Zhang, Q. Zhou, "Stable speech emotion
-recognition with head-k-pooling loss", Interspeech 2023. We know no code of it
-and have not read it: that it joins local features of convolutions with global
-relations of frames, and that its loss gives labels to some of an utterance's
-segments, is common knowledge of it. All else is our reading.
+recognition with head-k-pooling loss", Interspeech 2023. No text or code of it
+was to be had: that it joins local features of convolutions with global relations
+of frames, and that its loss gives labels to some of an utterance's segments, is
+all that we took from it, unchecked. The rest is our reading.
 """
 
 import torch
