@@ -30,10 +30,7 @@ from speechbrain_wap.data.corpus_table import find_audio, write_corpus_table
 from speechbrain_wap.data.folds import list_sessions
 from speechbrain_wap.evaluation.comparison import WITH, WITHOUT
 from speechbrain_wap.evaluation.report import markdown_table, save_figure
-from speechbrain_wap.evaluation.side_by_side import (
-    PROBE,
-    format_difference,
-)
+from speechbrain_wap.evaluation.side_by_side import PROBE, format_difference
 from speechbrain_wap.evaluation.significance import compare_units
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
