@@ -2,9 +2,9 @@
 
 C. Ding, J. Li, D. Zong, B. Li, T. Zhang, Q. Zhou, "Stable speech emotion
 recognition with head-k-pooling loss", Interspeech 2023. No text or code of it
-was to be had: that it joins local features of convolutions with global relations
-of frames, and that its loss gives labels to some of an utterance's segments, is
-all that we took from it, unchecked. The rest is our reading.
+was to be had: that it joins local features of convolutions with global
+relations of frames, and that its loss gives labels to some of an utterance's
+segments, is all that we took from it, unchecked. The rest is our reading.
 """
 
 import torch
