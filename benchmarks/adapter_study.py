@@ -7,8 +7,9 @@ Tables: "small" (0: EmoDB and RAVDESS, IEMOCAP's YAMLs), "paper" (1: the paper's
 settings on nEMO), "recipe" (2: nEMO's YAMLs), "universal" (3: one adapter for
 all corpora, on more and more hours). The plan, who judges and what decides are
 in docs/adapter_study.md. The same command again goes on with what was
-interrupted, and with further seeds. --print shows the commands and runs none;
---device=cuda and any other option after "--" go to all of them.
+interrupted, and with further seeds. --known=docs/adapter_study/small.csv adds
+what was run elsewhere, say other seeds. --print shows the commands and runs
+none; --device=cuda and any other option after "--" go to all of them.
 """
 
 import argparse
@@ -47,6 +48,7 @@ CLASSES = {
     "EmoDB": "anger happiness sadness neutral",
     "RAVDESS": "angry happy sad neutral",
 }
+COLUMNS = "corpus system hours labels fold session seed UA".split()
 SMALL = (
     "--d_model=128 --nhead=4 --d_ffn=512 --num_attributes=128 --batch_size=32 "
     "--lr=5e-4 --adapter.number_of_epochs=30 --classifier.number_of_epochs=20"
@@ -313,8 +315,11 @@ def run_all(chains, jobs):
 # Results ---------------------------------------------------------------------
 
 
-def collect(chains):
-    """Reads the UA of every fold and seed of what is finished."""
+def collect(chains, known):
+    """Reads the UA of every fold and seed of what is finished.
+
+    What tables in `known` have is taken from them, unless it was run here.
+    """
     rows = []
     for folder, corpus, hours in (r for chain in chains for r in chain.results):
         for system in read_systems(folder):
@@ -331,7 +336,12 @@ def collect(chains):
                 }
                 for run in system["runs"]
             ]
-    return pd.DataFrame(rows)
+    for table in known:
+        text = {"session": str}
+        rows += pd.read_csv(table, dtype=text).to_dict("records")
+    rows = pd.DataFrame(rows, columns=COLUMNS)
+    rows["hours"] = rows["hours"].astype(float)  # NaN where None
+    return rows.drop_duplicates(COLUMNS[:-1], ignore_index=True)
 
 
 def read_systems(folder):
@@ -437,6 +447,7 @@ def main():
     parser.add_argument("--labels", default="0.1,1.0")
     parser.add_argument("--levers", default="", help="of table 2: keys")
     parser.add_argument("--seeds", default="1")
+    parser.add_argument("--known", action="append", default=[], type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--print", action="store_true", dest="show")
@@ -463,7 +474,7 @@ def main():
                 print(f"(cd {folder} && python {shlex.join(command)})")
         return
     complete = run_all(chains, options.jobs)
-    rows = collect(chains)
+    rows = collect(chains, options.known)
     if len(rows):
         stem = options.output / options.table
         rows.dropna(axis="columns", how="all").to_csv(

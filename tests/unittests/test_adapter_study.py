@@ -89,7 +89,7 @@ def test_the_universal_adapter_hears_no_judge_of_any_corpus(show, tmp_path):
 
 def write_results(folder, fold, without, gain, seeds):
     """Writes what `compare` does of one fold, at all labels."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     systems = []
     for name, score in zip(SYSTEMS, (0.5, without, without + gain)):
         runs = [
@@ -108,7 +108,7 @@ def test_the_table_pairs_folds_and_not_seeds(study, tmp_path):
         write_results(folder, fold, 0.5 + fold / 100, fold / 500, seeds=3)
         chains.append(study.Chain(folder, [], [(folder, "nEMO", None)]))
     chains.append(study.Chain(tmp_path, [], [(tmp_path / "no", "nEMO", None)]))
-    rows = study.collect(chains)
+    rows = study.collect(chains, known=[])
     assert len(rows) == 6 * 3 * 3
     line = study.tabulate(rows).splitlines()[-1]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -119,11 +119,27 @@ def test_the_table_pairs_folds_and_not_seeds(study, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
+def test_what_was_run_elsewhere_counts_once(study, tmp_path):
+    chain = study.Chain(tmp_path, [], [(tmp_path, "nEMO", None)])
+    known = tmp_path / "known.csv"
+    write_results(tmp_path, 1, 0.5, 0.6, seeds=2)
+    there = study.collect([chain], known=[])
+    there.dropna(axis="columns", how="all").to_csv(known, index=False)
+    write_results(tmp_path, 1, 0.5, 0.6, seeds=3)
+    everything = study.collect([chain], known=[])
+    both = study.collect([chain], known=[known])
+    pd.testing.assert_frame_equal(both, everything)
+    nothing = study.Chain(tmp_path, [], [(tmp_path / "no", "nEMO", None)])
+    again = study.collect([nothing], known=[known])
+    pd.testing.assert_frame_equal(again, there)
+
+
 def test_what_has_nothing_to_be_compared_with_yet_is_no_line(study, tmp_path):
     runs = [{"fold": 1, "session": "1", "seed": 1, "UA": 0.5}]
     tuned = {"settings": {"classifier.label_fraction": 0.1}, "runs": runs}
     (tmp_path / "results.json").write_text(json.dumps(tuned), "utf-8")
-    rows = study.collect([study.Chain(tmp_path, [], [(tmp_path, "nEMO", 1.0)])])
+    chain = study.Chain(tmp_path, [], [(tmp_path, "nEMO", 1.0)])
+    rows = study.collect([chain], known=[])
     assert len(rows) == 1
     assert len(study.tabulate(rows).splitlines()) == 2  # the header's
     study.draw(rows, tmp_path / "figure.png")
