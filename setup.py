@@ -24,7 +24,8 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["speechbrain_wap", "speechbrain_wap.*"]),
     package_data={
-        "speechbrain_wap.evaluation": ["page.html", "page.js", "table1.yaml"]
+        "speechbrain_wap.comparisons": ["table1.yaml"],
+        "speechbrain_wap.reports": ["page.html", "page.js"],
     },
     python_requires=">=3.10",
     install_requires=[

@@ -27,12 +27,12 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
+from speechbrain_wap.comparisons.comparison import WITH, WITHOUT
+from speechbrain_wap.comparisons.side_by_side import PROBE, format_difference
 from speechbrain_wap.data.corpus_table import find_audio, write_corpus_table
 from speechbrain_wap.data.folds import list_sessions
-from speechbrain_wap.evaluation.comparison import WITH, WITHOUT
-from speechbrain_wap.evaluation.report import markdown_table, save_figure
-from speechbrain_wap.evaluation.side_by_side import PROBE, format_difference
 from speechbrain_wap.evaluation.significance import compare_units
+from speechbrain_wap.reports.report import markdown_table, save_figure
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 YAMLS = ["hparams/adapter.yaml", "hparams/classifier.yaml"]

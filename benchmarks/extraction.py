@@ -31,8 +31,8 @@ from workloads import Training, encode_emodb, fill_cache, list_wired
 
 from speechbrain_wap.data.audio import inspect_audio, read_audio
 from speechbrain_wap.encoders import SpeechEncoder
-from speechbrain_wap.evaluation.report import markdown_table
 from speechbrain_wap.features import FeatureCache
+from speechbrain_wap.reports.report import markdown_table
 
 WHISPER_LAYER = 3
 HUBERT_LARGE = {

@@ -48,7 +48,7 @@ from workloads import (
 
 from speechbrain_wap.data.batches import Collate, pad_frames
 from speechbrain_wap.encoders import SpeechEncoder
-from speechbrain_wap.evaluation.cross_validation_report import cross_validate
+from speechbrain_wap.reports.cross_validation_report import cross_validate
 from speechbrain_wap.training.cross_validation import CrossValidation
 
 sys.path.insert(0, str(RECIPES.parent / "demo"))

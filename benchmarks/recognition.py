@@ -27,8 +27,8 @@ from sklearn.metrics import confusion_matrix
 
 from speechbrain_wap.data.audio import read_audio
 from speechbrain_wap.evaluation.metrics import emotion_scores
-from speechbrain_wap.evaluation.report import markdown_table
 from speechbrain_wap.inference import SILENCE, EmotionRecognizer
+from speechbrain_wap.reports.report import markdown_table
 
 RATE = 16000
 FRAMES_PER_SECOND = 100

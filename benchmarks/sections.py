@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from timing import alternate, measure_seconds, sum_up
 
-from speechbrain_wap.evaluation.report import markdown_table
+from speechbrain_wap.reports.report import markdown_table
 
 
 class Section:

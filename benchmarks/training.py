@@ -61,8 +61,8 @@ from workloads import (
     make_corpus,
 )
 
-from speechbrain_wap.evaluation.report import markdown_table
 from speechbrain_wap.packing import LIKE_LENGTH_GPU, Packing
+from speechbrain_wap.reports.report import markdown_table
 
 # Run as processes of their own
 CODEBOOKS = Path(__file__).with_name("codebooks.py")

@@ -12,14 +12,14 @@ from speechbrain_wap.training.experiment import run_command
 
 # A command's module has main(arguments), and says in its docstring what it does
 COMMANDS = {
-    "compare": "speechbrain_wap.evaluation.compare",
-    "embeddings": "speechbrain_wap.evaluation.embeddings",
-    "export": "speechbrain_wap.evaluation.export",
+    "compare": "speechbrain_wap.comparisons.compare",
+    "embeddings": "speechbrain_wap.comparisons.embeddings",
+    "export": "speechbrain_wap.export",
     "features": "speechbrain_wap.features.command",
     "recognize": "speechbrain_wap.recognize",
-    "report": "speechbrain_wap.evaluation.report_command",
-    "sweep": "speechbrain_wap.evaluation.sweep",
-    "table1": "speechbrain_wap.evaluation.table1",
+    "report": "speechbrain_wap.reports.report_command",
+    "sweep": "speechbrain_wap.comparisons.sweep",
+    "table1": "speechbrain_wap.comparisons.table1",
 }
 
 

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.timeline import draw_segments
+from speechbrain_wap.reports.timeline import draw_segments
 
 
 def make_page(recognizer, name):

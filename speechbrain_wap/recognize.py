@@ -38,11 +38,11 @@ from speechbrain_wap.errors import (
     check_whole,
     escape_controls,
 )
-from speechbrain_wap.evaluation.report import markdown_table
-from speechbrain_wap.evaluation.timeline import draw_segments
 from speechbrain_wap.files import expand_path, quote_formula, write_text
 from speechbrain_wap.inference import EmotionRecognizer
 from speechbrain_wap.progress import Bar, are_bars_shown, switch_bars
+from speechbrain_wap.reports.report import markdown_table
+from speechbrain_wap.reports.timeline import draw_segments
 from speechbrain_wap.training.jobs import run_jobs
 
 FORMATS = ("table", "json", "csv", "rttm")

@@ -74,8 +74,8 @@ def run_well(script, *arguments, **kwargs):
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
-        "speechbrain_wap.evaluation.compare",
-        "speechbrain_wap.evaluation.cross_validation_report",
+        "speechbrain_wap.comparisons.compare",
+        "speechbrain_wap.reports.cross_validation_report",
         "speechbrain_wap.encoders.speech_encoder",
         "speechbrain_wap.wap_transformer",
     ]

@@ -1,1 +1,1 @@
-"""Scores, probes, diagnostics, reports and comparisons."""
+"""Scores, the linear probe, tests of differences, what a run leaves."""

@@ -20,10 +20,10 @@ from recipe_runs import (
     run_well,
 )
 
+from speechbrain_wap.comparisons.embeddings import TITLES
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.embeddings import TITLES
-from speechbrain_wap.evaluation.export import TrainedRun
 from speechbrain_wap.evaluation.linear_probe import score_probe
+from speechbrain_wap.evaluation.trained_run import TrainedRun
 
 CLASSES = ["angry", "happy", "sad", "neutral"]
 

@@ -17,11 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from speechbrain_wap import recognize
 from speechbrain_wap.data.audio import read_audio
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.export import (
-    LARGEST_ERROR,
-    TrainedRun,
-    export_onnx,
-)
+from speechbrain_wap.evaluation.trained_run import TrainedRun
+from speechbrain_wap.export import LARGEST_ERROR, export_onnx
 from speechbrain_wap.inference import EmotionRecognizer
 
 CLASSIFIER = ["train_classifier.py", "classifier"]

@@ -175,7 +175,8 @@ def make_model(tmp_path_factory):
     It is exported of a run that looks like a finished one.
     """
     from speechbrain_wap.encoders import SpeechEncoder
-    from speechbrain_wap.evaluation.export import TrainedRun, export
+    from speechbrain_wap.evaluation.trained_run import TrainedRun
+    from speechbrain_wap.export import export
     from speechbrain_wap.features import FeatureCache
 
     def make(classes=("low", "high"), **settings):

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from speechbrain_wap.evaluation.details import BINS, DETAILS, DIGITS
-from speechbrain_wap.evaluation.report import sum_up
-from speechbrain_wap.evaluation.report_facts import name_run, record_facts
 from speechbrain_wap.files import write_table
+from speechbrain_wap.reports.report import sum_up
+from speechbrain_wap.reports.report_facts import name_run, record_facts
 
 CLASSES = ["angry", "sad", "neutral"]
 

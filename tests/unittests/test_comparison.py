@@ -9,15 +9,15 @@ import pytest
 import torch
 from helpers import generator
 
-from speechbrain_wap.data.folds import FoldPlan
-from speechbrain_wap.encoders import SpeechEncoder
-from speechbrain_wap.evaluation.comparison import (
+from speechbrain_wap.comparisons.comparison import (
     WITH,
     WITHOUT,
     write_comparison,
 )
+from speechbrain_wap.comparisons.side_by_side import PROBE, probe_folds
+from speechbrain_wap.data.folds import FoldPlan
+from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.evaluation.linear_probe import StandardScaler, linear_probe
-from speechbrain_wap.evaluation.side_by_side import PROBE, probe_folds
 from speechbrain_wap.features.extraction import cut_long_utterances
 
 
@@ -61,7 +61,7 @@ def compare(tmp_path, monkeypatch):
     """Writes a comparison; gives its table's lines, its text and the axes."""
     axes = []
     monkeypatch.setattr(
-        "speechbrain_wap.evaluation.comparison.save_figure",
+        "speechbrain_wap.comparisons.comparison.save_figure",
         lambda figure, path: axes.extend(figure.axes),
     )
 

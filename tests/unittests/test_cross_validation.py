@@ -10,10 +10,8 @@ import pytest
 from readings import SMALL, STAGES, find_yaml
 
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.cross_validation_report import (
-    summarise_settings,
-)
 from speechbrain_wap.files import try_lock
+from speechbrain_wap.reports.cross_validation_report import summarise_settings
 from speechbrain_wap.training.command_line import split_options
 from speechbrain_wap.training.cross_validation import (
     SCORES,

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.embeddings import (
+from speechbrain_wap.comparisons.embeddings import (
     draw_embeddings,
     draw_map,
     score_silhouette,
 )
+from speechbrain_wap.errors import RecipeError
 
 CLASSES = ["angry", "sad"]
 

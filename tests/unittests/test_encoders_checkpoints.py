@@ -19,9 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from speechbrain_wap.encoders import SpeechEncoder, get_identity
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.cross_validation_report import (
-    summarise_settings,
-)
+from speechbrain_wap.reports.cross_validation_report import summarise_settings
 from speechbrain_wap.training.command_line import read_command
 from speechbrain_wap.training.cross_validation import CrossValidation
 from speechbrain_wap.training.experiment import Experiment

@@ -8,8 +8,8 @@ import pytest
 # From the lowest to the highest; the paper's nouns lie flat in the package
 ROOMS = ["errors files progress", "nouns", "encoders", "data", "features"]
 # What a user starts; not in the order of imports among themselves
-STARTED = "__main__ inference recognize demo_page"
-ROOMS += ["training", "evaluation", STARTED]
+STARTED = "__main__ export inference model_card recognize demo_page"
+ROOMS += ["training", "evaluation", "reports", "comparisons", STARTED]
 
 
 def find_room(parts):

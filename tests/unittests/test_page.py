@@ -15,11 +15,11 @@ from sklearn.metrics import recall_score
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.details import DETAILS
-from speechbrain_wap.evaluation.page import _draw_layers, make_page
-from speechbrain_wap.evaluation.report import escape_markdown
-from speechbrain_wap.evaluation.report_command import main, make_reports
-from speechbrain_wap.evaluation.report_facts import read_facts
 from speechbrain_wap.files import ANY_BYTES
+from speechbrain_wap.reports.page import _draw_layers, make_page
+from speechbrain_wap.reports.report import escape_markdown
+from speechbrain_wap.reports.report_command import main, make_reports
+from speechbrain_wap.reports.report_facts import read_facts
 
 NASTY = "<img src=x onerror=alert(1)>\"&'</script><!--{{ 1 }}"
 

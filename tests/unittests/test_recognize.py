@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from speechbrain_wap import recognize
 from speechbrain_wap.__main__ import main as front_door
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation import timeline
 from speechbrain_wap.inference import EmotionRecognizer
 from speechbrain_wap.recognize import list_files, main
+from speechbrain_wap.reports import timeline
 
 PARTS = [("", 1), ("low", 6), ("high", 5), ("", 1)]
 

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 from readings import STAGES, find_yaml
 
 from speechbrain_wap.data.corpus_table import note_partial
-from speechbrain_wap.evaluation.cross_validation_report import (
+from speechbrain_wap.files import write_table
+from speechbrain_wap.reports.cross_validation_report import (
     _list_missing,
     list_defaults,
     list_shared_speakers,
 )
-from speechbrain_wap.evaluation.report import (
+from speechbrain_wap.reports.report import (
     STYLES,
     draw_curves,
     save_figure,
@@ -25,8 +26,7 @@ from speechbrain_wap.evaluation.report import (
     sum_up,
     write_report,
 )
-from speechbrain_wap.evaluation.report_facts import read_facts, record_facts
-from speechbrain_wap.files import write_table
+from speechbrain_wap.reports.report_facts import read_facts, record_facts
 from speechbrain_wap.training.cross_validation import CrossValidation
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -137,7 +137,7 @@ def test_a_report_comes_with_results_and_figures(
 ):
     drawn = {}
     monkeypatch.setattr(
-        "speechbrain_wap.evaluation.report.save_figure",
+        "speechbrain_wap.reports.report.save_figure",
         lambda *args: drawn.update({args[1].name: args[0]})
         or save_figure(*args),
     )

@@ -11,10 +11,8 @@ import pytest
 from readings import SMALL, STAGES, find_yaml
 from scipy import stats
 
-from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation import side_by_side
-from speechbrain_wap.evaluation.report import sum_up
-from speechbrain_wap.evaluation.side_by_side import (
+from speechbrain_wap.comparisons import side_by_side
+from speechbrain_wap.comparisons.side_by_side import (
     COSTS,
     Row,
     find_common,
@@ -25,6 +23,8 @@ from speechbrain_wap.evaluation.side_by_side import (
     share_adapters,
     write_side_by_side,
 )
+from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.reports.report import sum_up
 from speechbrain_wap.training.cross_validation import CrossValidation
 
 FILES = [find_yaml(stage) for stage in STAGES]

@@ -3,12 +3,12 @@
 import pytest
 from readings import SMALL, STAGES, find_yaml
 
-from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.sweep import (
+from speechbrain_wap.comparisons.sweep import (
     WITHOUT,
     _list_plans,
     _read_arguments,
 )
+from speechbrain_wap.errors import RecipeError
 
 FILES = [find_yaml(stage) for stage in STAGES]
 

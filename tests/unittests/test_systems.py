@@ -13,7 +13,7 @@ from readings import copy_yaml, find_yaml
 from recipe_runs import load_script, read_json
 
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.export import main as call_export
+from speechbrain_wap.export import main as call_export
 from speechbrain_wap.inference import EmotionRecognizer
 
 TOY = '''

@@ -7,11 +7,9 @@ from pathlib import Path
 import pytest
 from readings import CORPORA, SMALL, STAGES, find_yaml
 
-from speechbrain_wap.data.folds import FoldPlan
-from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation import table1
-from speechbrain_wap.evaluation.side_by_side import Row
-from speechbrain_wap.evaluation.table1 import (
+from speechbrain_wap.comparisons import table1
+from speechbrain_wap.comparisons.side_by_side import Row
+from speechbrain_wap.comparisons.table1 import (
     TABLE,
     _Entry,
     _plan_trial,
@@ -22,6 +20,8 @@ from speechbrain_wap.evaluation.table1 import (
     split_training,
     validate,
 )
+from speechbrain_wap.data.folds import FoldPlan
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.training.command_line import split_options
 
 FILES = [find_yaml(stage) for stage in STAGES]

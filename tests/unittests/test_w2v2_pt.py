@@ -10,7 +10,7 @@ from speechbrain.dataio.batch import PaddedBatch
 
 from speechbrain_wap.baselines.w2v2_pt import W2v2PT
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.export import main as call_export
+from speechbrain_wap.export import main as call_export
 from speechbrain_wap.training.checkpoints import Checkpointer
 
 DIM, LAYERS, CLASSES = 3, 2, 4

@@ -18,7 +18,7 @@ array with --folds=k in each task: a fold is run by one of them, and the report
 is of all that is finished whenever one of them ends.
 """
 
-from speechbrain_wap.evaluation.cross_validation_report import cross_validate
+from speechbrain_wap.reports.cross_validation_report import cross_validate
 from speechbrain_wap.training.cross_validation import CrossValidation
 from speechbrain_wap.training.experiment import run_script
 

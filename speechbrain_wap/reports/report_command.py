@@ -10,10 +10,10 @@ the recordings from where they were.
 from pathlib import Path
 
 from speechbrain_wap.errors import CommandParser
-from speechbrain_wap.evaluation.page import write_page
-from speechbrain_wap.evaluation.report import write_report
-from speechbrain_wap.evaluation.report_facts import read_facts
 from speechbrain_wap.files import expand_path, only_process
+from speechbrain_wap.reports.page import write_page
+from speechbrain_wap.reports.report import write_report
+from speechbrain_wap.reports.report_facts import read_facts
 
 
 def make_reports(output_folder):

@@ -7,13 +7,13 @@ import yaml
 import speechbrain_wap
 from speechbrain_wap.encoders.registry import WEIGHT_FREE
 from speechbrain_wap.encoders.speech_encoder import SpeechEncoder
-from speechbrain_wap.evaluation.report import (
+from speechbrain_wap.files import write_text
+from speechbrain_wap.reports.report import (
     SCORES,
     escape_markdown,
     markdown_table,
     percent,
 )
-from speechbrain_wap.files import write_text
 
 PROTOCOLS = {
     "paper": "the held-out session was also looked at while training "
@@ -94,7 +94,7 @@ def write_model_card(runs, output, is_bundled):
 
     Arguments
     ---------
-    runs : list of speechbrain_wap.evaluation.export.TrainedRun
+    runs : list of speechbrain_wap.evaluation.trained_run.TrainedRun
         Whose models are in it.
     output : pathlib.Path
         The folder.

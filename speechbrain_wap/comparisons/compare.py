@@ -21,25 +21,25 @@ from typing import NamedTuple
 
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_wap.errors import RecipeError, check_number
-from speechbrain_wap.evaluation.comparison import (
+from speechbrain_wap.comparisons.comparison import (
     WITH,
     WITHOUT,
     write_comparison,
 )
-from speechbrain_wap.evaluation.cross_validation_report import (
-    cross_validate,
-    list_shared_speakers,
-    summarise,
-)
-from speechbrain_wap.evaluation.report_facts import read_histories
-from speechbrain_wap.evaluation.side_by_side import (
+from speechbrain_wap.comparisons.side_by_side import (
     PROBE,
     build_hparams,
     find_common,
     probe_folds,
 )
+from speechbrain_wap.errors import RecipeError, check_number
 from speechbrain_wap.files import only_process
+from speechbrain_wap.reports.cross_validation_report import (
+    cross_validate,
+    list_shared_speakers,
+    summarise,
+)
+from speechbrain_wap.reports.report_facts import read_histories
 from speechbrain_wap.training.command_line import split_options
 from speechbrain_wap.training.cross_validation import (
     CrossValidation,

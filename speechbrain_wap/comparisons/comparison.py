@@ -7,14 +7,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from speechbrain_wap.evaluation.report import markdown_table, save_figure
-from speechbrain_wap.evaluation.side_by_side import (
+from speechbrain_wap.comparisons.side_by_side import (
     TESTS,
     compare_pairs,
     format_difference,
     format_scores,
 )
 from speechbrain_wap.files import write_text
+from speechbrain_wap.reports.report import markdown_table, save_figure
 
 WITHOUT = "without adapter training"
 WITH = "with adapter training"

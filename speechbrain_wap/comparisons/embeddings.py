@@ -28,21 +28,21 @@ from sklearn.preprocessing import StandardScaler
 from speechbrain.utils.distributed import infer_device
 
 from speechbrain_wap.errors import CommandParser, RecipeError, escape_controls
-from speechbrain_wap.evaluation.export import CURE, TrainedRun
 from speechbrain_wap.evaluation.linear_probe import score_probe
-from speechbrain_wap.evaluation.page import COLORS
-from speechbrain_wap.evaluation.report import (
-    finish_figure,
-    markdown_table,
-    percent,
-    save_figure,
-)
+from speechbrain_wap.evaluation.trained_run import CURE, TrainedRun
 from speechbrain_wap.features.extraction import cut_long_utterances
 from speechbrain_wap.files import (
     expand_path,
     read_json,
     write_atomically,
     write_table,
+)
+from speechbrain_wap.reports.page import COLORS
+from speechbrain_wap.reports.report import (
+    finish_figure,
+    markdown_table,
+    percent,
+    save_figure,
 )
 from speechbrain_wap.training.adapter_folder import load_branch
 
@@ -173,7 +173,7 @@ def embed(run, method="tsne", seed=0):
 
     Arguments
     ---------
-    run : speechbrain_wap.evaluation.export.TrainedRun
+    run : speechbrain_wap.evaluation.trained_run.TrainedRun
         The run.
     method, seed
         See :func:`draw_map`.

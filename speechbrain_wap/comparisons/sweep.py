@@ -20,12 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.cross_validation_report import (
-    cross_validate,
-    list_common_notes,
-)
-from speechbrain_wap.evaluation.side_by_side import (
+from speechbrain_wap.comparisons.side_by_side import (
     gather_rows,
     going_on,
     name_folder,
@@ -34,7 +29,12 @@ from speechbrain_wap.evaluation.side_by_side import (
     write_option,
     write_side_by_side,
 )
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import only_process
+from speechbrain_wap.reports.cross_validation_report import (
+    cross_validate,
+    list_common_notes,
+)
 from speechbrain_wap.training.command_line import split_options
 from speechbrain_wap.training.cross_validation import OWN_KEYS, CrossValidation
 from speechbrain_wap.training.resume_guard import digest_settings

@@ -271,7 +271,7 @@ def write_report(facts):
 
     Arguments
     ---------
-    facts : speechbrain_wap.evaluation.report_facts.Facts
+    facts : speechbrain_wap.reports.report_facts.Facts
         What to say.
 
     Returns

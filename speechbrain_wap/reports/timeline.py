@@ -5,7 +5,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from speechbrain_wap.errors import escape_controls
-from speechbrain_wap.evaluation.report import save_figure
+from speechbrain_wap.reports.report import save_figure
 
 COLOURS = style.library["tableau-colorblind10"]["axes.prop_cycle"]
 

@@ -28,16 +28,7 @@ from speechbrain.utils.distributed import (
     run_on_main,
 )
 
-from speechbrain_wap.data.sampling import choose_labelled
-from speechbrain_wap.data.speakers import natural_key
-from speechbrain_wap.errors import RecipeError, first_line
-from speechbrain_wap.evaluation.cross_validation_report import (
-    cross_validate,
-    list_common_notes,
-)
-from speechbrain_wap.evaluation.linear_probe import linear_probe
-from speechbrain_wap.evaluation.report_facts import read_histories
-from speechbrain_wap.evaluation.side_by_side import (
+from speechbrain_wap.comparisons.side_by_side import (
     COSTS,
     Row,
     build_hparams,
@@ -51,12 +42,21 @@ from speechbrain_wap.evaluation.side_by_side import (
     write_option,
     write_side_by_side,
 )
+from speechbrain_wap.data.sampling import choose_labelled
+from speechbrain_wap.data.speakers import natural_key
+from speechbrain_wap.errors import RecipeError, first_line
+from speechbrain_wap.evaluation.linear_probe import linear_probe
 from speechbrain_wap.files import (
     expand_path,
     only_process,
     read_json,
     write_text,
 )
+from speechbrain_wap.reports.cross_validation_report import (
+    cross_validate,
+    list_common_notes,
+)
+from speechbrain_wap.reports.report_facts import read_histories
 from speechbrain_wap.training.adapter_folder import ENCODER_KEYS
 from speechbrain_wap.training.command_line import split_options
 from speechbrain_wap.training.cross_validation import (

@@ -14,13 +14,9 @@ from speechbrain_wap.data.corpus_table import (
     read_skipped,
 )
 from speechbrain_wap.data.folds import FoldPlan, describe_shared_speakers
-from speechbrain_wap.evaluation.report import (
-    escape_markdown,
-    score_table,
-    sum_up,
-)
-from speechbrain_wap.evaluation.report_command import make_reports
-from speechbrain_wap.evaluation.report_facts import name_run, record_facts
+from speechbrain_wap.reports.report import escape_markdown, score_table, sum_up
+from speechbrain_wap.reports.report_command import make_reports
+from speechbrain_wap.reports.report_facts import name_run, record_facts
 from speechbrain_wap.training.adapter_folder import (
     describe_adapter,
     read_adapter_record,

@@ -18,17 +18,7 @@ from speechbrain.utils.logger import get_logger
 from speechbrain_wap.data.folds import SPLITS, list_classes, read_manifests
 from speechbrain_wap.data.sampling import choose_labelled
 from speechbrain_wap.errors import RecipeError, first_line
-from speechbrain_wap.evaluation.cross_validation_report import summarise
 from speechbrain_wap.evaluation.linear_probe import STRENGTH, linear_probe
-from speechbrain_wap.evaluation.report import (
-    SCORES,
-    escape_markdown,
-    markdown_table,
-    percent,
-    save_figure,
-    sum_up,
-)
-from speechbrain_wap.evaluation.report_facts import read_cost
 from speechbrain_wap.evaluation.significance import (
     average_seeds,
     bound_mean,
@@ -37,6 +27,16 @@ from speechbrain_wap.evaluation.significance import (
 )
 from speechbrain_wap.features.extraction import cut_long_utterances
 from speechbrain_wap.files import write_table, write_text
+from speechbrain_wap.reports.cross_validation_report import summarise
+from speechbrain_wap.reports.report import (
+    SCORES,
+    escape_markdown,
+    markdown_table,
+    percent,
+    save_figure,
+    sum_up,
+)
+from speechbrain_wap.reports.report_facts import read_cost
 from speechbrain_wap.training.cross_validation import (
     find_run,
     list_finished,

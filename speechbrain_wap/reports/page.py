@@ -22,14 +22,14 @@ from speechbrain_wap.data.speakers import natural_key
 from speechbrain_wap.errors import escape_controls
 from speechbrain_wap.evaluation.details import BINS, DIGITS
 from speechbrain_wap.evaluation.metrics import calibration, emotion_scores
-from speechbrain_wap.evaluation.report import (
+from speechbrain_wap.files import ANY_BYTES, write_text
+from speechbrain_wap.reports.report import (
     ADAPTER_PANELS,
     CLASSIFIER_PANELS,
     draw_curves,
     finish_figure,
     percent,
 )
-from speechbrain_wap.files import ANY_BYTES, write_text
 from speechbrain_wap.training.cross_validation import SCORES
 
 PAGE = "report.html"
@@ -63,7 +63,7 @@ def write_page(facts):
 
     Arguments
     ---------
-    facts : speechbrain_wap.evaluation.report_facts.Facts
+    facts : speechbrain_wap.reports.report_facts.Facts
         What to show.
     """
     write_text(facts.folder / PAGE, make_page(facts))
@@ -74,7 +74,7 @@ def make_page(facts):
 
     Arguments
     ---------
-    facts : speechbrain_wap.evaluation.report_facts.Facts
+    facts : speechbrain_wap.reports.report_facts.Facts
         What to show.
 
     Returns
