@@ -385,7 +385,7 @@ def tabulate(rows):
             lines.append(
                 [
                     *(corpus, "" if pd.isna(hours) else f"{hours:g}"),
-                    *(f"{100 * share:g} %", tuned["seed"].nunique()),
+                    *(f"{100 * share:g} %", count_seeds(tuned)),
                     gain["folds"],
                     *(f"{100 * u.mean():.1f}" for u in (probe, two, one)),
                     *(gain["UA gained"], gain["95 % interval"], gain["p"]),
@@ -395,6 +395,13 @@ def tabulate(rows):
         header.remove("hours")
         lines = [[line[0], *line[2:]] for line in lines]
     return markdown_table(header, lines)
+
+
+def count_seeds(runs):
+    """Counts the seeds of a unit, "1 to 3" where the units differ."""
+    seeds = runs.groupby(["corpus", "session"])["seed"].nunique()
+    least, most = seeds.min(), seeds.max()
+    return str(most) if least == most else f"{least} to {most}"
 
 
 def draw(rows, path):

@@ -113,6 +113,8 @@ def test_the_table_pairs_folds_and_not_seeds(study, tmp_path):
     line = study.tabulate(rows).splitlines()[-1]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:7] == ["nEMO", "100 %", "3", "6", "50.0", "53.5", "54.2"]
+    less = rows[(rows["fold"] > 1) | (rows["seed"] == 0)]
+    assert "| 1 to 3 |" in study.tabulate(less)
     # all six are better: two of 64 signs
     assert cells[7] == "+0.7" and cells[9] == "0.031"
     study.draw(rows, tmp_path / "figure.png")
