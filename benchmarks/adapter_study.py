@@ -318,7 +318,7 @@ def run_all(chains, jobs):
 def collect(chains, known):
     """Reads the UA of every fold and seed of what is finished.
 
-    What tables in `known` have is taken from them, unless it was run here.
+    What the tables in `known` have is taken from them, unless it was run here.
     """
     rows = []
     for folder, corpus, hours in (r for chain in chains for r in chain.results):
@@ -337,11 +337,22 @@ def collect(chains, known):
                 for run in system["runs"]
             ]
     for table in known:
-        text = {"session": str}
-        rows += pd.read_csv(table, dtype=text).to_dict("records")
+        rows += table.to_dict("records")
     rows = pd.DataFrame(rows, columns=COLUMNS)
     rows["hours"] = rows["hours"].astype(float)  # NaN where None
     return rows.drop_duplicates(COLUMNS[:-1], ignore_index=True)
+
+
+def read_known(path):
+    """Reads what was run elsewhere: a table that this script has written."""
+    try:
+        table = pd.read_csv(path, dtype={"session": str})
+    except (OSError, ValueError) as error:
+        sys.exit(f"--known={path} cannot be read: {error}")
+    lacking = {*COLUMNS} - {"hours", *table.columns}
+    if lacking:
+        sys.exit(f"--known={path} has no column {', '.join(sorted(lacking))}.")
+    return table
 
 
 def read_systems(folder):
@@ -473,6 +484,7 @@ def main():
         f"--cache_folder={options.output / 'cache'}",
         *arguments[place + 1 :],
     ]
+    known = [read_known(path) for path in options.known]
     chains = list(TABLES[options.table](options))
     if options.show:
         for chain in chains:
@@ -481,7 +493,7 @@ def main():
                 print(f"(cd {folder} && python {shlex.join(command)})")
         return
     complete = run_all(chains, options.jobs)
-    rows = collect(chains, options.known)
+    rows = collect(chains, known)
     if len(rows):
         stem = options.output / options.table
         rows.dropna(axis="columns", how="all").to_csv(

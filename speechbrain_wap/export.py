@@ -29,7 +29,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from ruamel.yaml.comments import CommentedMap, Tag, TaggedScalar
+from ruamel.yaml.comments import CommentedMap, Tag
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString as Quoted
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.logger import get_logger
@@ -60,6 +60,7 @@ from speechbrain_wap.training.adapter_folder import (
     identify_adapter,
     read_adapter_record,
 )
+from speechbrain_wap.training.settings import make_wired, refer_to
 
 logger = get_logger(__name__)
 
@@ -74,18 +75,6 @@ from speechbrain_wap.inference import EmotionRecognizer
 class CustomInterface(EmotionRecognizer):
     """Recognises emotions; see EmotionRecognizer."""
 '''
-
-
-def tag(name, **arguments):
-    """Makes a YAML node that wires something."""
-    node = CommentedMap(arguments)
-    node.yaml_set_ctag(Tag(suffix=name))
-    return node
-
-
-def refer_to(key):
-    """Makes a YAML reference to another key."""
-    return TaggedScalar(f"<{key}>", style=None, tag=Tag(suffix="!ref"))
 
 
 # The model folder -------------------------------------------------------------
@@ -124,13 +113,14 @@ def export(runs, output, bundle_encoder=False, onnx=False):
             node["num_classes"] = num_classes
         else:
             name = "!apply:speechbrain_wap.emotion_model.add_classes"
-            node = tag(name, model=node, num_classes=num_classes)
+            given = {"model": node, "num_classes": num_classes}
+            node = make_wired(name, given)
         nodes.append(node)
     (model, *others), (node, *_) = models, nodes
     if others:
         model = AveragedModels(models)
         name = "!new:speechbrain_wap.emotion_model.AveragedModels"
-        node = tag(name, models=nodes)
+        node = make_wired(name, {"models": nodes})
     _check_rebuilt(node, model, first)
     with report_path_errors():
         _clear(output)
@@ -298,20 +288,21 @@ def _describe(run, wired, output, bundled):
     tree["precision"] = run.settings.get("eval_precision") or "fp32"
     tree.update(wired)
     name = "!new:speechbrain.dataio.encoder.CategoricalEncoder"
-    tree["label_encoder"] = tag(name)
+    tree["label_encoder"] = make_wired(name, {})
     modules = [name for name in wired if name != "targets"]
     tree["modules"] = {name: refer_to(name) for name in modules}
     loaded = [*modules, "label_encoder"]
-    tree["pretrainer"] = tag(
+    hooks = {
+        name: make_wired(
+            "!name:speechbrain_wap.inference.load_checked",
+            {"digest": Quoted(digest_file(output / f"{name}.ckpt"))},
+        )
+        for name in loaded
+    }
+    loadables = {name: refer_to(name) for name in loaded}
+    tree["pretrainer"] = make_wired(
         "!new:speechbrain.utils.parameter_transfer.Pretrainer",
-        loadables={name: refer_to(name) for name in loaded},
-        custom_hooks={
-            name: tag(
-                "!name:speechbrain_wap.inference.load_checked",
-                digest=Quoted(digest_file(output / f"{name}.ckpt")),
-            )
-            for name in loaded
-        },
+        {"loadables": loadables, "custom_hooks": hooks},
     )
     return (
         "# A model that recognises emotions: see README.md. Exported by\n"

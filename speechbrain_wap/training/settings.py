@@ -125,8 +125,8 @@ class HparamsFile:
                 f"on: {error}"
             )
         for same in included.keys() & self.tree.keys() - {key, "model"}:
-            given.setdefault(same, _refer_to(same))
-        self.tree[key] = _make_wired(f"!include:{name}", given)
+            given.setdefault(same, refer_to(same))
+        self.tree[key] = make_wired(f"!include:{name}", given)
         self.included[key] = included
 
     def _choose(self, key, usual, chosen):
@@ -190,7 +190,7 @@ class HparamsFile:
         """Puts a mapping's values into a key's, arguments of what it wires."""
         node = self.tree[key]
         if _tag(node).startswith(WIRED) and not isinstance(node, (dict, list)):
-            node = _make_wired(_tag(node), {})
+            node = make_wired(_tag(node), {})
         if node is not None and not isinstance(node, dict):
             raise RecipeError(
                 f"--{key}={value} gives a mapping to a key that has none: give "
@@ -218,16 +218,16 @@ class HparamsFile:
                     f"streams={_plain(streams)} must map names to encoder "
                     "sources, in a YAML that wires no feature_caches itself."
                 )
-            caches = {"speech": _refer_to("feature_cache")}
-            sizes = {"speech": _refer_to("encoder_dim")}
+            caches = {"speech": refer_to("feature_cache")}
+            sizes = {"speech": refer_to("encoder_dim")}
             for name, source in streams.items():
                 encoder = "!new:speechbrain_wap.encoders.SpeechEncoder"
                 cache = deepcopy(self.tree["feature_cache"])
-                cache["encoder"] = _make_wired(encoder, {"source": source})
+                cache["encoder"] = make_wired(encoder, {"source": source})
                 caches[name] = cache
                 size = "!apply:speechbrain_wap.encoders.get_encoder_dim"
                 at = f"feature_caches[{name}][encoder]"
-                sizes[name] = _make_wired(size, {"encoder": _refer_to(at)})
+                sizes[name] = make_wired(size, {"encoder": refer_to(at)})
             self.tree["feature_caches"] = CommentedMap(caches)
             self.tree["model"]["input_size"] = CommentedMap(sizes)
 
@@ -383,14 +383,14 @@ def _tag(node):
     return (tag.value or "") if tag is not None else ""
 
 
-def _make_wired(tag, arguments):
+def make_wired(tag, arguments):
     """Makes a YAML node with a tag and arguments."""
     node = CommentedMap(arguments)
     node.yaml_set_ctag(Tag(suffix=tag))
     return node
 
 
-def _refer_to(key):
+def refer_to(key):
     """Makes a YAML reference to another key."""
     return TaggedScalar(f"<{key}>", tag="!ref")
 

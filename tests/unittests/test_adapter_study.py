@@ -129,11 +129,20 @@ def test_what_was_run_elsewhere_counts_once(study, tmp_path):
     there.dropna(axis="columns", how="all").to_csv(known, index=False)
     write_results(tmp_path, 1, 0.5, 0.6, seeds=3)
     everything = study.collect([chain], known=[])
-    both = study.collect([chain], known=[known])
+    both = study.collect([chain], known=[study.read_known(known)])
     pd.testing.assert_frame_equal(both, everything)
     nothing = study.Chain(tmp_path, [], [(tmp_path / "no", "nEMO", None)])
-    again = study.collect([nothing], known=[known])
+    again = study.collect([nothing], known=[study.read_known(known)])
     pd.testing.assert_frame_equal(again, there)
+
+
+def test_a_table_that_is_none_is_named_before_anything_is_run(show, tmp_path):
+    with pytest.raises(SystemExit, match="--known=no.csv cannot be read"):
+        show("small", "--known=no.csv")
+    other = tmp_path / "other.csv"
+    other.write_text("corpus,system\n")
+    with pytest.raises(SystemExit, match="no column UA, fold, labels, seed"):
+        show("small", f"--known={other}")
 
 
 def test_what_has_nothing_to_be_compared_with_yet_is_no_line(study, tmp_path):
