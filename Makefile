@@ -69,7 +69,7 @@ lint: install
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/yamllint" recipes
-	"$(BIN)/codespell" -L caf demo recipes speechbrain_wap tests upstream *.md
+	"$(BIN)/codespell" -L caf -S results demo recipes speechbrain_wap tests upstream *.md
 
 upstream: install
 	"$(BIN)/python" upstream/lay_out.py "$(SPEECHBRAIN)"
