@@ -15,7 +15,9 @@ from matplotlib.figure import Figure
 from speechbrain.utils.distributed import is_distributed_initialized
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.data.folds import SPLITS, list_classes, read_manifests
+from speechbrain_wap.data.classes import list_classes
+from speechbrain_wap.data.folds import SPLITS
+from speechbrain_wap.data.manifests import read_manifests
 from speechbrain_wap.data.sampling import choose_labelled
 from speechbrain_wap.errors import RecipeError, first_line
 from speechbrain_wap.evaluation.linear_probe import STRENGTH, linear_probe

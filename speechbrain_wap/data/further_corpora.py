@@ -167,7 +167,7 @@ def describe_corpora(corpora):
     -------
     described : list of dict or None
         Names and weights: tables may be moved, and their content is guarded
-        apart, see :func:`speechbrain_wap.data.folds.describe_data`.
+        apart, see :func:`speechbrain_wap.data.manifests.describe_data`.
     """
     kept = [{key: item[key] for key in ("name", "weight")} for item in corpora]
     return kept or None

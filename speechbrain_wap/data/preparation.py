@@ -8,6 +8,7 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_wap.data.classes import choose_classes
 from speechbrain_wap.data.corpus_table import (
     AUDIO_INDEX,
     COLUMNS,
@@ -18,12 +19,13 @@ from speechbrain_wap.data.corpus_table import (
     record_skipped,
     write_corpus_table,
 )
-from speechbrain_wap.data.folds import SPLITS, choose_classes, write_manifest
+from speechbrain_wap.data.folds import SPLITS
 from speechbrain_wap.data.further_corpora import (
     ORIGIN_COLUMNS,
     join_corpora,
     read_tables,
 )
+from speechbrain_wap.data.manifests import write_manifest
 from speechbrain_wap.data.speakers import explain_held_out, list_utterances
 from speechbrain_wap.errors import RecipeError, check_choice
 from speechbrain_wap.files import write_table
@@ -181,7 +183,7 @@ def prepare_classifier_data(
     classes : dict, str or None
         Labels of each class, or "all".
     explicit_classes : bool
-        See :func:`speechbrain_wap.data.folds.choose_classes`.
+        See :func:`speechbrain_wap.data.classes.choose_classes`.
     dialogue_style : str
         "improvised", "scripted" or "all".
     manifests : dict

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import pandas as pd
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_wap.data.classes import PREDICTION_COLUMNS
 from speechbrain_wap.data.corpus_table import read_corpus_table
-from speechbrain_wap.data.folds import PREDICTION_COLUMNS
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.details import read_details
 from speechbrain_wap.files import (

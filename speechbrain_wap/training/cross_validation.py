@@ -27,12 +27,11 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.run_opts import RunOptions
 
+from speechbrain_wap.data.classes import choose_classes, label_utterances
 from speechbrain_wap.data.folds import (
     SPLITS,
     FoldPlan,
     check_folds,
-    choose_classes,
-    label_utterances,
     list_sessions,
 )
 from speechbrain_wap.data.further_corpora import read_tables

@@ -16,7 +16,8 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.run_opts import RunOptions
 
-from speechbrain_wap.data.folds import SPLITS, read_manifests
+from speechbrain_wap.data.folds import SPLITS
+from speechbrain_wap.data.manifests import read_manifests
 from speechbrain_wap.data.preparation import prepare_table
 from speechbrain_wap.errors import RecipeError, print_any_text, report_errors
 from speechbrain_wap.features.extraction import cut_long_utterances

@@ -17,8 +17,9 @@ from encoder_cases import KINDS, NUM_LAYERS, WEIGHT_FREE, Blocks
 from speechbrain.dataio import audio_io
 
 from speechbrain_wap.baselines.linear import MeanPoolingClassifier
-from speechbrain_wap.data.folds import SPLITS, FoldPlan, read_manifests
+from speechbrain_wap.data.folds import SPLITS, FoldPlan
 from speechbrain_wap.data.further_corpora import parse_corpora
+from speechbrain_wap.data.manifests import read_manifests
 from speechbrain_wap.data.preparation import (
     prepare_adapter_data,
     prepare_classifier_data,

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import soundfile
 
-from speechbrain_wap.data.folds import describe_data
 from speechbrain_wap.data.further_corpora import parse_corpora, plan_epochs
+from speechbrain_wap.data.manifests import describe_data
 from speechbrain_wap.errors import RecipeError
 
 # The key ---------------------------------------------------------------------

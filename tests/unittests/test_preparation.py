@@ -9,14 +9,10 @@ import pytest
 import soundfile
 import torch
 
+from speechbrain_wap.data.classes import list_classes
 from speechbrain_wap.data.corpus_table import RECORDED_IN
-from speechbrain_wap.data.folds import (
-    FoldPlan,
-    describe_data,
-    list_classes,
-    list_sessions,
-    read_manifests,
-)
+from speechbrain_wap.data.folds import FoldPlan, list_sessions
+from speechbrain_wap.data.manifests import describe_data, read_manifests
 from speechbrain_wap.data.preparation import (
     prepare_classifier_data,
     prepare_table,

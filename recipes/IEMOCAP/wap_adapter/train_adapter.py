@@ -22,8 +22,8 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.batches import Collate, pad_frames
 from speechbrain_wap.data.datasets import extract_features, make_dataset
-from speechbrain_wap.data.folds import describe_data
 from speechbrain_wap.data.further_corpora import parse_corpora, plan_epochs
+from speechbrain_wap.data.manifests import describe_data
 from speechbrain_wap.data.preparation import prepare_adapter_data
 from speechbrain_wap.errors import check_flag
 from speechbrain_wap.evaluation.diagnostics import (

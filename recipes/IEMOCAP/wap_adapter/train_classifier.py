@@ -28,12 +28,13 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.batches import Collate, OneByOne, pad_frames
+from speechbrain_wap.data.classes import check_labels, list_classes
 from speechbrain_wap.data.datasets import (
     extract_features,
     feats_key,
     make_labelled_dataset,
 )
-from speechbrain_wap.data.folds import check_labels, describe_data, list_classes
+from speechbrain_wap.data.manifests import describe_data
 from speechbrain_wap.data.preparation import prepare_classifier_data
 from speechbrain_wap.data.sampling import (
     EpochPlan,
