@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from speechbrain_wap.training import cross_validation
+from speechbrain_wap.training import run_folds
+from speechbrain_wap.training.cross_validation import CrossValidation
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "IEMOCAP" / "wap_adapter"
 OPTIONS = (
@@ -43,12 +44,12 @@ def main(folder, *options):
     table = make_corpus(folder / "corpus")
     os.chdir(RECIPE)
     sys.path.insert(0, str(RECIPE))
-    plan = cross_validation.CrossValidation(
+    plan = CrossValidation(
         ["hparams/adapter.yaml", "hparams/classifier.yaml", *OPTIONS.split()]
         + [f"--corpus_csv={table}", f"--cache_folder={folder / 'cache'}"]
         + [f"--output_folder={folder / 'results'}", *options]
     )
-    run_fold = cross_validation.run_fold
+    run_fold = run_folds.run_fold
 
     def measure(*task):
         scores = run_fold(*task)
@@ -57,8 +58,8 @@ def main(folder, *options):
         print(f"{gigabytes:.2f} GB, {seconds:.0f} s", flush=True)
         return scores
 
-    cross_validation.run_fold = measure
-    cross_validation.run_all(plan, lambda folds, runs: runs)
+    run_folds.run_fold = measure
+    run_folds.run_all(plan, lambda folds, runs: runs)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ from speechbrain_wap.training.adapter_folder import (
     identify_adapter,
     read_adapter_record,
 )
-from speechbrain_wap.training.settings import make_wired, refer_to
+from speechbrain_wap.training.hparams_file import make_wired, refer_to
 
 logger = get_logger(__name__)
 

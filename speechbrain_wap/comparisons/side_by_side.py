@@ -39,13 +39,10 @@ from speechbrain_wap.reports.report import (
     sum_up,
 )
 from speechbrain_wap.reports.report_facts import read_cost
-from speechbrain_wap.training.cross_validation import (
-    find_run,
-    list_finished,
-    load_scripts,
-)
+from speechbrain_wap.training.cross_validation import find_run, load_scripts
 from speechbrain_wap.training.experiment import Experiment
 from speechbrain_wap.training.resume_guard import digest_settings
+from speechbrain_wap.training.run_folds import list_finished
 
 logger = get_logger(__name__)
 

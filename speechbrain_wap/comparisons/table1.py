@@ -64,10 +64,10 @@ from speechbrain_wap.training.cross_validation import (
     CrossValidation,
     find_run,
     list_keys,
-    run_all,
 )
 from speechbrain_wap.training.jobs import run_jobs
 from speechbrain_wap.training.ranks import start_ranks
+from speechbrain_wap.training.run_folds import run_all
 
 TABLE = Path(__file__).with_name("table1.yaml")
 FILES = ["hparams/adapter.yaml", "hparams/classifier.yaml"]

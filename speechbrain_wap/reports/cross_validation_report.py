@@ -21,8 +21,9 @@ from speechbrain_wap.training.adapter_folder import (
     describe_adapter,
     read_adapter_record,
 )
-from speechbrain_wap.training.cross_validation import find_run, run_all
+from speechbrain_wap.training.cross_validation import find_run
 from speechbrain_wap.training.resume_guard import PATH_KEYS, name_encoder
+from speechbrain_wap.training.run_folds import run_all
 from speechbrain_wap.training.settings import read_defaults
 
 # What a reader of the scores need not know, or is told otherwise

@@ -30,7 +30,7 @@ from speechbrain_wap.reports.report import (
     finish_figure,
     percent,
 )
-from speechbrain_wap.training.cross_validation import SCORES
+from speechbrain_wap.training.run_folds import SCORES
 
 PAGE = "report.html"
 # Told apart by the colour-blind (Okabe and Ito, Tol), on black and on white

@@ -12,7 +12,7 @@ from sklearn.metrics import ConfusionMatrixDisplay
 
 from speechbrain_wap.errors import escape_controls
 from speechbrain_wap.files import write_atomically, write_text
-from speechbrain_wap.training.cross_validation import SCORES
+from speechbrain_wap.training.run_folds import SCORES
 
 # Panels of the figures: a column of the histories, or several and their styles
 CLASSIFIER_PANELS = {

@@ -14,11 +14,8 @@ from speechbrain.utils.run_opts import RunOptions
 
 from speechbrain_wap.errors import RecipeError, first_line
 from speechbrain_wap.files import expand_path
-from speechbrain_wap.training.settings import (
-    PLACE_SUFFIXES,
-    HparamsFile,
-    find_near,
-)
+from speechbrain_wap.training.hparams_file import PLACE_SUFFIXES, HparamsFile
+from speechbrain_wap.training.settings import find_near
 
 # Run options of SpeechBrain that could only mislead here, and why
 REFUSED_OPTIONS = {

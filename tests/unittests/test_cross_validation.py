@@ -14,15 +14,13 @@ from speechbrain_wap.files import try_lock
 from speechbrain_wap.reports.cross_validation_report import summarise_settings
 from speechbrain_wap.training.command_line import split_options
 from speechbrain_wap.training.cross_validation import (
-    SCORES,
     CrossValidation,
-    list_finished,
     load_scripts,
-    prepare,
     route_options,
-    run_fold,
 )
-from speechbrain_wap.training.settings import HparamsFile
+from speechbrain_wap.training.hparams_file import HparamsFile
+from speechbrain_wap.training.prepare_folds import prepare_folds
+from speechbrain_wap.training.run_folds import SCORES, list_finished, run_fold
 
 pytestmark = pytest.mark.usefixtures("workplace")
 FILES = [find_yaml(stage) for stage in STAGES]
@@ -220,12 +218,12 @@ def test_results_say_what_they_came_about_with():
 def test_a_system_without_backbone_has_no_use_for_an_adapter(workplace):
     command = plan(*SMALL[:2], "--system=linear", "--adapter_folder=A")
     with pytest.raises(RecipeError, match="MeanPooling.* has no backbone"):
-        prepare(command)
+        prepare_folds(command)
     assert not list(workplace.rglob("corpus.csv"))
     # the corpus does not exist, which is what comes next
     command = plan(*SMALL[:2], "--system=linear", "--adapter_training=False")
     with pytest.raises(RecipeError, match="D"):
-        prepare(command)
+        prepare_folds(command)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +237,7 @@ def test_a_system_without_backbone_has_no_use_for_an_adapter(workplace):
 )
 def test_what_a_stage_would_refuse_later_is_refused_at_once(options, sentence):
     with pytest.raises(RecipeError, match=sentence):
-        prepare(plan(*SMALL, *options))
+        prepare_folds(plan(*SMALL, *options))
     assert not Path("D").exists()
 
 

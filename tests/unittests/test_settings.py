@@ -10,7 +10,7 @@ from ruamel.yaml import YAML
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.training.command_line import read_command, split_options
 from speechbrain_wap.training.experiment import Experiment, run_script
-from speechbrain_wap.training.settings import HparamsFile
+from speechbrain_wap.training.hparams_file import HparamsFile
 
 pytestmark = pytest.mark.usefixtures("workplace")
 SCRIPTS = "recipes/IEMOCAP/wap_adapter"
