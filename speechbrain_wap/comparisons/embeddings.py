@@ -47,7 +47,7 @@ from speechbrain_wap.reports.report import (
 from speechbrain_wap.training.adapter_folder import load_branch
 
 METHODS = ("tsne", "umap", "pacmap")
-MARKERS = "osD^vPX*"
+MARKERS = "osD^vPX"  # one fewer than colours: 56 classes look different
 TITLES = {
     "encoder": "(a) encoder",
     "adapter": "(b) adapter",

@@ -261,7 +261,7 @@ def draw_curves(histories, panels):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        if number == 1 and len(histories) <= 10:
+        if number == 1 and axes.lines and len(histories) <= 10:
             axes.legend(fontsize=7)
     return figure
 

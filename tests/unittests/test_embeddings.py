@@ -70,3 +70,18 @@ def test_panels_have_the_same_points_and_colours():
         for axes in figure.axes
     )
     assert one == other and one[0] != one[1]
+
+
+def test_twenty_classes_are_twenty_looks():
+    labels = [f"class {number}" for number in range(20)]
+    table = pd.DataFrame({"label": labels, "x_encoder": 0.0, "y_encoder": 0.0})
+    scores = {"encoder": {"silhouette": None, "UA": 0.5}}
+    (axes,) = draw_embeddings(table, scores, labels).axes
+    looks = {
+        (
+            points.get_facecolor().tobytes(),
+            points.get_paths()[0].vertices.tobytes(),
+        )
+        for points in axes.collections
+    }
+    assert len(looks) == 20
