@@ -17,6 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 # GPU would wait for so many small kernels to be started.
 LIKE_LENGTH_CPU = 1.0
 LIKE_LENGTH_GPU = 0.8
+# In half precision on a CPU, oneDNN makes a kernel for each new number of rows,
+# which takes longer than the product itself: the numbers are to come again.
+ROWS = 64
 # Without cuDNN's, which torch prefers on an H100 in half precision: it builds a
 # plan for each new shape, tens of milliseconds, and shapes here are ever other.
 KERNELS = [
@@ -26,7 +29,7 @@ KERNELS = [
 ]
 
 
-def lay_out(lens, num_steps, device):
+def lay_out(lens, num_steps, device, may_fill=False):
     """Finds where the frames of a padded batch are computed: packed.
 
     A graph that torch.export makes cannot depend on lengths: it computes the
@@ -41,6 +44,9 @@ def lay_out(lens, num_steps, device):
         Length T of the padded batch.
     device : torch.device
         Where the frames are.
+    may_fill : bool
+        Whether, where it is faster, rows may follow that are no frame's: then
+        nothing but ``unpack`` may look at several rows.
 
     Returns
     -------
@@ -48,22 +54,24 @@ def lay_out(lens, num_steps, device):
     """
     if torch.compiler.is_exporting():
         return Padding(lens, num_steps, device)
-    return _lay_out_packed(lens, num_steps, device)
+    return _lay_out_packed(lens, num_steps, device, may_fill)
 
 
 # torch.compile would unroll the loops over lengths
 @torch.compiler.disable
-def _lay_out_packed(lens, num_steps, device):
+def _lay_out_packed(lens, num_steps, device, may_fill):
     """Makes the packing of a batch, or takes the last one."""
     num_frames, _ = valid_frames(lens.cpu(), num_steps)
-    return _pack_lengths(tuple(num_frames.tolist()), num_steps, device)
+    is_slow = device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    rows = ROWS if may_fill and is_slow else 1
+    return _pack_lengths(tuple(num_frames.tolist()), num_steps, device, rows)
 
 
 @lru_cache(maxsize=1)
-def _pack_lengths(num_frames, num_steps, device):
+def _pack_lengths(num_frames, num_steps, device, rows):
     """Makes the packing of utterances of these lengths."""
     with torch.inference_mode(False):  # a training may be the next
-        return Packing(num_frames, num_steps, device)
+        return Packing(num_frames, num_steps, device, rows=rows)
 
 
 def send(tensor, device):
@@ -94,6 +102,8 @@ class Packing:
     like_length : float, optional
         0 to 1: how long an utterance must be, against the longest of a group,
         to be attended to with it. By default, what suits the device.
+    rows : int
+        The N rows are a multiple of it: the frames, then rows of nobody.
 
     Example
     -------
@@ -105,7 +115,7 @@ class Packing:
     [0.0, 1.0, 0.0, 0.0]
     """
 
-    def __init__(self, num_frames, num_steps, device, like_length=None):
+    def __init__(self, num_frames, num_steps, device, like_length=None, rows=1):
         if like_length is None:
             on_cpu = torch.device(device).type == "cpu"
             like_length = LIKE_LENGTH_CPU if on_cpu else LIKE_LENGTH_GPU
@@ -115,14 +125,22 @@ class Packing:
         starts = lengths.cumsum(0) - lengths
         steps = torch.arange(int(lengths.sum()))
         steps = steps - starts.repeat_interleave(lengths)
+        places = steps + (order * num_steps).repeat_interleave(lengths)
         self.shape = (len(num_frames), num_steps)
         self.device = device
-        # each frame's number in its utterance (N,), and its place in [B * T]
-        self.steps = send(steps, device)
-        self.places_on_cpu = steps + (order * num_steps).repeat_interleave(
-            lengths
-        )
-        self.places = send(self.places_on_cpu, device)
+        self.num_frames, self.rows = len(places), rows
+        # at least one, whose number is what find() adds
+        is_filled = rows > 1 and len(places) > 0
+        self.num_filled = rows - len(places) % rows if is_filled else 0
+        # each row's number in its utterance (N,), and its place in [B * T]; the
+        # added ones are copies of a frame, and go behind the batch
+        copies = places[:1].expand(self.num_filled)
+        self.places_on_cpu = torch.cat([places, copies])
+        self.sources = send(self.places_on_cpu, device)
+        self.steps = send(F.pad(steps, (0, self.num_filled)), device)
+        behind = len(num_frames) * num_steps
+        places = F.pad(places, (0, self.num_filled), value=behind)
+        self.places = send(places, device)
         self.groups = []
         lengths = [n for n in lengths.tolist() if n > 0]
         while lengths:
@@ -132,7 +150,7 @@ class Packing:
 
     def pack(self, x):
         """Takes the valid frames [N, ...] of a padded batch [B, T, ...]."""
-        return x.flatten(end_dim=1).index_select(0, self.places)
+        return x.flatten(end_dim=1).index_select(0, self.sources)
 
     @torch.compiler.disable
     def find(self, mask):
@@ -145,10 +163,14 @@ class Packing:
         chosen : torch.Tensor
             Shape [N], boolean.
         numbers : torch.Tensor
-            Numbers of the frames where it is True.
+            Numbers of the frames where it is True, and of the first row that is
+            none as often as their number needs to be a multiple of ``rows``.
         """
         chosen = mask.cpu().flatten()[self.places_on_cpu]
+        chosen[self.num_frames :] = False
         numbers = chosen.nonzero()[:, 0]
+        filled = -len(numbers) % self.rows
+        numbers = F.pad(numbers, (0, filled), value=self.num_frames)
         return send(chosen, self.device), send(numbers, self.device)
 
     def unpack(self, frames, numbers=None):
@@ -182,12 +204,13 @@ class Packing:
         # long as in float32.
         if x.device.type == "cpu" and x.dtype == torch.bfloat16:
             x = x.float()
-        parts = x.split([group.num_frames for group in self.groups])
+        parts = x[: self.num_frames].split([g.num_frames for g in self.groups])
         with torch.autocast("cpu", enabled=False), sdpa_kernel(KERNELS):
             attended = [
                 group.attend(part, num_heads)
                 for group, part in zip(self.groups, parts)
             ]
+        attended.append(x.new_zeros(self.num_filled, x.shape[1] // 3))
         return torch.cat(attended).to(queries_keys_values.dtype)
 
 
@@ -282,9 +305,12 @@ def _attend(frames, num_heads, mask):
 
 
 def _scatter(frames, places, shape):
-    """Puts frames [N, D] at places of a batch [B, T, D] that is else zero."""
-    x = frames.new_zeros(shape[0] * shape[1], frames.shape[1])
-    return x.index_copy_(0, places, frames).unflatten(0, shape)
+    """Puts frames [N, D] at places of a batch [B, T, D] that is else zero.
+
+    A place behind the batch is nobody's.
+    """
+    x = frames.new_zeros(shape[0] * shape[1] + 1, frames.shape[1])
+    return x.index_copy_(0, places, frames)[:-1].unflatten(0, shape)
 
 
 def valid_frames(lens, num_steps):

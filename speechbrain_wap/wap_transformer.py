@@ -183,7 +183,7 @@ class WAPTransformer(FrameInput):
             )
         if lens is None:
             lens = torch.ones(feats.shape[0])
-        packing = lay_out(lens, num_steps, feats.device)
+        packing = lay_out(lens, num_steps, feats.device, may_fill=True)
         x = self.standardise(packing.pack(feats))
         x = self.average_layers(x)  # (N, input_size)
         x = self.projection(x)  # (N, D)

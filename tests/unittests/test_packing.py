@@ -12,6 +12,7 @@ from helpers import (
 from torch import nn
 from torch.nn import functional as F
 
+from speechbrain_wap import packing as packing_module
 from speechbrain_wap.packing import (
     LIKE_LENGTH_CPU,
     LIKE_LENGTH_GPU,
@@ -152,3 +153,34 @@ def test_masked_frames_have_the_same_output_where_only_they_are_wanted(
         for one, two in zip(*gradients):
             scale = max(1.0, float(one.abs().max()))
             assert_near(one / scale, two / scale)
+
+
+@pytest.mark.parametrize("lengths", [*LENGTHS, [8, 8], [0, 5], [0, 0]], ids=str)
+@pytest.mark.parametrize("only_masked", [True, False])
+def test_rows_of_nobody_change_nothing(monkeypatch, lengths, only_masked):
+    net = WAPTransformer(4, 8, 2, 2, 16, 0.0, max_frames=40)
+    randomise_(net)
+    num_steps = max(1, *lengths)
+    valid = torch.arange(num_steps) < torch.tensor(lengths)[:, None]
+    x = torch.randn(*valid.shape, 4, generator=generator())
+    mask = (torch.rand(valid.shape, generator=generator()) < 0.4) & valid
+    lens, sizes, results = torch.tensor(lengths) / num_steps, [], []
+    net.projection.register_forward_hook(lambda *a: sizes.append(len(a[2])))
+    for rows in (1, 16):
+        monkeypatch.setattr(packing_module, "ROWS", rows)
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = net(x, lens, mask, only_masked)
+        out[mask if only_masked else valid].square().sum().backward()
+        results.append([out, *(p.grad for p in net.parameters())])
+    assert sizes[0] == sum(lengths) and sizes[1] % 16 == 0
+    for one, two in zip(*results):
+        assert_near(one, two, 0.01 * max(1.0, float(one.detach().abs().max())))
+
+
+def test_only_half_precision_on_a_cpu_has_rows_of_nobody():
+    lens, cpu = torch.tensor([1.0, 0.5]), torch.device("cpu")
+    assert len(lay_out(lens, 6, cpu, may_fill=True).places) == 9
+    with torch.autocast("cpu", torch.bfloat16):
+        assert len(lay_out(lens, 6, cpu, may_fill=True).places) == 64
+        assert len(lay_out(lens, 6, cpu).places) == 9
