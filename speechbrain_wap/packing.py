@@ -46,7 +46,7 @@ def lay_out(lens, num_steps, device, may_fill=False):
         Where the frames are.
     may_fill : bool
         Whether, where it is faster, rows may follow that are no frame's: then
-        nothing but ``unpack`` may look at several rows.
+        nothing but the layout's own methods may look at several rows.
 
     Returns
     -------
@@ -62,8 +62,8 @@ def lay_out(lens, num_steps, device, may_fill=False):
 def _lay_out_packed(lens, num_steps, device, may_fill):
     """Makes the packing of a batch, or takes the last one."""
     num_frames, _ = valid_frames(lens.cpu(), num_steps)
-    is_slow = device.type == "cpu" and torch.is_autocast_enabled("cpu")
-    rows = ROWS if may_fill and is_slow else 1
+    is_half_on_cpu = device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    rows = ROWS if may_fill and is_half_on_cpu else 1
     return _pack_lengths(tuple(num_frames.tolist()), num_steps, device, rows)
 
 
@@ -103,7 +103,8 @@ class Packing:
         0 to 1: how long an utterance must be, against the longest of a group,
         to be attended to with it. By default, what suits the device.
     rows : int
-        The N rows are a multiple of it: the frames, then rows of nobody.
+        If more than 1, N is a multiple of it: after the frames come rows of
+        nobody, at least one.
 
     Example
     -------
@@ -136,11 +137,11 @@ class Packing:
         # added ones are copies of a frame, and go behind the batch
         copies = places[:1].expand(self.num_filled)
         self.places_on_cpu = torch.cat([places, copies])
-        self.sources = send(self.places_on_cpu, device)
         self.steps = send(F.pad(steps, (0, self.num_filled)), device)
-        behind = len(num_frames) * num_steps
-        places = F.pad(places, (0, self.num_filled), value=behind)
-        self.places = send(places, device)
+        self.places = self.sources = send(self.places_on_cpu, device)
+        if self.num_filled:
+            self.places = self.sources.clone()
+            self.places[-self.num_filled :] = len(num_frames) * num_steps
         self.groups = []
         lengths = [n for n in lengths.tolist() if n > 0]
         while lengths:
@@ -163,8 +164,8 @@ class Packing:
         chosen : torch.Tensor
             Shape [N], boolean.
         numbers : torch.Tensor
-            Numbers of the frames where it is True, and of the first row that is
-            none as often as their number needs to be a multiple of ``rows``.
+            Numbers of the rows where it is True, filled up to a multiple of
+            ``rows`` with that of the first row of nobody.
         """
         chosen = mask.cpu().flatten()[self.places_on_cpu]
         chosen[self.num_frames :] = False
@@ -179,7 +180,11 @@ class Packing:
         With ``numbers``, they are those of the packed frames only.
         """
         places = self.places if numbers is None else self.places[numbers]
-        return _scatter(frames, places, self.shape)
+        if not self.num_filled:
+            return _scatter(frames, places, self.shape)
+        count, num_steps = self.shape
+        behind = _scatter(frames, places, (count * num_steps + 1, 1))
+        return behind[:-1, 0].unflatten(0, self.shape)
 
     @torch.compiler.disable
     def attend(self, queries_keys_values, num_heads):
@@ -305,12 +310,9 @@ def _attend(frames, num_heads, mask):
 
 
 def _scatter(frames, places, shape):
-    """Puts frames [N, D] at places of a batch [B, T, D] that is else zero.
-
-    A place behind the batch is nobody's.
-    """
-    x = frames.new_zeros(shape[0] * shape[1] + 1, frames.shape[1])
-    return x.index_copy_(0, places, frames)[:-1].unflatten(0, shape)
+    """Puts frames [N, D] at places of a batch [B, T, D] that is else zero."""
+    x = frames.new_zeros(shape[0] * shape[1], frames.shape[1])
+    return x.index_copy_(0, places, frames).unflatten(0, shape)
 
 
 def valid_frames(lens, num_steps):

@@ -272,9 +272,8 @@ class HparamsFile:
                     is_reference = read_tag(inner) == "!ref"
                     value = inner.value if is_reference else inner
                     add(f"{key}.{part}", None if is_reference else inner, value)
-            elif tag != "!ref" or not read_tag(
-                value
-            ):  # what is wired has its key
+            # what is wired has its own key
+            elif tag != "!ref" or not read_tag(value):
                 settings[key] = to_plain(value)
 
         for key, node in self.tree.items():

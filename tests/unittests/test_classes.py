@@ -1,7 +1,7 @@
 """Classes: which labels make one, and which utterances stage 2 uses."""
 
 import pytest
-from tables import make_table
+from corpus_tables import make_table
 
 from speechbrain_wap.data.classes import (
     choose_classes,

@@ -6,7 +6,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from tables import make_table
+from corpus_tables import make_table
 
 from speechbrain_wap.data.folds import FoldPlan, check_folds, list_sessions
 from speechbrain_wap.errors import RecipeError

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tables import make_table
+from corpus_tables import make_table
 
 from speechbrain_wap.data.manifests import (
     describe_data,
