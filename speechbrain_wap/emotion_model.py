@@ -5,7 +5,8 @@ Every system that ``train_classifier.py`` trains has::
     set_classes(num_classes)          once, when the classes are known
     forward(feats, lens, mask=None)   logits [B, C]
 
-``feats`` are the encoder's frames [B, T, D], ``lens`` relative lengths [B] and
+``feats`` are the encoder's frames [B, T, D], in half precision unless the
+YAML's ``feature_precision`` is float32, ``lens`` relative lengths [B] and
 ``mask`` the frames that augmentation masks, boolean [B, T]. Where the system's
 YAML names further ``streams``, or the corpus's wires several
 ``feature_caches``, each is a mapping by their names; with ``streams``, so is
