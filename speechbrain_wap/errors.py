@@ -23,6 +23,10 @@ class RecipeError(ValueError):
     """
 
 
+class DivergedError(RecipeError):
+    """Training has given numbers that are not finite."""
+
+
 class CommandParser(argparse.ArgumentParser):
     """Reads a command's options, and says in a sentence what is wrong.
 

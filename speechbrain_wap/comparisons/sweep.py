@@ -35,6 +35,7 @@ from speechbrain_wap.reports.cross_validation_report import (
     cross_validate,
     list_common_notes,
 )
+from speechbrain_wap.reports.report import escape_markdown
 from speechbrain_wap.training.command_line import split_options
 from speechbrain_wap.training.cross_validation import OWN_KEYS, CrossValidation
 from speechbrain_wap.training.resume_guard import digest_settings
@@ -116,6 +117,28 @@ def _list_plans(root, arguments, swept):
     return plans, pairs
 
 
+def list_notes(plans):
+    """Lists what holds for all systems, and what for some, with their names.
+
+    Arguments
+    ---------
+    plans : dict
+        What was run, by the systems' names.
+
+    Returns
+    -------
+    notes : list of str
+    """
+    systems = {}
+    for name, plan in plans.items():
+        for note in list_common_notes(plan):
+            systems.setdefault(note, []).append(escape_markdown(name))
+    return [
+        note if len(names) == len(plans) else f"{', '.join(names)}: {note}"
+        for note, names in systems.items()
+    ]
+
+
 def _write(root, key, plans, pairs):
     """Writes the table of what is finished in all systems."""
     rows = gather_rows(plans)
@@ -129,6 +152,6 @@ def _write(root, key, plans, pairs):
         f"{key} at several values",
         rows,
         [pair for pair in pairs if there.issuperset(pair)],
-        list_common_notes(plans[rows[0].system]),
+        list_notes({name: plans[name] for name in plans if name in there}),
     )
     print(f"\n{table}\n\nWritten to {path}")

@@ -6,14 +6,15 @@ r"""Table I: the paper's system and the others, on the same ground.
 Typed in a recipe's folder; other YAML files than hparams/adapter.yaml and
 hparams/classifier.yaml may be given first. Takes the options of
 cross_validate.py; a key that only some systems have goes to these.
---systems="LPMN,WAP-Transformer" runs some, --table=my.yaml the systems of
-another file than the package's table1.yaml, --jobs=4 four folds, or
-configurations, at a time. Each system chooses among its configurations on the
-training sessions of fold 1 (the session after the held-out one validates, the
-held-out one has no say), with the first seed, once for an output folder
-(choice/SYSTEM/choice.json). A system that fails is named, and the others go
-on. Writes table1.md, .csv, _folds.csv and .png. The same command again, with
-more systems too, takes up what there is; processes may share it.
+--systems="LPMN,WAP-Transformer" runs some (the table has what is finished of
+the others), --table=my.yaml the systems of another file than the package's
+table1.yaml, --jobs=4 four folds, or configurations, at a time. Each system
+chooses among its configurations on the training sessions of the first fold (the
+session after the held-out one validates, the held-out one has no say), with the
+first seed, once for an output folder (choice/SYSTEM/choice.json). A system that
+fails is named, and the others go on. Writes table1.md, .csv, _folds.csv and
+.png. The same command again, with more systems too, takes up what there is;
+processes may share it.
 """
 
 import json
@@ -27,6 +28,7 @@ from speechbrain.utils.distributed import (
     is_distributed_initialized,
     run_on_main,
 )
+from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.comparisons.side_by_side import (
     COSTS,
@@ -44,7 +46,7 @@ from speechbrain_wap.comparisons.side_by_side import (
 )
 from speechbrain_wap.data.sampling import choose_labelled
 from speechbrain_wap.data.speakers import natural_key
-from speechbrain_wap.errors import RecipeError, first_line
+from speechbrain_wap.errors import DivergedError, RecipeError, first_line
 from speechbrain_wap.evaluation.linear_probe import linear_probe
 from speechbrain_wap.files import (
     expand_path,
@@ -67,7 +69,13 @@ from speechbrain_wap.training.cross_validation import (
 )
 from speechbrain_wap.training.jobs import run_jobs
 from speechbrain_wap.training.ranks import start_ranks
-from speechbrain_wap.training.run_folds import run_all
+from speechbrain_wap.training.run_folds import (
+    list_finished,
+    run_all,
+    settle_folds,
+)
+
+logger = get_logger(__name__)
 
 TABLE = Path(__file__).with_name("table1.yaml")
 FILES = ["hparams/adapter.yaml", "hparams/classifier.yaml"]
@@ -75,6 +83,7 @@ FILES = ["hparams/adapter.yaml", "hparams/classifier.yaml"]
 REFUSED_OPTIONS = ("system", "adapter_training", "adapter_folder")
 REFUSED_OPTIONS += ("adapters_folder",)
 MOST = 4
+CHOICE = "choice.json"
 PUBLISHED = "published, other folds"
 
 
@@ -96,7 +105,7 @@ def main(arguments):
     arguments : list of str
         The command line.
     """
-    files, options, entries, reference = _read_arguments(arguments)
+    files, options, entries, wanted, reference = _read_arguments(arguments)
     trained = [entry for entry in entries if not entry.probe]
     listed = list_plans(files, options, [_Entry(""), *trained])
     base = listed.pop("")[""]  # what is typed, and nothing else
@@ -105,13 +114,19 @@ def main(arguments):
     plans, chosen, failures = {}, {}, {}
     for name, configurations in listed.items():
         with going_on(failures, name):
-            chosen[name] = choose_configuration(root, name, configurations)
+            choose = choose_configuration if name in wanted else find_choice
+            choice = choose(root, name, configurations)
+            if choice is None:
+                continue
             folder = str(Path(root, name_folder(name)))
-            plan = configurations[chosen[name]].change(output_folder=folder)
-            plans[name] = share_adapters(plan, root)
-            cross_validate(plans[name])
+            plan = configurations[choice].change(output_folder=folder)
+            plans[name], chosen[name] = share_adapters(plan, root), choice
+            if name in wanted:
+                cross_validate(plans[name])
     for name in failures:
         plans.pop(name, None)
+    plans = _drop_behind(plans, wanted)
+    entries = [e for e in entries if e.name in plans or e.name in wanted]
     if if_main_process():
         with only_process(root, wait=True):
             _write(base, entries, plans, chosen, reference, failures)
@@ -122,7 +137,7 @@ def main(arguments):
 
 
 def _read_arguments(arguments):
-    """Reads files and options, the systems, and which one is the reference."""
+    """Reads files, options, systems, which to run, and the reference."""
     files, options = split_options(arguments)
     own = {k: v or "" for k, v in options if k in ("table", "systems")}
     options = [(k, text) for k, text in options if k not in own]
@@ -134,21 +149,21 @@ def _read_arguments(arguments):
             )
     path = expand_path(own.get("table", str(TABLE)), "--table=")
     entries, reference = read_table(path)
+    wanted = [*entries]
     if "systems" in own:
         wanted = [name.strip() for name in own["systems"].split(",")]
-        for name in wanted:
-            if name not in entries:
-                raise RecipeError(
-                    f"--systems={own['systems']}: there is no {name}: choose "
-                    f"of {', '.join(entries)}."
-                )
-        entries = {n: e for n, e in entries.items() if n in wanted}
-    if all(entry.probe for entry in entries.values()):
+    for name in wanted:
+        if name not in entries:
+            raise RecipeError(
+                f"--systems={own['systems']}: there is no {name}: choose of "
+                f"{', '.join(entries)}."
+            )
+    if all(entries[name].probe for name in wanted):
         raise RecipeError(
             "the linear probe takes the folds of another system: give one more "
             "of --systems."
         )
-    return files or FILES, options, list(entries.values()), reference
+    return files or FILES, options, [*entries.values()], wanted, reference
 
 
 def read_table(path):
@@ -273,7 +288,10 @@ def _split_key(key):
 
 
 def choose_configuration(root, name, plans):
-    """Chooses by the UA on a session that fold 1 trains on, or as before.
+    """Chooses by the UA on a session that is trained on, or as before.
+
+    The first fold is taken that has labels, and of whose training sessions the
+    next one has. A configuration that diverges is not chosen.
 
     Arguments
     ---------
@@ -292,53 +310,103 @@ def choose_configuration(root, name, plans):
     Raises
     ------
     RecipeError
-        If the choice was made among others.
+        If the choice was made among others, with other settings or on another
+        corpus; if no fold can be chosen on, or all diverge.
     """
     if len(plans) == 1:
         return next(iter(plans))
     folder = Path(root, "choice", name_folder(name))
-    path = folder / "choice.json"
+    # refuses other settings than those of an earlier choice
+    whole = next(iter(plans.values())).change(
+        folds=None, output_folder=str(folder)
+    )
+    folds, sessions, _ = settle_folds(share_adapters(whole, root))
     with only_process(folder, wait=True):
-        choice = run_on_main(_read_choice, args=[path])
-        if choice is None:
-            trials = [
-                _plan_trial(root, folder / name_folder(label), plan)
-                for label, plan in plans.items()
-            ]
-            jobs = 1 if is_distributed_initialized() else trials[0].jobs
-            tasks = [(plan,) for plan in trials]
-            scores = dict(run_jobs(jobs, validate, tasks))
-            scores = {label: scores[n] for n, label in enumerate(plans)}
-            best = max(scores, key=scores.get)  # of equals the first
-            choice = {"chosen": best, "validation_UA": scores}
-            if if_main_process():
-                write_text(path, json.dumps(choice, indent=1))
-    if choice["validation_UA"].keys() != plans.keys():
-        raise RecipeError(
-            f"{path} is a choice among other configurations "
-            f"({'; '.join(choice['validation_UA'])}): choose another "
-            "output_folder, or delete this one to start anew."
-        )
-    return choice["chosen"]
+        chosen = run_on_main(find_choice, args=[root, name, plans])
+        if chosen is not None:
+            return chosen
+        fold = _find_fold(folds, sessions)
+        trials = [
+            _plan_trial(root, folder / name_folder(label), plan, fold)
+            for label, plan in plans.items()
+        ]
+        jobs = 1 if is_distributed_initialized() else trials[0].jobs
+        tasks = [(plan,) for plan in trials]
+        found = dict(run_jobs(jobs, validate, tasks))
+        scores = {label: found[n] for n, label in enumerate(plans)}
+        finite = [label for label in plans if scores[label] is not None]
+        if not finite:
+            raise RecipeError(
+                "each of its configurations diverges: give lower learning "
+                "rates in a table of yours (--table=...)."
+            )
+        chosen = max(finite, key=scores.get)  # of equals the first
+        choice = {"chosen": chosen, "validation_UA": scores}
+        if if_main_process():
+            write_text(folder / CHOICE, json.dumps(choice, indent=1))
+    return chosen
 
 
-def _read_choice(path):
-    """Reads an earlier choice; None where there is none."""
+def find_choice(root, name, plans):
+    """Reads which configuration was chosen.
+
+    Arguments
+    ---------
+    root, name, plans
+        See :func:`choose_configuration`.
+
+    Returns
+    -------
+    chosen : str or None
+        None where nothing has been chosen; the only one, if there is one.
+
+    Raises
+    ------
+    RecipeError
+        If the choice is damaged, or was made among others.
+    """
+    if len(plans) == 1:
+        return next(iter(plans))
+    path = Path(root, "choice", name_folder(name), CHOICE)
     if not path.is_file():
         return None
-    cure = f"delete {path.parent} to choose anew."
-    return read_json(path, cure, ("chosen", "validation_UA"))
+    cure = "delete it to choose anew; what was tried is not run again."
+    choice = read_json(path, cure, ("chosen", "validation_UA"))
+    chosen, scores = choice["chosen"], choice["validation_UA"]
+    if not isinstance(scores, dict) or chosen not in scores:
+        raise RecipeError(f"{path} is damaged: {cure}")
+    if scores.keys() != plans.keys():
+        raise RecipeError(
+            f"{path} is a choice among other configurations "
+            f"({'; '.join(scores)}): choose another output_folder, or delete "
+            "this one to start anew."
+        )
+    return chosen
 
 
-def _plan_trial(root, folder, plan):
-    """Plans fold 1 with one of its training sessions to validate on."""
+def _find_fold(folds, sessions):
+    """Finds the first fold whose next session, which validates, has labels."""
+    if len(sessions) == 1:  # official splits
+        return 1
+    for fold in folds if len(sessions) > 2 else ():
+        if fold % len(sessions) + 1 in folds:
+            return fold
+    raise RecipeError(
+        "to choose a configuration takes three sessions, of which two that "
+        f"follow each other have labels; the corpus has {len(sessions)}: give "
+        "each system a single configuration in a table of yours (--table=...)."
+    )
+
+
+def _plan_trial(root, folder, plan, fold):
+    """Plans a fold with one of its training sessions to validate on."""
     protocol = plan.settings["classifier"]["protocol"]
     # official splits have utterances to validate on
     protocol = "held_out" if protocol == "paper" else protocol
     trial = plan.change(
         adapter={"protocol": protocol},
         classifier={"protocol": protocol},
-        folds=[1],
+        folds=[fold],
         seeds=plan.seeds[:1],
         output_folder=str(folder),
     )
@@ -346,7 +414,7 @@ def _plan_trial(root, folder, plan):
 
 
 def validate(plan):
-    """Trains a configuration on fold 1; gives its UA on the validation set.
+    """Trains a configuration on a fold; gives its UA on the validation set.
 
     Arguments
     ---------
@@ -355,11 +423,17 @@ def validate(plan):
 
     Returns
     -------
-    ua : float
-        A fraction, of the epoch that is tested.
+    ua : float or None
+        A fraction, of the epoch that is tested; None where it diverges.
     """
-    run_all(plan, lambda finished, unfinished: None)
-    place = find_run(plan.output_folder, plan.seeds[0], 1)
+    try:
+        run_all(plan, lambda finished, unfinished: None)
+    except DivergedError as error:
+        if is_distributed_initialized():
+            raise  # the other ranks may not have diverged
+        logger.warning(f"{plan.output_folder} is not chosen: {error}")
+        return None
+    place = find_run(plan.output_folder, plan.seeds[0], plan.folds[0])
     (rows,) = read_histories({"": Path(place, "classifier")}).values()
     scores = [row["valid"]["UA"] for row in rows]
     best = plan.settings["classifier"]["model_selection"] == "best"
@@ -367,6 +441,24 @@ def validate(plan):
 
 
 # The table -------------------------------------------------------------------
+
+
+def _drop_behind(plans, wanted):
+    """Leaves out what is not asked for, unless it has all runs of the others.
+
+    Else fewer folds or seeds would be in the table.
+    """
+    runs = {
+        name: {(r["seed"], r["fold"]) for r in list_finished(plan)[0]}
+        for name, plan in plans.items()
+    }
+    needed = [runs[name] for name in wanted if runs.get(name)]
+    needed = set.intersection(*needed) if needed else set()
+    return {
+        name: plan
+        for name, plan in plans.items()
+        if name in wanted or runs[name] >= needed
+    }
 
 
 def _write(base, entries, plans, chosen, reference, failures):
@@ -389,15 +481,19 @@ def _write(base, entries, plans, chosen, reference, failures):
     pairs = []
     if reference in names:
         pairs = [(name, reference) for name in names if name != reference]
+    untested = [f"Not tested against {reference}, which is not finished."]
+    untested *= reference not in (None, *names)
     own_layer = [e.name for e in entries if "encoder_layer" in e.options]
     usual = min(found, key=own_layer.__contains__)  # one without, if there is
     notes = [
         *list_common_notes(plans[usual]),
         "Chosen: of at most four configurations, the one that was best on one "
-        "of the training sessions of fold 1 (the probe's C: of the first fold "
-        "that is run), with one seed. Minutes: of both "
-        "stages, without extraction of features. Peak memory: on a GPU that of "
-        "tensors, else that of the whole process.",
+        "of the training sessions of the first fold (the probe's C: of the "
+        "first one that is run), with one seed; in another fold, that session "
+        "is tested on. All else is as its YAML has it.",
+        "Trained parameters: of stage 2. Minutes: of both stages, without "
+        "extraction of features. Peak memory: on a GPU that of tensors, else "
+        "that of the whole process, with what systems before it have left.",
         f"{PUBLISHED}: on IEMOCAP, with other encoders, folds and metrics: "
         "not to be compared with the rest of the table.",
         *(
@@ -405,6 +501,7 @@ def _write(base, entries, plans, chosen, reference, failures):
             for entry in entries
             if entry.name in found and entry.name in own_layer
         ),
+        *untested,
         *(
             f"Without {name}, which failed: {failures[name]}"
             for name in failures
@@ -456,8 +553,10 @@ def _probe(base, entry, plans, rows):
         strength = max(scores, key=scores.get)
     results = probe_folds(hparams, plan, runs, fraction, pooled, strength)
     size = len(next(iter(pooled.values())))
+    num_classes = len(results["classes"])
     cells = {
-        COSTS[0]: (size + 1) * len(results["classes"]),
+        # of two classes, the probability of one is that of the other
+        COSTS[0]: (size + 1) * (num_classes if num_classes > 2 else 1),
         "chosen": f"C={strength}",
     }
     return Row(entry.name, results, cells)

@@ -2,7 +2,8 @@
 
 ``details.json`` has the linear probe of the same fold, the weights that a model
 gives to layers, and of each utterance the envelope of its waveform and the
-attention of its frames, each as BINS digits.
+attention of its frames, each as BINS digits; if only its beginning was used,
+where in the file that ends.
 """
 
 import json
@@ -80,19 +81,17 @@ def weigh_frames(model, ids, feats, lens):
     }
 
 
-def _draw_envelope(entry):
+def _draw_envelope(entry, end):
     """Draws a waveform as digits; None where the audio cannot be read."""
     try:
-        signal = read_audio(
-            entry["wav"], SAMPLE_RATE, entry.get("start"), entry.get("end")
-        )
+        signal = read_audio(entry["wav"], SAMPLE_RATE, entry.get("start"), end)
     except RecipeError as error:
         logger.warning(f"{error} The report is without its waveform.")
         return None
     return write_digits(signal.abs().numpy())
 
 
-def write_details(folder, model, entries, weights, probe):
+def write_details(folder, model, entries, weights, probe, heard=None):
     """Writes details.json.
 
     Arguments
@@ -108,7 +107,14 @@ def write_details(folder, model, entries, weights, probe):
         What :func:`weigh_frames` gave.
     probe : dict or None
         UA, WA and F1 of a linear probe on the same utterances.
+    heard : float, optional
+        Seconds of an utterance that the model is given at most (D12).
     """
+    ends = {
+        key: (entry.get("start") or 0.0) + heard
+        for key, entry in entries.items()
+        if heard is not None and entry["duration"] > heard
+    }
     details = {
         "linear_probe": probe,
         "layer_weights": {
@@ -116,7 +122,11 @@ def write_details(folder, model, entries, weights, probe):
             for name, parameter in model.named_parameters()
             if name.endswith("layer_weights")
         },
-        "envelope": {key: _draw_envelope(e) for key, e in entries.items()},
+        "envelope": {
+            key: _draw_envelope(e, ends.get(key, e.get("end")))
+            for key, e in entries.items()
+        },
+        "heard_end": ends,
         "attention": {key: weights[key] for key in entries if key in weights},
     }
     write_text(Path(folder, DETAILS), json.dumps(details, indent=0))
@@ -136,11 +146,12 @@ def read_details(folder):
         Without content where an earlier version ran, or it is damaged.
     """
     empty = {"linear_probe": None}
-    empty |= {key: {} for key in ("layer_weights", "envelope", "attention")}
+    named = ("layer_weights", "envelope", "heard_end", "attention")
+    empty |= {key: {} for key in named}
     path = Path(folder, DETAILS)
     try:
         return {**empty, **json.loads(path.read_text(**ANY_BYTES))}
-    except (OSError, ValueError):
+    except (OSError, TypeError, ValueError):
         logger.warning(
             f"{path} is missing or damaged: the report shows neither waveforms "
             "nor attention of that run; run train_classifier.py --test_only."

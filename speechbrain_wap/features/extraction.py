@@ -100,8 +100,8 @@ def cut_long_utterances(splits, caches, max_frames):
     }
 
 
-def find_longest(encoders, max_frames):
-    """Finds how many seconds of an utterance that will be cut are encoded.
+def find_heard(encoders, max_frames):
+    """Finds how many seconds of an utterance that is cut give the frames.
 
     Arguments
     ---------
@@ -116,9 +116,23 @@ def find_longest(encoders, max_frames):
         None where the frame rate of an encoder is not known.
     """
     rates = [get_frame_rate(encoder) for encoder in encoders]
-    if None in rates:
-        return None
-    return max_frames / min(rates) + MARGIN_SECONDS
+    return None if None in rates else max_frames / min(rates)
+
+
+def find_longest(encoders, max_frames):
+    """Finds how many seconds of an utterance that will be cut are encoded.
+
+    Arguments
+    ---------
+    encoders, max_frames
+        See :func:`find_heard`.
+
+    Returns
+    -------
+    seconds : float or None
+    """
+    seconds = find_heard(encoders, max_frames)
+    return None if seconds is None else seconds + MARGIN_SECONDS
 
 
 def extract(cache, entries):

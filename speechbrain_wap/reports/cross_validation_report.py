@@ -158,8 +158,11 @@ def _list_notes(plan):
             f"{escape_markdown(plan.adapter_folder)} "
             f"({escape_markdown('; '.join(learned))})."
         )
-    encoder, *notes = list_common_notes(plan)
-    notes = [f"{encoder.rstrip('.')}; {how}", *notes]
+    ground, *notes = list_common_notes(plan)
+    system = plan.settings["classifier"].get("system")
+    if system:
+        how = f"system {escape_markdown(system)}, {how}"
+    notes = [f"{ground.rstrip('.')}; {how}", *notes]
     if plan.corpora:
         own = {"own": ", speakers' names its own", "shared": ""}
         listing = ", ".join(
@@ -215,14 +218,15 @@ def list_common_notes(plan):
     Returns
     -------
     notes : list of str
-        The first one names the encoder.
+        The first one names corpus and encoder.
     """
     settings = plan.settings["classifier"]
     encoder, layer = name_encoder(settings)
     encoder = escape_markdown(encoder)
+    corpus = escape_markdown(os.path.basename(os.path.normpath(plan.data)))
     encoder += "" if layer is None else f", layer {layer}"
     notes = [
-        f"Encoder {encoder}, frozen.",
+        f"Corpus {corpus}; encoder {encoder}, frozen.",
         PROTOCOL_NOTES[settings["protocol"]],
     ]
     notes += list_shared_speakers(plan)

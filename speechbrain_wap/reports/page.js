@@ -8,6 +8,7 @@
   const PER_PAGE = 25;
   const form = find("#filters");
   const body = find("#rows tbody");
+  const cut = new Set(data.cut);
   const audio = new Audio();
   let sort = "confidence";
   let sign = -1;
@@ -130,10 +131,16 @@
         textContent: data.classes[predicted] + (label === predicted ? "" : " ✗"),
       }),
       cell("confidence", `${run.confidence[i].toFixed(1)} %`),
-      cell("length", length === null ? "" : `${length.toFixed(2)} s`),
+      cell("length", length === null ? "" : `${length.toFixed(2)} s`, ...makeCut(i)),
       make("td", { className: "broad", data: { name: "probabilities" } }, bars),
       wave,
     );
+  }
+
+  function makeCut(i) {
+    if (!cut.has(i)) return [];
+    const seconds = (data.end[i] - (data.start[i] || 0)).toFixed(1);
+    return [make("small", { textContent: ` first ${seconds} s used` })];
   }
 
   function describe(i, attention) {
@@ -267,7 +274,7 @@
   find(".confusion").addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button) return;
-    form.result.value = "";
+    for (const name of ["result", "speaker", "least", "most"]) form[name].value = "";
     form.label.value = button.dataset.label;
     form.predicted.value = button.dataset.predicted;
     update();

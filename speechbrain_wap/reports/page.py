@@ -1,7 +1,9 @@
 """report.html: how good a model is, where it fails and why, and to hear it.
 
 One file without network: the template ``page.html``, the script ``page.js``,
-figures as SVG, and the utterances as data that the script shows.
+figures as SVG, and the utterances as data that the script shows. The script is
+ours, since no table of a library also draws and plays; one of hundreds of
+kilobytes would be a copy in this repository and in each page.
 """
 
 import io
@@ -119,6 +121,8 @@ def make_page(facts):
         data=_write_data(facts),
         classes=results["classes"],
         colors=[COLORS[i % len(COLORS)] for i in range(len(counts))],
+        name=facts.folder.absolute().name,
+        num_seeds=len({run["seed"] for run in results["runs"]}),
         summary=_describe_run(facts),
         scores=_list_scores(facts, counts),
         std_over=len(results["runs"]) > 1 and results["settings"]["std_over"],
@@ -345,21 +349,25 @@ def _write_data(facts):
         "label": {name: number for number, name in enumerate(classes)},
         "speaker": {name: number for number, name in enumerate(speakers)},
     }
-    envelopes = {}
+    envelopes, ends = {}, {}
     for details in facts.details:
         envelopes.update(details["envelope"])
+        ends.update(details["heard_end"])
+    heard = known.index.isin(ends)
+    # what is drawn is played, no more
+    known["end"] = known["end"].where(~heard, known.index.map(ends))
     data = {
         "bins": BINS,
         "digits": DIGITS,
         "classes": [*map(escape_controls, classes)],
         "speakers": [*map(escape_controls, speakers)],
         "id": [*map(escape_controls, ids)],
-        "fold": known["fold"].tolist(),
         "speaker": known["speaker"].map(numbers["speaker"]).tolist(),
         "label": known["label"].map(numbers["label"]).tolist(),
         "seconds": _shorten(known["duration"], 2),
         "start": _shorten(known["start"], 3),
         "end": _shorten(known["end"], 3),
+        "cut": np.flatnonzero(heard).tolist(),
         "wav": [_link(wav, facts.folder) for wav in known["wav"]],
         "envelope": [envelopes.get(key) for key in ids],
         "runs": [],
@@ -386,7 +394,10 @@ def _write_data(facts):
             }
         )
     text = json.dumps(
-        data, separators=(",", ":"), default=lambda array: array.tolist()
+        data,
+        separators=(",", ":"),
+        default=lambda array: array.tolist(),
+        allow_nan=False,  # a browser would read none of it
     )
     return Markup(text.replace("<", "\\u003c"))
 

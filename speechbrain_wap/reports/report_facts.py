@@ -5,6 +5,7 @@ left in its own, are all that a report is made of.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +14,11 @@ from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.classes import PREDICTION_COLUMNS
 from speechbrain_wap.data.corpus_table import read_corpus_table
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import RecipeError, first_line
 from speechbrain_wap.evaluation.details import read_details
 from speechbrain_wap.files import (
     ANY_BYTES,
+    digest_file,
     read_json,
     unquote_formula,
     write_text,
@@ -105,11 +107,16 @@ def record_facts(
     folder = Path(output_folder)
 
     def shorten(places):
-        """Names folders from the output folder, so that it can be moved."""
+        """Names what is near by the way from here, so that it can be moved.
+
+        A table's systems have a folder each, and share that of the adapters.
+        """
         root = folder.absolute()
         paths = {name: Path(place).absolute() for name, place in places.items()}
         return {
-            name: str(p.relative_to(root) if p.is_relative_to(root) else p)
+            name: os.path.relpath(p, root)
+            if p.is_relative_to(root.parent)
+            else str(p)
             for name, p in paths.items()
         }
 
@@ -152,19 +159,28 @@ def read_facts(output_folder):
         key: {name: folder / place for name, place in record[key].items()}
         for key in ("adapters", "classifiers")
     }
-    costs, details, tables = [], [], []
+    costs, details, tables, missing = [], [], [], []
     for run in results["runs"]:
         place = places["classifiers"].get(name_run(run), folder)
         # an earlier adapter has another name: its training is not this run's
         stages = [place, places["adapters"].get(name_run(run))]
-        size = _read_loosely(place, "scores.json").get("trained_parameters")
+        scores = _read_loosely(place, "scores.json")
+        size = scores.get("trained_parameters")
         cost = read_cost([stage for stage in stages if stage is not None])
         costs.append({"trained_parameters": size, **cost})
         details.append(read_details(place))
-        tables += _read_predictions(place, results["classes"], run)
+        table = _read_predictions(place, results["classes"], run, scores)
+        tables += table
+        missing += [name_run(run)] * (not table)
     utterances = pd.DataFrame(columns=[*PREDICTION_COLUMNS, "seed", "fold"])
     if tables:
         utterances = pd.concat(tables, ignore_index=True)
+    if missing:
+        record["notes"].append(
+            f"**Without utterances** of {'; '.join(missing)}, whose "
+            "predictions.csv is missing or damaged. To test them again, "
+            f"{CURE}"
+        )
     return Facts(
         folder,
         results,
@@ -180,8 +196,8 @@ def read_facts(output_folder):
 def _read_loosely(place, name):
     """Reads what a run of an earlier version may lack; {} without it."""
     try:
-        return json.loads(Path(place, name).read_text("utf-8"))
-    except (OSError, ValueError):
+        return read_json(Path(place, name), CURE)
+    except (OSError, RecipeError):
         return {}
 
 
@@ -211,14 +227,18 @@ def read_cost(folders):
     peaks = [cost.get("peak_memory_mb") for cost in costs]
     return {
         "minutes": None if None in minutes else sum(minutes),
-        "peak_memory_mb": max(filter(None, peaks), default=None),
+        "peak_memory_mb": None if None in peaks else max(peaks),
     }
 
 
-def _read_predictions(place, classes, run):
+def _read_predictions(place, classes, run, scores):
     """Reads a run's predictions, a list with a table; empty without them."""
     path = Path(place, "predictions.csv")
     try:
+        # an earlier version wrote no digest
+        found = digest_file(path)
+        if scores.get("predictions_digest", found) != found:
+            raise ValueError("it is not as it was written")
         table = pd.read_csv(path, **CSV_OPTIONS)
         first = len(PREDICTION_COLUMNS)
         probabilities = table.iloc[:, first:].astype(float)
@@ -240,12 +260,12 @@ def _read_corpus(folder):
     columns = ["id", "wav", "duration", "start", "end", "gender"]
     try:
         table = read_corpus_table(folder / "corpus.csv")
-    except RecipeError as error:
-        logger.warning(f"{error} The report is without audio.")
+        table = table.reindex(columns=columns)
+        for name in ("duration", "start", "end"):
+            table[name] = pd.to_numeric(table[name])
+    except ValueError as error:  # as a RecipeError is, too
+        logger.warning(f"{first_line(error)} The report is without audio.")
         return pd.DataFrame(columns=columns)
-    table = table.reindex(columns=columns)
-    for name in ("start", "end"):
-        table[name] = pd.to_numeric(table[name])
     return table
 
 
@@ -265,10 +285,10 @@ def read_histories(folders):
     histories = {}
     for name, folder in folders.items():
         path = Path(folder, "history.json")
-        if not path.is_file():
-            continue
         try:
             histories[name] = json.loads(path.read_text("utf-8"))
-        except ValueError:
-            logger.warning(f"{path} is damaged: the figures are without it.")
+        except (OSError, ValueError):
+            logger.warning(
+                f"{path} is missing or damaged: the figures are without it."
+            )
     return histories

@@ -11,7 +11,7 @@ from speechbrain.utils.distributed import ddp_all_reduce, if_main_process
 from torch.nn.parallel import DistributedDataParallel
 
 from speechbrain_wap.data.batches import Collate
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import DivergedError, RecipeError
 from speechbrain_wap.features.extraction import START_METHOD
 from speechbrain_wap.packing import send
 from speechbrain_wap.progress import replace_bars
@@ -394,9 +394,9 @@ class RecipeBrain(sb.Brain):
 
         Returns
         -------
-        error : RecipeError
+        error : DivergedError
         """
-        return RecipeError(
+        return DivergedError(
             f"{what} at optimiser step {self.optimizer_step + ahead}: try a "
             "lower lr, or --precision=fp32; the last checkpoint is kept."
         )

@@ -187,6 +187,8 @@ class CrossValidation:
         What each stage is told, by its name.
     settings : dict
         Plain settings of each stage.
+    data : str
+        The corpus under test: its folder or its table.
     folds : list of int, or None
         None: all.
     seeds : list of int
@@ -274,7 +276,7 @@ class CrossValidation:
         readings = {name: Reading(c) for name, c in self.commands.items()}
         self.settings = {name: r.settings for name, r in readings.items()}
         self._further = readings["adapter"].corpora
-        self._data = readings["classifier"].data
+        self.data = readings["classifier"].data
 
     def _default_folder(self):
         """Names a folder that no other settings share."""
@@ -283,7 +285,7 @@ class CrossValidation:
             # "folds-seed..." in the name
             {**self.settings["classifier"], "fold": "s", **named},
             "results/cross_validation",
-            name_data(self._data, self.corpora) + (self.adapter_folder or ""),
+            name_data(self.data, self.corpora) + (self.adapter_folder or ""),
         )
         if self.adapter_folder:
             return f"{folder}-earlier_adapter"

@@ -227,6 +227,37 @@ def _read_finished(plan, seed, fold):
     return scores
 
 
+def settle_folds(plan):
+    """Writes the corpus table and records the settings, or refuses others.
+
+    Arguments
+    ---------
+    plan : CrossValidation
+        What to run.
+
+    Returns
+    -------
+    folds : list of int
+        Those that are run.
+    sessions : list of str
+        All; fold k holds out the k-th.
+    revisions : dict
+        At which the encoder of each stage was found.
+
+    Raises
+    ------
+    RecipeError
+        If the output folder holds a run with other settings or another corpus.
+    """
+    folder = plan.output_folder
+    written = [os.path.join(folder, "corpus.csv")]
+    with (
+        only_process(folder, wait=True),
+        restored_if_refused(folder, written),
+    ):
+        return run_on_main(prepare_folds, args=[plan])
+
+
 def run_all(plan, report):
     """Runs all folds of all seeds, but those that another process is at.
 
@@ -257,13 +288,7 @@ def run_all(plan, report):
     use_one_thread()
     for stage in plan.stages:
         warn_of_slow_run(plan.commands[stage].run_opts, plan.jobs)
-    folder = plan.output_folder
-    written = [os.path.join(folder, "corpus.csv")]
-    with (
-        only_process(folder, wait=True),
-        restored_if_refused(folder, written),
-    ):
-        folds, sessions, revisions = run_on_main(prepare_folds, args=[plan])
+    folds, sessions, revisions = settle_folds(plan)
     plan.pin_encoders(revisions)
     runs = [(seed, fold) for seed in plan.seeds for fold in folds]
     left, done, started = runs, 0, time.time()
@@ -292,5 +317,5 @@ def run_all(plan, report):
         left = taken  # once more: their processes may have ended
     for seed, fold in left if if_main_process() else ():
         print(f"fold {fold}, seed {seed}: left to another process, at work.")
-    with only_process(folder, wait=True):
+    with only_process(plan.output_folder, wait=True):
         return report(*run_on_main(list_finished, args=[plan]))

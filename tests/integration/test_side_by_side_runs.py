@@ -98,6 +98,18 @@ def test_table_1(short, tmp_path):
     assert new == {"fold3"}
     assert (out / "table1_folds.csv").read_text() == folds
     assert json.loads(path.read_text()) == choice
+    # of one system alone, the table keeps the others
+    call("table1", *arguments[:-1], "--systems=linear")
+    scores = pd.read_csv(out / "table1.csv")
+    assert list(scores["system"]) == ["linear", "WAP"]
+    # a choice made with other settings is not taken over
+    shutil.rmtree(out / "linear")
+    with pytest.raises(RecipeError, match="choice/linear.*label_fraction"):
+        call(
+            "table1",
+            *arguments[:-1],
+            *("--systems=linear", "--label_fraction=0.5"),
+        )
 
 
 def test_table_2(short, tmp_path):

@@ -77,6 +77,19 @@ def test_an_utterances_logits_do_not_depend_on_its_batch(
     assert torch.isfinite(more).all()
 
 
+@pytest.mark.parametrize("system", SYSTEMS[1:])  # the linear one: below
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_frames_are_standardised_as_the_training_utterances_are(
+    system, num_layers
+):
+    model = system(DIM, num_layers)
+    model.set_classes(CLASSES)
+    model.before_fit(make_hook_batches(make_frames(num_layers)))
+    frames = torch.cat(make_frames(num_layers))
+    assert_near(model.input_mean, frames.mean(dim=0))
+    assert_near(model.input_std, frames.std(dim=0, correction=0))
+
+
 @each_system
 def test_what_a_masked_frame_holds_changes_nothing(system):
     model = make_system(system)

@@ -1,6 +1,5 @@
 """What a test leaves for the report: attention, envelopes, layers."""
 
-import json
 import logging
 
 import numpy as np
@@ -88,6 +87,27 @@ def test_details_are_of_the_part_that_is_tested(tmp_path, caplog):
     assert "gone.wav" in caplog.text
 
 
-def test_damaged_details_are_none(tmp_path):
-    (tmp_path / "details.json").write_text(json.dumps({"a": 1})[:-1])
+def test_of_a_cut_utterance_what_is_heard_is_drawn(tmp_path):
+    wave = np.zeros(16000)
+    wave[4000:8000] = 0.5
+    soundfile.write(tmp_path / "a.wav", wave, 16000)
+    whole = {"wav": str(tmp_path / "a.wav"), "duration": 1.0}
+    entries = {
+        "cut": whole,
+        "part": {**whole, "start": 0.25, "end": 0.95, "duration": 0.7},
+        "short": {**whole, "start": 0.25, "end": 0.75, "duration": 0.5},
+    }
+    write_details(tmp_path, make_model(), entries, {}, None, heard=0.5)
+    found = read_details(tmp_path)
+    assert found["heard_end"] == {"cut": 0.5, "part": 0.75}
+    assert found["envelope"] == {
+        "cut": "0" * 50 + "z" * 50,
+        "part": "z" * 50 + "0" * 50,
+        "short": "z" * 50 + "0" * 50,
+    }
+
+
+@pytest.mark.parametrize("text", ['{"a": 1', "[]", "null"])
+def test_damaged_details_are_none(tmp_path, text):
+    (tmp_path / "details.json").write_text(text)
     assert read_details(tmp_path)["attention"] == {}

@@ -15,11 +15,11 @@ from sklearn.metrics import recall_score
 
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.details import DETAILS
-from speechbrain_wap.files import ANY_BYTES
+from speechbrain_wap.files import ANY_BYTES, digest_file
 from speechbrain_wap.reports.page import _draw_layers, make_page
 from speechbrain_wap.reports.report import escape_markdown
 from speechbrain_wap.reports.report_command import main, make_reports
-from speechbrain_wap.reports.report_facts import read_facts
+from speechbrain_wap.reports.report_facts import read_facts, record_facts
 
 NASTY = "<img src=x onerror=alert(1)>\"&'</script><!--{{ 1 }}"
 
@@ -199,12 +199,73 @@ def test_what_is_missing_is_left_out(tmp_path):
     assert [run["seed"] for run in page.data["runs"]] == [8]
     assert set(page.data["wav"]) == {None}
     assert "not recorded" in page.texts[""]
+    gone = "Without utterances of fold 1, seed 7; fold 2, seed 7, whose pred"
+    assert gone in page.texts[""]
     for path in tmp_path.glob("seed*/*/classifier/*"):
         path.unlink()
     page = read_page(tmp_path)
     assert page.data["runs"] == [] and "UA" in page.texts[""]
     assert "minutes" not in page.texts[""]
     assert "12 utterances, 3 classes" in page.texts[""]
+
+
+def test_predictions_that_are_not_as_written_are_left_out(tmp_path):
+    make_report_folder(tmp_path, seeds=[7])
+    place = tmp_path / "seed7" / "fold1" / "classifier"
+    path, scores = place / "predictions.csv", place / "scores.json"
+    found = json.loads(scores.read_text())
+    found["predictions_digest"] = digest_file(path)
+    scores.write_text(json.dumps(found))
+    assert len(read_page(tmp_path).data["id"]) == 12
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:-1]))
+    page = read_page(tmp_path)
+    assert len(page.data["id"]) == 6
+    assert "Without utterances of fold 1, seed 7, whose" in page.texts[""]
+
+
+def test_files_that_hold_something_else_are_left_out(tmp_path):
+    make_report_folder(tmp_path, seeds=[7])
+    place = tmp_path / "seed7" / "fold1" / "classifier"
+    for name in ("cost.json", DETAILS):
+        (place / name).write_text("[]")
+    path = tmp_path / "corpus.csv"
+    path.write_text(path.read_text().replace("0.5", "0..5"))
+    page = read_page(tmp_path)
+    assert "minutes" not in page.texts[""] and set(page.data["wav"]) == {None}
+
+
+def test_stages_that_lie_side_by_side_may_be_moved(tmp_path):
+    root = tmp_path / "out"
+    make_report_folder(root / "system", seeds=[7])
+    before = read_facts(root / "system")
+    for fold in (1, 2):
+        place = root / "system" / "seed7" / f"fold{fold}" / "adapter"
+        place.rename(root / f"adapter{fold}")
+    results = json.loads((root / "system" / "results.json").read_text())
+    record = json.loads((root / "system" / "report.json").read_text())
+    adapters = {f"fold {f}, seed 7": root / f"adapter{f}" for f in (1, 2)}
+    classifiers = {
+        name: root / "system" / place
+        for name, place in record["classifiers"].items()
+    }
+    record_facts(root / "system", results, adapters, classifiers, [], {})
+    moved = root.rename(tmp_path / "moved")
+    assert read_facts(moved / "system").costs == before.costs
+    # what is not there has no cost, rather than a part of it
+    shutil.rmtree(moved / "adapter1")
+    costs = read_facts(moved / "system").costs
+    assert costs[0]["minutes"] is costs[0]["peak_memory_mb"] is None
+
+
+def test_of_a_cut_utterance_what_is_heard_is_played(tmp_path):
+    make_report_folder(tmp_path, seeds=[7], extra={"start": 2.0, "end": 9.0})
+    path = tmp_path / "seed7" / "fold1" / "classifier" / DETAILS
+    details = json.loads(path.read_text())
+    path.write_text(json.dumps({**details, "heard_end": {"u4": 3.5}}))
+    data = read_page(tmp_path).data
+    assert data["cut"] == [4]
+    assert [data["end"][n] for n in (3, 4, 5)] == [9.0, 3.5, 9.0]
 
 
 @pytest.fixture(scope="module")
@@ -345,6 +406,26 @@ def test_utterances_are_filtered_and_sorted(browser, tmp_path):
     ask(f"{sort}.focus()")
     browser.switch_to.active_element.send_keys("\n")
     assert ask(f"{sort}.parentElement.ariaSort") == "ascending"
+
+
+def test_a_cell_of_the_confusion_shows_its_utterances(browser, tmp_path):
+    make_report_folder(tmp_path, 60, seeds=[7])
+    path = tmp_path / "seed7" / "fold1" / "classifier" / DETAILS
+    details = json.loads(path.read_text())
+    path.write_text(json.dumps({**details, "heard_end": {"u0": 0.4}}))
+    make_reports(tmp_path)
+    ask = open_page(browser, tmp_path)
+    for number in range(9):
+        # whatever else was chosen before
+        set_filters(ask, speaker=0, least=90, result="right")
+        cell = f"document.querySelectorAll('.confusion button')[{number}]"
+        ask(f"void {cell}.click()")
+        count = ask(f"{cell}.firstChild.textContent")
+        shown = ask("document.querySelector('#count').textContent")
+        assert shown == f"{count} of 60 utterances"
+    set_filters(ask, label="", predicted="", speaker=0)
+    ask("void document.querySelector('[data-sort=id]').click()")
+    assert list_column(ask, 6)[0] == "0.50 s first 0.4 s used"
 
 
 @pytest.mark.parametrize("is_seen", [True, False])

@@ -7,6 +7,7 @@ from speechbrain_wap.comparisons.sweep import (
     WITHOUT,
     _list_plans,
     _read_arguments,
+    list_notes,
 )
 from speechbrain_wap.errors import RecipeError
 
@@ -54,6 +55,18 @@ def test_without_adapters_the_first_value_is_the_reference():
     )
     names = [f"sap_heads={n}" for n in (4, 2, 1)]
     assert list(plans) == names and pairs == [(n, names[0]) for n in names[1:]]
+
+
+def test_a_note_of_some_values_names_them():
+    plans, _ = list_plans("--sweep=model_selection=last,best")
+    notes = list_notes(plans)
+    assert notes[0].startswith("Corpus ")
+    best = "model_selection=best"
+    others = f"model_selection=last, model_selection=last, {WITHOUT}"
+    assert notes[2].startswith(f"{others}: Scores are those of the last")
+    assert notes[3].startswith(f"{best}, {best}, {WITHOUT}: **Optimistic**")
+    plans, _ = list_plans("--sweep=num_attributes=8,16")
+    assert not any(note.startswith("num_attr") for note in list_notes(plans))
 
 
 @pytest.mark.parametrize(

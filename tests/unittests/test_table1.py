@@ -21,7 +21,7 @@ from speechbrain_wap.comparisons.table1 import (
     validate,
 )
 from speechbrain_wap.data.folds import FoldPlan
-from speechbrain_wap.errors import RecipeError
+from speechbrain_wap.errors import DivergedError, RecipeError
 from speechbrain_wap.training.command_line import split_options
 
 FILES = [find_yaml(stage) for stage in STAGES]
@@ -140,14 +140,19 @@ def test_a_damaged_table_is_named(tmp_path, text, sentence):
 def choose(tmp_path, monkeypatch):
     """Chooses by scores that are given; returns choice and what was tried."""
 
-    def run(scores, grid=GRID):
+    def run(scores, grid=GRID, folds=(1, 2, 3), sessions="abc"):
         tried = []
 
         def fake(plan):
             tried.append(plan)
             return scores[len(tried) - 1]
 
+        def settle(plan):
+            assert plan.folds is None
+            return folds, sessions, {}
+
         monkeypatch.setattr(table1, "validate", fake)
+        monkeypatch.setattr(table1, "settle_folds", settle)
         plans = plan_all(_Entry("A b", LINEAR, grid))
         return choose_configuration(tmp_path, "A b", plans), tried
 
@@ -168,18 +173,70 @@ def test_the_best_is_chosen_once_for_a_folder(choose, tmp_path):
         choose([], GRID[:2])
 
 
+def test_what_diverges_is_not_chosen(choose, tmp_path):
+    assert choose([None, 0.1, None, 0.2])[0].endswith("2, number_of_epochs=4")
+    path = tmp_path / "choice" / "A_b" / "choice.json"
+    path.unlink()
+    with pytest.raises(RecipeError, match="each of its configurations diverg"):
+        choose([None] * 4)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"chosen": "b", "validation_UA": {"a": 0.5}},
+        {"chosen": "a", "validation_UA": [0.5]},
+        {"chosen": "a"},
+    ],
+)
+def test_a_damaged_choice_is_named(choose, tmp_path, choice):
+    path = tmp_path / "choice" / "A_b" / "choice.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(choice))
+    with pytest.raises(RecipeError, match=f"{re.escape(str(path))} is damaged"):
+        choose([])
+
+
+@pytest.mark.parametrize(
+    "labelled, sessions, fold",
+    [
+        ([1, 2, 3], "abc", 1),
+        ([2, 3], "abc", 2),  # the first session has no labels
+        ([1, 3, 4], "abcd", 3),  # neither has the second
+        ([1, 3], "abc", 3),  # the first follows the last
+        ([1], ["test"], 1),  # official splits
+    ],
+)
+def test_the_first_fold_that_can_be_chosen_on_is(
+    choose, labelled, sessions, fold
+):
+    _, tried = choose([0.1] * 4, folds=labelled, sessions=sessions)
+    assert {plan.folds[0] for plan in tried} == {fold}
+
+
+@pytest.mark.parametrize(
+    "labelled, sessions", [([1, 2], "ab"), ([1, 3], "abcd")]
+)
+def test_a_corpus_that_nothing_can_be_chosen_on_is_refused(
+    choose, labelled, sessions
+):
+    with pytest.raises(RecipeError, match="takes three sessions, of which two"):
+        choose([], folds=labelled, sessions=sessions)
+
+
 def test_nothing_is_tried_where_there_is_no_choice(choose, tmp_path):
     assert choose([], GRID[:1])[1] == [] and not list(tmp_path.iterdir())
 
 
 def test_official_splits_stay_as_they_are():
     (plan,) = plan_all(_Entry("a"), "--protocol=predefined").values()
-    trial = _plan_trial("R", "F", plan)
+    trial = _plan_trial("R", "F", plan, 1)
     for stage in STAGES:
         assert trial.settings[stage]["protocol"] == "predefined"
     (plan,) = plan_all(_Entry("a")).values()
     for stage in STAGES:
-        settings = _plan_trial("R", "F", plan).settings[stage]
+        settings = _plan_trial("R", "F", plan, 1).settings[stage]
         assert settings["protocol"] == "held_out"
 
 
@@ -187,7 +244,7 @@ def test_official_splits_stay_as_they_are():
 def test_the_session_that_is_tested_has_no_say(
     tmp_path, monkeypatch, selection, expected
 ):
-    options = [f"--output_folder={tmp_path}", "--seeds=5"]
+    options = [f"--output_folder={tmp_path}", "--seeds=5", "--folds=1"]
     options.append(f"--model_selection={selection}")
     (plan,) = plan_all(_Entry("a", LINEAR), *options).values()
 
@@ -200,6 +257,15 @@ def test_the_session_that_is_tested_has_no_say(
 
     monkeypatch.setattr(table1, "run_all", fake)
     assert validate(plan) == expected
+
+
+def test_a_trial_that_diverges_has_no_score(tmp_path, monkeypatch):
+    def diverge(plan, report):
+        raise DivergedError("the loss is nan")
+
+    monkeypatch.setattr(table1, "run_all", diverge)
+    (plan,) = plan_all(_Entry("a", LINEAR)).values()
+    assert validate(plan) is None
 
 
 @pytest.fixture

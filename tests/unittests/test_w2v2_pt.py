@@ -74,9 +74,9 @@ def load_model(folder):
     return torch.load(checkpoint.paramfiles["model"], weights_only=True)
 
 
-def test_only_normalised_by_speaker_it_hears_the_test_speakers(
-    train, monkeypatch
-):
+@pytest.fixture
+def seen(monkeypatch):
+    """The datasets of a run, once it is over."""
     script = load_script("train_classifier.py")
     seen, make = {}, script.dataio_prep
 
@@ -86,6 +86,10 @@ def test_only_normalised_by_speaker_it_hears_the_test_speakers(
         return datasets, plan
 
     monkeypatch.setattr(script, "dataio_prep", watch)
+    return seen
+
+
+def test_only_normalised_by_speaker_it_hears_the_test_speakers(train, seen):
     folder = train("--normalization=speaker")
     train_ids = {item["id"] for item in seen["train"]}
     heard = list(seen["measured"])
@@ -107,10 +111,11 @@ def test_only_normalised_by_speaker_it_hears_the_test_speakers(
         call_export([f"--run_folder={folder}", "--output=model"])
 
 
-def test_normalised_by_corpus_it_hears_the_training_speakers_only(train):
+def test_normalised_by_corpus_it_hears_the_training_speakers_only(train, seen):
     folder = train()
     state = load_model(folder)
     assert state["_extra_state"] == {}
-    assert state["input_mean"].any()
+    frames = torch.cat([item["feats"].double() for item in seen["train"]])
+    assert_near(state["input_mean"], frames.mean(dim=0))
     assert read_json(folder / "scores.json")["transductive"] is None
     call_export([f"--run_folder={folder}", "--output=model"])

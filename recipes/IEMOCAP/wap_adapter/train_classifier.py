@@ -401,6 +401,7 @@ class EmotionBrain(RecipeBrain):
             self.splits["test"],
             weights,
             self.probe_frames(),
+            self.experiment.heard_seconds,
         )
         confusion = confusion_matrix(
             table["label"], table["prediction"], labels=self.classes
