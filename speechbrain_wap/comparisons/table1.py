@@ -106,6 +106,7 @@ def main(arguments):
         The command line.
     """
     files, options, entries, wanted, reference = _read_arguments(arguments)
+    # of those that are not wanted, what is finished is shown
     trained = [entry for entry in entries if not entry.probe]
     listed = list_plans(files, options, [_Entry(""), *trained])
     base = listed.pop("")[""]  # what is typed, and nothing else
@@ -123,6 +124,8 @@ def main(arguments):
             plans[name], chosen[name] = share_adapters(plan, root), choice
             if name in wanted:
                 cross_validate(plans[name])
+            elif list_finished(plans[name])[0]:
+                settle_folds(plans[name])  # refuses what has other settings
     for name in failures:
         plans.pop(name, None)
     plans = _drop_behind(plans, wanted)

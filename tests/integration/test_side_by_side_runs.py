@@ -102,9 +102,12 @@ def test_table_1(short, tmp_path):
     call("table1", *arguments[:-1], "--systems=linear")
     scores = pd.read_csv(out / "table1.csv")
     assert list(scores["system"]) == ["linear", "WAP"]
-    # a choice made with other settings is not taken over
+    # neither a choice made with other settings is taken over, nor a system
     shutil.rmtree(out / "linear")
-    with pytest.raises(RecipeError, match="choice/linear.*label_fraction"):
+    with pytest.raises(
+        RecipeError,
+        match="linear: .*choice/linear holds.*WAP: .*out/WAP holds.*label_frac",
+    ):
         call(
             "table1",
             *arguments[:-1],
