@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from recipe_runs import call
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -72,3 +74,27 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path):
     assert all(f"| {row['figure']}" in done.stdout for row in rows)
     left = {r["figure"] for r in rows if r["value"] == "only on CUDA"}
     assert {"stage 1, --precision=fp16", "stage 1, largest batch"} <= left
+
+
+def test_speakers_are_told_before_and_after_a_projector(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from speaker_probe import main, probe_speakers
+
+    speakers = list("abc") * 20
+    vectors = np.random.default_rng(0).normal(size=(60, 4))
+    assert probe_speakers(vectors, speakers) < 0.6
+    vectors[:, :3] += np.tile(9 * np.eye(3), (20, 1))
+    assert probe_speakers(vectors, speakers) == 1.0
+    own = ("--nhead", "--d_ffn", "--lr")  # keys of the WAP-Transformer
+    call(
+        *("train_classifier.py", "classifier", "--system=spk_norm"),
+        *(option for option in tiny if not option.startswith(own)),
+        *("--number_of_epochs=1", f"--output_folder={tmp_path}"),
+    )
+    capsys.readouterr()
+    main([str(tmp_path)])
+    row = capsys.readouterr().out.splitlines()[-1].split("|")[1:-1]
+    assert row[0].strip() == str(tmp_path) and float(row[3]) == 12.5
+    assert all(0 <= float(cell) <= 100 for cell in row[1:])
