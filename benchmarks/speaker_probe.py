@@ -18,10 +18,10 @@ import pandas as pd
 import torch
 from sklearn.preprocessing import StandardScaler
 
+from speechbrain_wap.baselines.framewise import FramewiseClassifier
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.linear_probe import score_probe
-from speechbrain_wap.evaluation.trained_run import CURE, TrainedRun
-from speechbrain_wap.files import read_json
+from speechbrain_wap.evaluation.trained_run import TrainedRun
 from speechbrain_wap.reports.report import markdown_table, percent
 from speechbrain_wap.training.experiment import run_command
 
@@ -33,7 +33,7 @@ def pool(run):
     Arguments
     ---------
     run : speechbrain_wap.evaluation.trained_run.TrainedRun
-        Of a system with ``pool``.
+        Of a system whose frames are processed one by one, then averaged.
 
     Returns
     -------
@@ -43,12 +43,12 @@ def pool(run):
         Of each utterance.
     """
     model = run.build_model()
-    if not hasattr(model, "pool"):
+    if not isinstance(model, FramewiseClassifier):
         raise RecipeError(
-            f"{run.folder} trained the system {type(model).__name__}, which "
-            "has no pool to look at: give a run of Spk-norm or W2v2-PT."
+            f"{run.folder} trained the system {type(model).__name__}: give a "
+            "run of Spk-norm or W2v2-PT."
         )
-    entries = read_json(run.folder / "train.json", CURE)
+    entries = run.read_split("train")
     most = run.settings["max_frames"]
     pooled = {"before": [], "after": []}
     for entry in entries.values():
@@ -62,7 +62,7 @@ def pool(run):
 
 
 def probe_speakers(vectors, speakers):
-    """Tells the speakers of every second utterance of each from the others.
+    """Fits on every second utterance of each speaker, and scores the rest.
 
     Arguments
     ---------

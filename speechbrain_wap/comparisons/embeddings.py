@@ -29,14 +29,8 @@ from speechbrain.utils.distributed import infer_device
 
 from speechbrain_wap.errors import CommandParser, RecipeError, escape_controls
 from speechbrain_wap.evaluation.linear_probe import score_probe
-from speechbrain_wap.evaluation.trained_run import CURE, TrainedRun
-from speechbrain_wap.features.extraction import cut_long_utterances
-from speechbrain_wap.files import (
-    expand_path,
-    read_json,
-    write_atomically,
-    write_table,
-)
+from speechbrain_wap.evaluation.trained_run import TrainedRun
+from speechbrain_wap.files import expand_path, write_atomically, write_table
 from speechbrain_wap.reports.page import COLORS
 from speechbrain_wap.reports.report import (
     finish_figure,
@@ -195,14 +189,8 @@ def embed(run, method="tsne", seed=0):
         raise RecipeError(
             f"{run.folder} has several feature_caches: give a run with one."
         )
-    splits = {
-        name: read_json(run.folder / f"{name}.json", CURE)
-        for name in ("train", "test")
-    }
+    splits = {name: run.read_split(name) for name in ("train", "test")}
     cache = run.caches[""]
-    if run.settings["long_utterances"] == "cut":
-        limits = [cache], run.settings["max_frames"]
-        splits = cut_long_utterances(splits, *limits)
     cache.device = infer_device()
     cache.extract({e["digest"]: e for s in splits.values() for e in s.values()})
     splits = {

@@ -106,8 +106,7 @@ def main(arguments):
         The command line.
     """
     files, options, entries, wanted, reference = _read_arguments(arguments)
-    # of those that are not wanted, what is finished is shown
-    trained = [entry for entry in entries if not entry.probe]
+    trained = [e for e in entries if not e.probe and e.name in wanted]
     listed = list_plans(files, options, [_Entry(""), *trained])
     base = listed.pop("")[""]  # what is typed, and nothing else
     root = base.output_folder
@@ -115,25 +114,36 @@ def main(arguments):
     plans, chosen, failures = {}, {}, {}
     for name, configurations in listed.items():
         with going_on(failures, name):
-            choose = choose_configuration if name in wanted else find_choice
-            choice = choose(root, name, configurations)
-            if choice is None:
-                continue
-            folder = str(Path(root, name_folder(name)))
-            plan = configurations[choice].change(output_folder=folder)
-            plans[name], chosen[name] = share_adapters(plan, root), choice
-            if name in wanted:
-                cross_validate(plans[name])
-            elif list_finished(plans[name])[0]:
-                settle_folds(plans[name])  # refuses what has other settings
+            chosen[name] = choose_configuration(root, name, configurations)
+            plan = _place(root, name, configurations[chosen[name]])
+            plans[name] = plan
+            cross_validate(plan)
     for name in failures:
         plans.pop(name, None)
-    plans = _drop_behind(plans, wanted)
-    entries = [e for e in entries if e.name in plans or e.name in wanted]
     if if_main_process():
         with only_process(root, wait=True):
-            _write(base, entries, plans, chosen, reference, failures)
+            left_out = {}
+            for entry in entries:
+                if entry.probe or entry.name in wanted:
+                    continue
+                try:
+                    found = _find_finished(
+                        root, files, options, entry, trained, plans
+                    )
+                except RecipeError as error:
+                    left_out[entry.name] = str(error)
+                    continue
+                if found is not None:
+                    chosen[entry.name], plans[entry.name] = found
+            reasons = failures, left_out
+            _write(base, entries, wanted, plans, chosen, reference, *reasons)
     report_failures(failures)
+
+
+def _place(root, name, plan):
+    """Gives a system's runs a folder of their own, and shared adapters."""
+    folder = str(Path(root, name_folder(name)))
+    return share_adapters(plan.change(output_folder=folder), root)
 
 
 # What is to be run -----------------------------------------------------------
@@ -237,7 +247,7 @@ def read_table(path):
     return entries, reference
 
 
-def list_plans(files, options, entries):
+def list_plans(files, options, entries, others=()):
     """Lists the configurations of the systems, those that differ.
 
     Arguments
@@ -248,6 +258,8 @@ def list_plans(files, options, entries):
         What is typed; each goes to the systems that have the key.
     entries : list of _Entry
         The systems.
+    others : list of _Entry
+        Further systems, whose keys may be typed, too.
 
     Returns
     -------
@@ -256,7 +268,7 @@ def list_plans(files, options, entries):
     """
     known = {
         entry.name: {*chain(*list_keys(files, entry.options.items()).values())}
-        for entry in entries
+        for entry in (*entries, *others)
     }
     of_some = set().union(*known.values())
     plans = {entry.name: {} for entry in entries}
@@ -293,8 +305,8 @@ def _split_key(key):
 def choose_configuration(root, name, plans):
     """Chooses by the UA on a session that is trained on, or as before.
 
-    The first fold is taken that has labels, and of whose training sessions the
-    next one has. A configuration that diverges is not chosen.
+    The first fold is taken that has enough labels for it. A configuration that
+    diverges is not chosen.
 
     Arguments
     ---------
@@ -319,16 +331,17 @@ def choose_configuration(root, name, plans):
     if len(plans) == 1:
         return next(iter(plans))
     folder = Path(root, "choice", name_folder(name))
-    # refuses other settings than those of an earlier choice
-    whole = next(iter(plans.values())).change(
-        folds=None, output_folder=str(folder)
-    )
-    folds, sessions, _ = settle_folds(share_adapters(whole, root))
+    # refuses other settings than those of an earlier choice; of any one
+    settled = plans[min(plans)].change(output_folder=str(folder))
+    _, sessions, _ = run_on_main(settle_folds, args=[settled])
     with only_process(folder, wait=True):
         chosen = run_on_main(find_choice, args=[root, name, plans])
         if chosen is not None:
             return chosen
-        fold = _find_fold(folds, sessions)
+        first = min(plans)
+        place = folder / name_folder(first)
+        arguments = [root, place, plans[first], len(sessions)]
+        fold = run_on_main(_find_fold, args=arguments)
         trials = [
             _plan_trial(root, folder / name_folder(label), plan, fold)
             for label, plan in plans.items()
@@ -387,17 +400,23 @@ def find_choice(root, name, plans):
     return chosen
 
 
-def _find_fold(folds, sessions):
-    """Finds the first fold whose next session, which validates, has labels."""
-    if len(sessions) == 1:  # official splits
-        return 1
-    for fold in folds if len(sessions) > 2 else ():
-        if fold % len(sessions) + 1 in folds:
-            return fold
+def _find_fold(root, folder, plan, num_folds):
+    """Finds the first fold that can be trained and validated.
+
+    Whatever --folds says: other processes may run other folds.
+    """
+    reasons = []
+    for fold in range(1, num_folds + 1):
+        try:
+            settle_folds(_plan_trial(root, folder, plan, fold))
+        except RecipeError as error:
+            reasons.append(str(error))
+            continue
+        return fold
     raise RecipeError(
-        "to choose a configuration takes three sessions, of which two that "
-        f"follow each other have labels; the corpus has {len(sessions)}: give "
-        "each system a single configuration in a table of yours (--table=...)."
+        "a configuration is chosen on one of a fold's training sessions, which "
+        f"no fold has to spare ({reasons[0].rstrip('.')}): give each system a "
+        "single configuration in a table of yours (--table=...)."
     )
 
 
@@ -446,25 +465,33 @@ def validate(plan):
 # The table -------------------------------------------------------------------
 
 
-def _drop_behind(plans, wanted):
-    """Leaves out what is not asked for, unless it has all runs of the others.
+def _find_finished(root, files, options, entry, others, plans):
+    """Finds what an earlier command has finished of a system; None if nothing.
 
-    Else fewer folds or seeds would be in the table.
+    Gives the configuration's name and its plan. Refused is what was run with
+    other settings, or lacks runs of those that are in the table.
     """
-    runs = {
-        name: {(r["seed"], r["fold"]) for r in list_finished(plan)[0]}
-        for name, plan in plans.items()
-    }
-    needed = [runs[name] for name in wanted if runs.get(name)]
-    needed = set.intersection(*needed) if needed else set()
-    return {
-        name: plan
-        for name, plan in plans.items()
-        if name in wanted or runs[name] >= needed
-    }
+    if not Path(root, name_folder(entry.name)).is_dir():
+        return None
+    listed = list_plans(files, options, [entry], others)[entry.name]
+    choice = find_choice(root, entry.name, listed)
+    if choice is None:
+        return None
+    plan = _place(root, entry.name, listed[choice])
+    runs, *needed = (
+        {(run["seed"], run["fold"]) for run in list_finished(one)[0]}
+        for one in (plan, *plans.values())
+    )
+    if not runs:
+        return None
+    settle_folds(plan)
+    needed = [one for one in needed if one]
+    if needed and not runs >= set.intersection(*needed):
+        raise RecipeError("it lacks folds or seeds of the others.")
+    return choice, plan
 
 
-def _write(base, entries, plans, chosen, reference, failures):
+def _write(base, entries, wanted, plans, chosen, reference, failures, left_out):
     """Writes the table of what is finished in all systems."""
     found = {row.system: row for row in gather_rows(plans)}
     if not found:
@@ -474,7 +501,8 @@ def _write(base, entries, plans, chosen, reference, failures):
     for entry in entries:
         row = found.get(entry.name)
         if entry.probe:
-            with going_on(failures, entry.name):
+            reasons = failures if entry.name in wanted else left_out
+            with going_on(reasons, entry.name):
                 row = _probe(base, entry, plans, [*found.values()])
         if row is not None:
             cells = dict.fromkeys(COSTS) | {"chosen": chosen.get(entry.name)}
@@ -484,7 +512,7 @@ def _write(base, entries, plans, chosen, reference, failures):
     pairs = []
     if reference in names:
         pairs = [(name, reference) for name in names if name != reference]
-    untested = [f"Not tested against {reference}, which is not finished."]
+    untested = [f"Not tested against {reference}, which is not in the table."]
     untested *= reference not in (None, *names)
     own_layer = [e.name for e in entries if "encoder_layer" in e.options]
     usual = min(found, key=own_layer.__contains__)  # one without, if there is
@@ -509,6 +537,7 @@ def _write(base, entries, plans, chosen, reference, failures):
             f"Without {name}, which failed: {failures[name]}"
             for name in failures
         ),
+        *(f"Without {name}: {left_out[name]}" for name in left_out),
     ]
     title = "Table I side by side"
     table, path = write_side_by_side(

@@ -17,6 +17,7 @@ from speechbrain_wap.encoders.speech_encoder import (
     get_encoder_dim,
 )
 from speechbrain_wap.errors import RecipeError, first_line
+from speechbrain_wap.features.extraction import cut_long_utterances
 from speechbrain_wap.files import expand_path, read_json
 from speechbrain_wap.training.checkpoints import Checkpointer
 
@@ -128,9 +129,28 @@ class TrainedRun:
                 model.after_fit(OneByOne(self._list_training_data(), "cpu"))
         return model
 
+    def read_split(self, name):
+        """Reads a manifest, as it is cut where it was (D12).
+
+        Arguments
+        ---------
+        name : str
+            "train", "valid" or "test".
+
+        Returns
+        -------
+        entries : dict
+            By utterance id.
+        """
+        entries = read_json(self.folder / f"{name}.json", CURE)
+        if self.settings["long_utterances"] == "cut":
+            limits = [*self.caches.values()], self.settings["max_frames"]
+            entries = cut_long_utterances({name: entries}, *limits)[name]
+        return entries
+
     def _list_training_data(self):
         """Makes the dataset that a model's hooks see in training."""
-        entries = read_json(self.folder / "train.json", CURE)
+        entries = self.read_split("train")
         return make_labelled_dataset(
             entries,
             self.caches,

@@ -107,18 +107,17 @@ def record_facts(
     folder = Path(output_folder)
 
     def shorten(places):
-        """Names what is near by the way from here, so that it can be moved.
+        """Names folders from the output folder, so that it can be moved.
 
-        A table's systems have a folder each, and share that of the adapters.
+        What lies outside may be moved with it, as the adapters that a table's
+        systems share, or stay: it is named in both ways.
         """
         root = folder.absolute()
-        paths = {name: Path(place).absolute() for name, place in places.items()}
-        return {
-            name: os.path.relpath(p, root)
-            if p.is_relative_to(root.parent)
-            else str(p)
-            for name, p in paths.items()
-        }
+        names = {}
+        for name, place in places.items():
+            path = os.path.abspath(place)
+            names[name] = [os.path.relpath(path, root), path]
+        return names
 
     record = {
         "notes": notes,
@@ -156,7 +155,7 @@ def read_facts(output_folder):
     keys = ["notes", "adapters", "classifiers", "defaults"]
     record = read_json(folder / RECORD, CURE, keys)
     places = {
-        key: {name: folder / place for name, place in record[key].items()}
+        key: {name: _find(folder, where) for name, where in record[key].items()}
         for key in ("adapters", "classifiers")
     }
     costs, details, tables, missing = [], [], [], []
@@ -191,6 +190,14 @@ def read_facts(output_folder):
         details,
         utterances.merge(_read_corpus(folder), on="id", how="left"),
     )
+
+
+def _find(folder, places):
+    """Finds a run's folder: the first there is of its names."""
+    # an earlier version recorded one name
+    names = [places] if isinstance(places, str) else places
+    paths = [os.path.normpath(folder.absolute() / name) for name in names]
+    return Path(next(filter(os.path.isdir, paths), paths[0]))
 
 
 def _read_loosely(place, name):
@@ -270,7 +277,7 @@ def _read_corpus(folder):
 
 
 def read_histories(folders):
-    """Reads the history of each run that has one.
+    """Reads the history of each run; what is missing is warned of.
 
     Arguments
     ---------

@@ -230,6 +230,8 @@ def _read_finished(plan, seed, fold):
 def settle_folds(plan):
     """Writes the corpus table and records the settings, or refuses others.
 
+    For the main process alone.
+
     Arguments
     ---------
     plan : CrossValidation
@@ -255,7 +257,7 @@ def settle_folds(plan):
         only_process(folder, wait=True),
         restored_if_refused(folder, written),
     ):
-        return run_on_main(prepare_folds, args=[plan])
+        return prepare_folds(plan)
 
 
 def run_all(plan, report):
@@ -288,7 +290,7 @@ def run_all(plan, report):
     use_one_thread()
     for stage in plan.stages:
         warn_of_slow_run(plan.commands[stage].run_opts, plan.jobs)
-    folds, sessions, revisions = settle_folds(plan)
+    folds, sessions, revisions = run_on_main(settle_folds, args=[plan])
     plan.pin_encoders(revisions)
     runs = [(seed, fold) for seed in plan.seeds for fold in folds]
     left, done, started = runs, 0, time.time()

@@ -1,6 +1,7 @@
 """Table I and Table II from end to end, tiny, as a user starts them."""
 
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -99,20 +100,24 @@ def test_table_1(short, tmp_path):
     assert (out / "table1_folds.csv").read_text() == folds
     assert json.loads(path.read_text()) == choice
     # of one system alone, the table keeps the others
-    call("table1", *arguments[:-1], "--systems=linear")
-    scores = pd.read_csv(out / "table1.csv")
-    assert list(scores["system"]) == ["linear", "WAP"]
-    # neither a choice made with other settings is taken over, nor a system
+    one = *arguments[:-1], "--systems=linear"
+    before = (out / "table1.csv").read_text()
+    call("table1", *one)
+    assert (out / "table1.csv").read_text() == before
+    # but not those of other seeds, or of other settings
+    call("table1", *one, "--seeds=7")
+    text = (out / "table1.md").read_text("utf-8")
+    assert "Without WAP: it lacks folds or seeds of the others." in text
+    assert "Not tested against WAP, which is not in the table." in text
+    # nor is a choice made with other settings taken over
     shutil.rmtree(out / "linear")
-    with pytest.raises(
-        RecipeError,
-        match="linear: .*choice/linear holds.*WAP: .*out/WAP holds.*label_frac",
-    ):
-        call(
-            "table1",
-            *arguments[:-1],
-            *("--systems=linear", "--label_fraction=0.5"),
-        )
+    other = "--label_fraction=0.5"
+    with pytest.raises(RecipeError, match="choice/linear holds.*label_fract"):
+        call("table1", *one, other)
+    shutil.rmtree(out / "choice" / "linear")
+    call("table1", *one, other)
+    text = (out / "table1.md").read_text("utf-8")
+    assert re.search("Without WAP: .*/out/WAP holds .*label_fraction", text)
 
 
 def test_table_2(short, tmp_path):

@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -243,13 +244,15 @@ def test_stages_that_lie_side_by_side_may_be_moved(tmp_path):
         place = root / "system" / "seed7" / f"fold{fold}" / "adapter"
         place.rename(root / f"adapter{fold}")
     results = json.loads((root / "system" / "results.json").read_text())
-    record = json.loads((root / "system" / "report.json").read_text())
-    adapters = {f"fold {f}, seed 7": root / f"adapter{f}" for f in (1, 2)}
-    classifiers = {
-        name: root / "system" / place
-        for name, place in record["classifiers"].items()
-    }
+    places = root / "system" / "seed7"
+    classifiers, adapters = (
+        {f"fold {f}, seed 7": Path(str(place).format(f)) for f in (1, 2)}
+        for place in (places / "fold{}" / "classifier", root / "adapter{}")
+    )
     record_facts(root / "system", results, adapters, classifiers, [], {})
+    alone = (root / "system").rename(tmp_path / "alone")
+    assert read_facts(alone).costs == before.costs
+    alone.rename(root / "system")
     moved = root.rename(tmp_path / "moved")
     assert read_facts(moved / "system").costs == before.costs
     # what is not there has no cost, rather than a part of it
