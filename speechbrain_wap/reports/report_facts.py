@@ -110,13 +110,15 @@ def record_facts(
         """Names folders from the output folder, so that it can be moved.
 
         What lies outside may be moved with it, as the adapters that a table's
-        systems share, or stay: it is named in both ways.
+        systems share, or stay: it has two names.
         """
         root = folder.absolute()
         names = {}
         for name, place in places.items():
-            path = os.path.abspath(place)
-            names[name] = [os.path.relpath(path, root), path]
+            path = Path(place).absolute()
+            names[name] = [os.path.relpath(path, root)]
+            if not path.is_relative_to(root):
+                names[name].append(str(path))
         return names
 
     record = {

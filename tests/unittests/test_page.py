@@ -236,6 +236,14 @@ def test_files_that_hold_something_else_are_left_out(tmp_path):
     assert "minutes" not in page.texts[""] and set(page.data["wav"]) == {None}
 
 
+def test_what_is_recorded_does_not_tell_where_the_folder_is(tmp_path):
+    records = []
+    for name in ("here", "there"):
+        make_report_folder(tmp_path / name)
+        records.append((tmp_path / name / "report.json").read_text())
+    assert records[0] == records[1]
+
+
 def test_stages_that_lie_side_by_side_may_be_moved(tmp_path):
     root = tmp_path / "out"
     make_report_folder(root / "system", seeds=[7])
