@@ -130,8 +130,8 @@ def main(arguments):
                     found = _find_finished(
                         root, files, options, entry, trained, plans
                     )
-                except RecipeError as error:
-                    left_out[entry.name] = str(error)
+                except Exception as error:  # of any module that a YAML names
+                    left_out[entry.name] = first_line(error)
                     continue
                 if found is not None:
                     chosen[entry.name], plans[entry.name] = found
