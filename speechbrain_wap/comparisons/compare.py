@@ -155,6 +155,8 @@ def _read_arguments(arguments):
             for key, text in options
             if key not in ("label_fractions", "adapter_epochs")
         ]
+        # whatever the YAML says: both are run
+        + ["--adapter_training=True"] * ("adapter_folder" not in given)
     )
     if fractions is None:
         fractions = [float(plan.settings["classifier"]["label_fraction"])]

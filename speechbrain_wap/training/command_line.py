@@ -17,8 +17,9 @@ from speechbrain_wap.files import expand_path
 from speechbrain_wap.training.hparams_file import PLACE_SUFFIXES, HparamsFile
 from speechbrain_wap.training.settings import find_near
 
-# Run options of SpeechBrain that could only mislead here, and why
+# Options that could only mislead a train script, and why
 REFUSED_OPTIONS = {
+    "adapter_training": "it is for cross_validate.py; see adapter_folder",
     "nonfinite_patience": "a loss that is not finite stops the run",
     "skip_nonfinite_grads": "a loss that is not finite stops the run",
     "jit": "TorchScript cannot read the adapter; --compile can",

@@ -40,6 +40,7 @@ OWN_KEYS = (
 SET_KEYS = {
     "fold": "use --folds",
     "seed": "use --seeds",
+    "adapter_training": "use --adapter_training without a stage",
     "adapter_folder": "use --adapter_folder without a stage",
     "save_folder": "each run has its own",
     "output_folder": "use --output_folder without a stage",
@@ -216,7 +217,6 @@ class CrossValidation:
         for key in own:
             if key.endswith("_folder"):
                 own[key] = expand_path(own[key], f"--{key}=")
-        self._set_adapter(own, options, keys)
         jobs = parse_list(own.get("jobs", "1"), "jobs")
         if len(jobs) != 1 or jobs[0] < 1:
             raise RecipeError(
@@ -228,6 +228,7 @@ class CrossValidation:
             for stage, file in files.items()
         }
         self._read()
+        self._set_adapter(own, options, keys)
         self.output_folder = own.get("output_folder")
         if self.output_folder is None:
             self.output_folder = self._default_folder()
@@ -240,7 +241,8 @@ class CrossValidation:
 
     def _set_adapter(self, own, options, keys):
         """Settles where the adapters come from."""
-        text = own.get("adapter_training", "True")
+        usual = self.settings["classifier"].get("adapter_training", True)
+        text = own.get("adapter_training", str(usual))
         self.adapter_training = yaml.safe_load(text)
         if not isinstance(self.adapter_training, bool):
             raise RecipeError(
@@ -248,16 +250,28 @@ class CrossValidation:
             )
         self.adapter_folder = own.get("adapter_folder")
         if self.adapter_folder is not None:
-            self._refuse_stage_1_options(options, keys)
+            self._refuse_stage_1_options(
+                options,
+                keys,
+                "--adapter_folder, whose adapter is used for all folds: leave "
+                "one of them out.",
+            )
             self.adapter_training = False
         elif "adapters_folder" in own and not self.adapter_training:
             raise RecipeError(
-                "--adapters_folder is of no use with --adapter_training=False."
+                "--adapters_folder is of no use with adapter_training=False."
+            )
+        elif not usual and "adapter_training" not in own:
+            self._refuse_stage_1_options(
+                options,
+                keys,
+                f"adapter_training: False of {self.commands['classifier'][0]}: "
+                "leave it out, or give --adapter_training=True.",
             )
 
-    def _refuse_stage_1_options(self, options, keys):
-        """Refuses what has no effect beside an earlier adapter."""
-        if not self.adapter_folder:
+    def _refuse_stage_1_options(self, options, keys, reason):
+        """Refuses what has no effect where stage 1 is not run."""
+        if self.adapter_folder == "":
             raise RecipeError(
                 "--adapter_folder= is empty: give the output folder of "
                 "train_adapter.py, or --adapter_training=False."
@@ -266,10 +280,7 @@ class CrossValidation:
         only |= {"adapter_training", "adapters_folder"}
         for key, _ in options:
             if key in only or key.startswith("adapter."):
-                raise RecipeError(
-                    f"--{key} has no effect with --adapter_folder, whose "
-                    "adapter is used for all folds: leave one of them out."
-                )
+                raise RecipeError(f"--{key} has no effect with {reason}")
 
     def _read(self):
         """Reads the settings of what the stages are told."""

@@ -52,6 +52,8 @@ UNGUARDED_KEYS = {
     "ckpt_interval_minutes",
     "probe_every",
     "probe_utterances",
+    # compared by cross_validate.py, as it is there
+    "adapter_training",
 }
 # Compared otherwise: the encoder by its key; epochs may only grow
 NAMED_ONLY = {"encoder_source", "number_of_epochs"}

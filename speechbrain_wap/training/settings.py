@@ -60,6 +60,7 @@ LOOP_KEYS = {
     "label_fraction": (check_number, {"above": 0.0, "most": 1.0}),
     "corpus_weight": (check_number, {"least": 0.001, "most": 1000.0}),
     "skip_prep": (check_flag, {}),
+    "adapter_training": (check_flag, {}),
     "adapter_data": (check_choice, {"choices": ("train", "all")}),
     "adapter_branch": (check_choice, {"choices": ("teacher", "student")}),
     "long_utterances": (check_choice, {"choices": ("error", "cut")}),

@@ -1,6 +1,7 @@
 """What a cross-validation is told: which stage, folds, seeds and folders."""
 
 import json
+import shutil
 import sys
 import threading
 import time
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 from readings import SMALL, STAGES, find_yaml
 
+from speechbrain_wap.comparisons import compare, table1
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import try_lock
 from speechbrain_wap.reports.cross_validation_report import summarise_settings
-from speechbrain_wap.training.command_line import split_options
+from speechbrain_wap.training.command_line import read_command, split_options
 from speechbrain_wap.training.cross_validation import (
     CrossValidation,
     load_scripts,
@@ -168,6 +170,68 @@ def test_stage_1_may_be_left_out_or_be_an_earlier_one():
     # or that of another run
     command = plan("--output_folder=O", "--adapters_folder=A")
     assert command.find_adapter(7, fold=2) == "A/seed7/fold2/adapter"
+
+
+@pytest.fixture
+def without_stage_1(tmp_path):
+    """Makes YAML files that leave stage 1 out, as typed first."""
+    shutil.copytree(Path(FILES[0]).parent, tmp_path / "hparams")
+    files = [str(tmp_path / "hparams" / Path(file).name) for file in FILES]
+    text = Path(files[1]).read_text()
+    usual = "adapter_training: True"
+    assert text.count(usual) == 1
+    Path(files[1]).write_text(text.replace(usual, "adapter_training: False"))
+    return files
+
+
+def test_the_yaml_says_whether_stage_1_is_run(without_stage_1):
+    arguments = [*without_stage_1, "--data_folder=D"]
+    left_out = CrossValidation(arguments)
+    assert not left_out.has_adapter and left_out.stages == ["classifier"]
+    folder = left_out.output_folder
+    # what is typed counts more, and names the folder as ever
+    wanted = CrossValidation([*arguments, "--adapter_training=True"])
+    assert wanted.adapter_training and wanted.stages == list(STAGES)
+    assert wanted.output_folder == plan("--data_folder=D").output_folder
+    typed = plan("--data_folder=D", "--adapter_training=False")
+    assert typed.output_folder == folder != wanted.output_folder
+    earlier = CrossValidation([*arguments, "--adapter_folder=A"])
+    assert earlier.has_adapter and not earlier.adapter_training
+    # no silent loss of what only stage 1 reads
+    for option in ("--num_attributes=8", "--adapter.lr=1", "--corpora=a.csv"):
+        sentence = f"{option.partition('=')[0]} has no effect with adapter_tra"
+        sentence += "ining: False of .*classifier.yaml.*--adapter_training=True"
+        with pytest.raises(RecipeError, match=sentence):
+            CrossValidation([*arguments, option])
+        CrossValidation([*arguments, option, "--adapter_training=True"])
+        CrossValidation([*arguments, option, "--adapter_training=False"])
+
+
+def test_what_compares_adapter_training_runs_it_whatever_the_yaml_says(
+    without_stage_1,
+):
+    typed = [*without_stage_1, "--data_folder=D"]
+    plan, _, _ = compare._read_arguments(typed)
+    assert plan.adapter_training
+    plan, _, _ = compare._read_arguments([*typed, "--adapter_folder=A"])
+    assert plan.adapter_folder == "A" and not plan.adapter_training
+    typed.append("--adapter.probe_every=0")
+    files, options, entries, *_ = table1._read_arguments(typed)
+    trained = [table1._TYPED, *(e for e in entries if not e.probe)]
+    for name, plans in table1.list_plans(files, options, trained).items():
+        wanted = name in ("", "WAP-Transformer")
+        assert {p.adapter_training for p in plans.values()} == {wanted}
+
+
+def test_a_single_run_takes_no_word_on_stage_1():
+    for arguments in (
+        [FILES[1], "--adapter_training=True"],
+        [FILES[0], "--adapter_training=True"],
+    ):
+        with pytest.raises(RecipeError, match="is for cross_validate.py"):
+            read_command(arguments)
+    with pytest.raises(RecipeError, match="use --adapter_training without"):
+        plan("--data_folder=D", "--classifier.adapter_training=False")
 
 
 # Where it is written ---------------------------------------------------------

@@ -7,18 +7,20 @@ from pathlib import Path
 import pytest
 from readings import CORPORA, SMALL, STAGES, find_yaml
 
-from speechbrain_wap.comparisons import table1
+from speechbrain_wap.comparisons import choice, table1
+from speechbrain_wap.comparisons.choice import (
+    choose_configuration,
+    plan_trial,
+    split_training,
+    validate,
+)
 from speechbrain_wap.comparisons.side_by_side import Row
 from speechbrain_wap.comparisons.table1 import (
     TABLE,
     _Entry,
-    _plan_trial,
     _read_arguments,
-    choose_configuration,
     list_plans,
     read_table,
-    split_training,
-    validate,
 )
 from speechbrain_wap.data.folds import FoldPlan
 from speechbrain_wap.errors import DivergedError, RecipeError
@@ -152,8 +154,8 @@ def choose(tmp_path, monkeypatch):
                 raise RecipeError("no labels.")
             return plan.folds, list("abc"), {}
 
-        monkeypatch.setattr(table1, "validate", fake)
-        monkeypatch.setattr(table1, "settle_folds", settle)
+        monkeypatch.setattr(choice, "validate", fake)
+        monkeypatch.setattr(choice, "settle_folds", settle)
         plans = plan_all(_Entry("A b", LINEAR, grid))
         return choose_configuration(tmp_path, "A b", plans), tried
 
@@ -184,17 +186,17 @@ def test_what_diverges_is_not_chosen(choose, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "choice",
+    "damaged",
     [
         {"chosen": "b", "validation_UA": {"a": 0.5}},
         {"chosen": "a", "validation_UA": [0.5]},
         {"chosen": "a"},
     ],
 )
-def test_a_damaged_choice_is_named(choose, tmp_path, choice):
+def test_a_damaged_choice_is_named(choose, tmp_path, damaged):
     path = tmp_path / "choice" / "A_b" / "choice.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(choice))
+    path.write_text(json.dumps(damaged))
     with pytest.raises(RecipeError, match=f"{re.escape(str(path))} is damaged"):
         choose([])
 
@@ -216,12 +218,12 @@ def test_nothing_is_tried_where_there_is_no_choice(choose, tmp_path):
 
 def test_official_splits_stay_as_they_are():
     (plan,) = plan_all(_Entry("a"), "--protocol=predefined").values()
-    trial = _plan_trial("R", "F", plan, 1)
+    trial = plan_trial("R", "F", plan, 1)
     for stage in STAGES:
         assert trial.settings[stage]["protocol"] == "predefined"
     (plan,) = plan_all(_Entry("a")).values()
     for stage in STAGES:
-        settings = _plan_trial("R", "F", plan, 1).settings[stage]
+        settings = plan_trial("R", "F", plan, 1).settings[stage]
         assert settings["protocol"] == "held_out"
 
 
@@ -240,7 +242,7 @@ def test_the_session_that_is_tested_has_no_say(
         (place / "history.json").write_text(json.dumps(rows))
         (place / "scores.json").write_text('{"UA": 0.99}')
 
-    monkeypatch.setattr(table1, "run_all", fake)
+    monkeypatch.setattr(choice, "run_all", fake)
     assert validate(plan) == expected
 
 
@@ -248,7 +250,7 @@ def test_a_trial_that_diverges_has_no_score(tmp_path, monkeypatch):
     def diverge(plan, report):
         raise DivergedError("the loss is nan")
 
-    monkeypatch.setattr(table1, "run_all", diverge)
+    monkeypatch.setattr(choice, "run_all", diverge)
     (plan,) = plan_all(_Entry("a", LINEAR)).values()
     assert validate(plan) is None
 

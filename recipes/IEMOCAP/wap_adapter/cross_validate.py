@@ -5,8 +5,9 @@ r"""Both stages for every fold and seed, then the report.
     --data_folder=/path/to/corpus --output_folder=results/my_run
 
 Options of its own: --folds=1,2,3 (default: all), --seeds=1993,1994 (default:
-the YAML's), --adapter_training=False (no stage 1), --adapter_folder=DIR (no
-stage 1, but this earlier adapter for all folds; DIR_{seed}: one for each seed),
+the YAML's), --adapter_training=False (no stage 1; default: what the
+classifier's YAML says), --adapter_folder=DIR (no stage 1, but this earlier
+adapter for all folds; DIR_{seed}: one for each seed),
 --adapters_folder=results/run (where stage 1 of each fold and seed lies or is to
 lie, for runs that differ in stage 2 only; default: the output folder), --jobs=4
 (that many folds at a time, each in a process of its own; changes no number: on
