@@ -75,7 +75,9 @@ def _read_arguments(arguments):
         raise RecipeError(f"give one key and its values: {usage}.")
     key, _, text = swept[0].partition("=")
     if key in OWN_KEYS:
-        raise RecipeError(f"--sweep {key} is no key of a YAML: {usage}.")
+        raise RecipeError(
+            f"{key} cannot be swept, but a key of a YAML: {usage}."
+        )
     try:
         values = YAML(typ="safe", pure=True).load(f"[{text}]")
     except YAMLError:
@@ -88,6 +90,8 @@ def _read_arguments(arguments):
         for other, text in options
         if other != "sweep"
     ]
+    if not {"adapter_training", "adapter_folder"} & dict(options).keys():
+        others.append("--adapter_training=True")  # whatever the YAML says
     return key, list(dict.fromkeys(swept)), positional + others
 
 

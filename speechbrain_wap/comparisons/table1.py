@@ -80,10 +80,6 @@ class _Entry(NamedTuple):
     published: str | None = None
 
 
-# What is typed and nothing else, which may be an option of stage 1
-_TYPED = _Entry("", {"adapter_training": True})
-
-
 def main(arguments):
     """Runs all systems and writes the table.
 
@@ -94,8 +90,8 @@ def main(arguments):
     """
     files, options, entries, wanted, reference = _read_arguments(arguments)
     trained = [e for e in entries if not e.probe and e.name in wanted]
-    listed = list_plans(files, options, [_TYPED, *trained])
-    base = listed.pop("")[""]
+    listed = list_plans(files, options, [_Entry(""), *trained])
+    base = listed.pop("")[""]  # what is typed, and nothing else
     root = base.output_folder
     start_ranks(base.commands["classifier"].run_opts)
     plans, chosen, failures = {}, {}, {}
@@ -213,6 +209,12 @@ def read_table(path):
                 f"{path}: {entry.name} must have a mapping of options and a "
                 "list of configurations, which are mappings."
             )
+        own = {*REFUSED_OPTIONS} & {key for one in tried for key in one}
+        if own:
+            raise RecipeError(
+                f"{path}: {entry.name}: {min(own)} belongs into its options, "
+                "not into a configuration."
+            )
         if entry.probe and any(one.keys() != {"C"} for one in tried):
             raise RecipeError(
                 f"{path}: {entry.name} is the linear probe, of which a "
@@ -266,7 +268,8 @@ def list_plans(files, options, entries, others=()):
             for key, text in options
             if _split_key(key)[1] not in elsewhere
         ]
-        typed += starmap(write_option, entry.options.items())
+        its_own = {"adapter_training": True, **entry.options}
+        typed += starmap(write_option, its_own.items())
         for configuration in entry.configurations:
             tried = starmap(write_option, configuration.items())
             plan = CrossValidation([*files, *tried, *typed])

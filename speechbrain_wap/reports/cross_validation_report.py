@@ -299,8 +299,9 @@ def list_defaults(plan):
     -------
     defaults : dict
     """
-    return {
+    stages = {
         f"{stage}.{key}": value
         for stage in plan.stages
         for key, value in read_defaults(plan.commands[stage]).items()
     }
+    return {"adapter_training": plan.usual_adapter_training, **stages}

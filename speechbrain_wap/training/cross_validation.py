@@ -195,6 +195,8 @@ class CrossValidation:
     seeds : list of int
     adapter_training : bool
         Whether stage 1 is run.
+    usual_adapter_training : bool
+        Whether it is as the YAML has it.
     adapter_folder : str or None
         An earlier adapter in its place; "{seed}" in it stands for the seed.
     adapters_folder : str
@@ -241,7 +243,12 @@ class CrossValidation:
 
     def _set_adapter(self, own, options, keys):
         """Settles where the adapters come from."""
-        usual = self.settings["classifier"].get("adapter_training", True)
+        if "adapter_training" in keys["adapter"]:
+            raise RecipeError(
+                f"{self.commands['adapter'].hparams_file}: adapter_training "
+                "belongs into the classifier's YAML."
+            )
+        usual = self.usual_adapter_training
         text = own.get("adapter_training", str(usual))
         self.adapter_training = yaml.safe_load(text)
         if not isinstance(self.adapter_training, bool):
@@ -257,16 +264,17 @@ class CrossValidation:
                 "one of them out.",
             )
             self.adapter_training = False
-        elif "adapters_folder" in own and not self.adapter_training:
-            raise RecipeError(
-                "--adapters_folder is of no use with adapter_training=False."
-            )
         elif not usual and "adapter_training" not in own:
             self._refuse_stage_1_options(
                 options,
                 keys,
-                f"adapter_training: False of {self.commands['classifier'][0]}: "
-                "leave it out, or give --adapter_training=True.",
+                "adapter_training: False of "
+                f"{self.commands['classifier'].hparams_file}: leave it out, or "
+                "give --adapter_training=True.",
+            )
+        elif "adapters_folder" in own and not self.adapter_training:
+            raise RecipeError(
+                "--adapters_folder is of no use with --adapter_training=False."
             )
 
     def _refuse_stage_1_options(self, options, keys, reason):
@@ -286,6 +294,7 @@ class CrossValidation:
         """Reads the settings of what the stages are told."""
         readings = {name: Reading(c) for name, c in self.commands.items()}
         self.settings = {name: r.settings for name, r in readings.items()}
+        self.usual_adapter_training = readings["classifier"].adapter_training
         self._further = readings["adapter"].corpora
         self.data = readings["classifier"].data
 

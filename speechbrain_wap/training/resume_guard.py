@@ -52,8 +52,6 @@ UNGUARDED_KEYS = {
     "ckpt_interval_minutes",
     "probe_every",
     "probe_utterances",
-    # compared by cross_validate.py, as it is there
-    "adapter_training",
 }
 # Compared otherwise: the encoder by its key; epochs may only grow
 NAMED_ONLY = {"encoder_source", "number_of_epochs"}
@@ -250,6 +248,8 @@ def refuse_changes(save_folder, settings, is_complete=False):
                     f"are {now}: the batch of all ranks is {now_whole}, not "
                     f"{whole}, unless you set {key} so that it stays."
                 )
+    if "adapter_training" in changed:  # all keys of stage 1 come or go with it
+        changed = [key for key in changed if not key.startswith("adapter.")]
     if changed:
         listing = ", ".join(
             f"another value of {LABELS[key]}"

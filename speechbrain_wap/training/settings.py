@@ -99,6 +99,8 @@ class Reading:
         where the YAML has no such key.
     data : str
         The corpus under test: its folder or table; "" where there is none.
+    adapter_training : bool
+        Whether cross_validate.py runs stage 1, unless it is told otherwise.
     text : str
         What is built: the YAML with the user's values, without references.
     output_folder : str
@@ -129,6 +131,8 @@ class Reading:
         for key, (check, bounds) in LOOP_KEYS.items():
             if key in settings:
                 check(key, settings[key], **bounds)
+        # of a cross-validation: no setting of a single run
+        self.adapter_training = settings.pop("adapter_training", True)
         if "corpora" in settings:
             settings["corpora"] = describe_corpora(self.corpora)
             if self.corpora and not self.data:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from readings import SMALL, STAGES, find_yaml
 
-from speechbrain_wap.comparisons import compare, table1
+from speechbrain_wap.comparisons import compare, sweep, table1
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import try_lock
 from speechbrain_wap.reports.cross_validation_report import summarise_settings
+from speechbrain_wap.training import resume_guard
 from speechbrain_wap.training.command_line import read_command, split_options
 from speechbrain_wap.training.cross_validation import (
     CrossValidation,
@@ -198,13 +199,47 @@ def test_the_yaml_says_whether_stage_1_is_run(without_stage_1):
     earlier = CrossValidation([*arguments, "--adapter_folder=A"])
     assert earlier.has_adapter and not earlier.adapter_training
     # no silent loss of what only stage 1 reads
-    for option in ("--num_attributes=8", "--adapter.lr=1", "--corpora=a.csv"):
+    options = ("--num_attributes=8", "--adapter.lr=1", "--corpora=a.csv")
+    for option in (*options, "--adapters_folder=A"):
         sentence = f"{option.partition('=')[0]} has no effect with adapter_tra"
         sentence += "ining: False of .*classifier.yaml.*--adapter_training=True"
         with pytest.raises(RecipeError, match=sentence):
             CrossValidation([*arguments, option])
         CrossValidation([*arguments, option, "--adapter_training=True"])
-        CrossValidation([*arguments, option, "--adapter_training=False"])
+    CrossValidation([*arguments, *options, "--adapter_training=False"])
+
+
+def test_the_key_is_the_classifiers(without_stage_1):
+    arguments = [*without_stage_1, "--data_folder=D"]
+    for file in without_stage_1:
+        text = Path(file).read_text().replace("adapter_training: False", "")
+        Path(file).write_text(text)
+    assert CrossValidation(arguments).adapter_training
+    Path(file).write_text(text + "\nadapter_training: 'no'\n")
+    with pytest.raises(RecipeError, match="adapter_training=no must be True"):
+        CrossValidation(arguments)
+    Path(file).write_text(text)
+    file = Path(arguments[0])
+    file.write_text(file.read_text() + "\nadapter_training: False\n")
+    with pytest.raises(RecipeError, match="adapter.yaml: adapter_training bel"):
+        CrossValidation(arguments)
+
+
+def test_a_change_of_the_key_is_named_alone(tmp_path):
+    """Stage 1's keys, of which there are a hundred, come or go with it."""
+    made = {"adapter_training": True, "adapter.lr": 1, "classifier.lr": 1}
+    made["number_of_epochs"] = 0
+    resume_guard.record_settings(tmp_path, made)
+    resume_guard.refuse_changes(tmp_path, made, is_complete=True)
+    changed = {k: v for k, v in made.items() if k != "adapter.lr"}
+    changed["adapter_training"] = False
+    for before, now in ((made, changed), (changed, made)):
+        (tmp_path / resume_guard.RECORD).unlink()
+        resume_guard.record_settings(tmp_path, before)
+        with pytest.raises(RecipeError) as error:
+            resume_guard.refuse_changes(tmp_path, now, is_complete=True)
+        assert "adapter_training=" in str(error.value)
+        assert "adapter.lr" not in str(error.value)
 
 
 def test_what_compares_adapter_training_runs_it_whatever_the_yaml_says(
@@ -215,9 +250,16 @@ def test_what_compares_adapter_training_runs_it_whatever_the_yaml_says(
     assert plan.adapter_training
     plan, _, _ = compare._read_arguments([*typed, "--adapter_folder=A"])
     assert plan.adapter_folder == "A" and not plan.adapter_training
+    for options in ("num_attributes=8", "lr=1,2"):
+        _, swept, others = sweep._read_arguments([*typed, "--sweep", options])
+        plans, _ = sweep._list_plans("R", others, swept)
+        trained = [plan.adapter_training for plan in plans.values()]
+        assert any(trained) and not all(trained)
     typed.append("--adapter.probe_every=0")
     files, options, entries, *_ = table1._read_arguments(typed)
-    trained = [table1._TYPED, *(e for e in entries if not e.probe)]
+    # of each system one configuration, and one that does not say it
+    trained = [e._replace(configurations=[{}]) for e in entries if not e.probe]
+    trained.append(table1._Entry(""))
     for name, plans in table1.list_plans(files, options, trained).items():
         wanted = name in ("", "WAP-Transformer")
         assert {p.adapter_training for p in plans.values()} == {wanted}

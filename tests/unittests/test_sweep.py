@@ -77,7 +77,7 @@ def test_a_note_of_some_values_names_them():
         (["--sweep", "num_attributes"], "num_attributes has no values"),
         (["--sweep=lr="], "has no values"),
         (["--sweep=lr=[1"], "has no values"),
-        (["--sweep=folds=1,2"], "folds is no key of a YAML"),
+        (["--sweep=folds=1,2"], "folds cannot be swept"),
         (["--sweep=num_atributes=1"], "did you mean --num_attributes"),
         (["--sweep=seed=1,2"], "--seed cannot be set here: use --seeds"),
     ],

@@ -123,6 +123,7 @@ def test_a_table_that_cannot_be_is_refused(options, sentence):
         ("systems: {a: {options: linear}}", "a must have a mapping of options"),
         ("systems: {a: {configurations: {lr: 1}}}", "a list of configurations"),
         ("systems: {a: {configurations: [lr]}}", "which are mappings"),
+        ("systems: {a: {configurations: [{system: b}]}}", "into its options"),
         ("systems: {a: {probe: True}}", "a configuration is a value of C"),
     ],
 )
