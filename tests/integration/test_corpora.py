@@ -63,7 +63,8 @@ def test_ravdess_is_read_and_cross_validated(
         audio_io.save(path, 0.3 * tone[None], 16000)
     run_forked(
         *("cross_validate.py", *STAGES, *usual, "--num_attributes=8"),
-        *("--folds=2", f"--data_folder={tmp_path / 'RAVDESS'}"),
+        *("--adapter_training=True", "--folds=2"),
+        f"--data_folder={tmp_path / 'RAVDESS'}",
         *("--model_selection=best", f"--output_folder={tmp_path / 'out'}"),
         f"--fold_by={fold_by}",
         corpus="RAVDESS",
