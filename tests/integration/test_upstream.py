@@ -47,7 +47,9 @@ def test_the_files_of_a_row_exist(row):
 def test_every_key_is_used_by_its_script(row):
     text = (REPOSITORY / row["Hparam_file"]).read_text("utf-8")
     script = (REPOSITORY / row["Script_file"]).read_text("utf-8")
-    for key in set(YAML().load(text)) - set(RunOptions().as_dict()):
+    # cross_validate.py's, of which what is laid out upstream has nothing
+    others = {*RunOptions().as_dict(), "adapter_training"}
+    for key in set(YAML().load(text)) - others:
         uses = rf'\["{key}"\]|hparams\.{key}\b|modules\.{key}\b'
         is_referred_to = re.search(rf"!ref.*<{key}[>\[]", text)
         is_applied = re.search(rf"^{key}: !apply", text, re.MULTILINE)
