@@ -154,9 +154,8 @@ def _read_arguments(arguments):
             f"--{key}" if text is None else f"--{key}={text}"
             for key, text in options
             if key not in ("label_fractions", "adapter_epochs")
-        ]
-        # whatever the YAML says: both are run
-        + ["--adapter_training=True"] * ("adapter_folder" not in given)
+        ],
+        adapter_training=True,  # both are run, whatever the YAML says
     )
     if fractions is None:
         fractions = [float(plan.settings["classifier"]["label_fraction"])]

@@ -52,7 +52,7 @@ def main(arguments):
         The command line.
     """
     key, swept, arguments = _read_arguments(arguments)
-    base = CrossValidation(arguments)
+    base = CrossValidation(arguments, adapter_training=True)
     plans, pairs = _list_plans(base.output_folder, arguments, swept)
     failures = {}
     for name, plan in plans.items():
@@ -90,8 +90,6 @@ def _read_arguments(arguments):
         for other, text in options
         if other != "sweep"
     ]
-    if not {"adapter_training", "adapter_folder"} & dict(options).keys():
-        others.append("--adapter_training=True")  # whatever the YAML says
     return key, list(dict.fromkeys(swept)), positional + others
 
 
@@ -100,7 +98,8 @@ def _list_plans(root, arguments, swept):
     plans, scratch = {}, {}
     for option in swept:
         name = option.removeprefix("--")
-        plan = CrossValidation([*arguments, option])
+        # whatever the YAML says: each value is tested against without
+        plan = CrossValidation([*arguments, option], adapter_training=True)
         plan = plan.change(output_folder=str(Path(root, name_folder(name))))
         plan = share_adapters(plan, root)
         plans[name] = plan

@@ -268,11 +268,11 @@ def list_plans(files, options, entries, others=()):
             for key, text in options
             if _split_key(key)[1] not in elsewhere
         ]
-        its_own = {"adapter_training": True, **entry.options}
-        typed += starmap(write_option, its_own.items())
+        typed += starmap(write_option, entry.options.items())
         for configuration in entry.configurations:
             tried = starmap(write_option, configuration.items())
-            plan = CrossValidation([*files, *tried, *typed])
+            arguments = [*files, *tried, *typed]
+            plan = CrossValidation(arguments, adapter_training=True)
             # the values as they are, since what is typed counts more
             values = {
                 key: plan.settings[stage].get(key)

@@ -181,6 +181,9 @@ class CrossValidation:
     ---------
     arguments : list of str
         Two YAML files and options, as on the command line.
+    adapter_training : bool, optional
+        Whether stage 1 is run where no option says it; default: as the
+        classifier's YAML has it.
 
     Attributes
     ----------
@@ -211,7 +214,7 @@ class CrossValidation:
         If an option is unknown or does not fit the others.
     """
 
-    def __init__(self, arguments):
+    def __init__(self, arguments, adapter_training=None):
         files, options = split_options(arguments)
         keys = list_keys(files, options)
         files = dict(zip(STAGES, files))
@@ -230,7 +233,10 @@ class CrossValidation:
             for stage, file in files.items()
         }
         self._read()
-        self._set_adapter(own, options, keys)
+        usual = self.usual_adapter_training
+        if adapter_training is not None:
+            usual = adapter_training
+        self._set_adapter(own, options, keys, usual)
         self.output_folder = own.get("output_folder")
         if self.output_folder is None:
             self.output_folder = self._default_folder()
@@ -241,14 +247,13 @@ class CrossValidation:
         if seeds is not None:
             self.seeds = parse_list(seeds, "seeds")
 
-    def _set_adapter(self, own, options, keys):
+    def _set_adapter(self, own, options, keys, usual):
         """Settles where the adapters come from."""
         if "adapter_training" in keys["adapter"]:
             raise RecipeError(
                 f"{self.commands['adapter'].hparams_file}: adapter_training "
                 "belongs into the classifier's YAML."
             )
-        usual = self.usual_adapter_training
         text = own.get("adapter_training", str(usual))
         self.adapter_training = yaml.safe_load(text)
         if not isinstance(self.adapter_training, bool):

@@ -263,6 +263,11 @@ def test_what_compares_adapter_training_runs_it_whatever_the_yaml_says(
     for name, plans in table1.list_plans(files, options, trained).items():
         wanted = name in ("", "WAP-Transformer")
         assert {p.adapter_training for p in plans.values()} == {wanted}
+    earlier = table1._Entry("e", {"adapter_folder": "A"})
+    (plan,) = table1.list_plans(files, [("data_folder", "D")], [earlier])[
+        "e"
+    ].values()
+    assert plan.has_adapter and not plan.adapter_training
 
 
 def test_a_single_run_takes_no_word_on_stage_1():
