@@ -28,7 +28,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from speechbrain_wap.comparisons.comparison import WITH, WITHOUT
-from speechbrain_wap.comparisons.side_by_side import PROBE, format_difference
+from speechbrain_wap.comparisons.probe import PROBE
+from speechbrain_wap.comparisons.side_by_side import format_difference
 from speechbrain_wap.data.corpus_table import find_audio, write_corpus_table
 from speechbrain_wap.data.folds import list_sessions
 from speechbrain_wap.evaluation.significance import compare_units

@@ -14,7 +14,7 @@ from speechbrain.utils.distributed import (
 )
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.comparisons.side_by_side import name_folder, share_adapters
+from speechbrain_wap.comparisons.running import name_folder, share_adapters
 from speechbrain_wap.data.speakers import natural_key
 from speechbrain_wap.errors import DivergedError, RecipeError
 from speechbrain_wap.files import only_process, read_json, write_text

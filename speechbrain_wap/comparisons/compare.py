@@ -26,12 +26,8 @@ from speechbrain_wap.comparisons.comparison import (
     WITHOUT,
     write_comparison,
 )
-from speechbrain_wap.comparisons.side_by_side import (
-    PROBE,
-    build_hparams,
-    find_common,
-    probe_folds,
-)
+from speechbrain_wap.comparisons.probe import PROBE, build_hparams, probe_folds
+from speechbrain_wap.comparisons.running import find_common
 from speechbrain_wap.errors import RecipeError, check_number
 from speechbrain_wap.files import only_process
 from speechbrain_wap.reports.cross_validation_report import (

@@ -1,33 +1,22 @@
 """Systems side by side: the same folds and seeds, one table, paired tests.
 
-What the commands compare, sweep and table1 share.
+What the commands compare, sweep and table1 write.
 """
 
-import json
-import re
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from speechbrain.utils.distributed import is_distributed_initialized
-from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.data.classes import list_classes
-from speechbrain_wap.data.folds import SPLITS
-from speechbrain_wap.data.manifests import read_manifests
-from speechbrain_wap.data.sampling import choose_labelled
-from speechbrain_wap.errors import RecipeError, first_line
-from speechbrain_wap.evaluation.linear_probe import STRENGTH, linear_probe
+from speechbrain_wap.comparisons.running import find_common
 from speechbrain_wap.evaluation.significance import (
     average_seeds,
     bound_mean,
     compare_units,
     correct_holm,
 )
-from speechbrain_wap.features.extraction import cut_long_utterances
 from speechbrain_wap.files import write_table, write_text
 from speechbrain_wap.reports.cross_validation_report import summarise
 from speechbrain_wap.reports.report import (
@@ -36,17 +25,11 @@ from speechbrain_wap.reports.report import (
     markdown_table,
     percent,
     save_figure,
-    sum_up,
 )
 from speechbrain_wap.reports.report_facts import read_cost
-from speechbrain_wap.training.cross_validation import find_run, load_scripts
-from speechbrain_wap.training.experiment import Experiment
-from speechbrain_wap.training.resume_guard import digest_settings
+from speechbrain_wap.training.cross_validation import find_run
 from speechbrain_wap.training.run_folds import list_finished
 
-logger = get_logger(__name__)
-
-PROBE = "linear probe"
 COSTS = ("trained parameters", "minutes a fold", "peak memory, MB")
 TESTS = (
     "Points of UA, paired over folds, of which each counts once, with its mean "
@@ -69,250 +52,6 @@ class Row(NamedTuple):
     results: dict
     cells: dict
     transductive: str | None = None
-
-
-# Running ---------------------------------------------------------------------
-
-
-def name_folder(name):
-    """Names the folder of a system below the output folder.
-
-    Arguments
-    ---------
-    name : str
-        What the table calls it.
-
-    Returns
-    -------
-    folder : str
-
-    Example
-    -------
-    >>> name_folder("num_attributes=128"), name_folder("W2v2-PT (corpus)")
-    ('num_attributes=128', 'W2v2-PT_corpus')
-    """
-    return re.sub(r"[^\w.,=+-]+", "_", name).strip("_")[-100:]
-
-
-def write_option(key, value):
-    """Writes a key and its value as they are typed.
-
-    Arguments
-    ---------
-    key : str
-        The key.
-    value : object
-        As YAML has it.
-
-    Returns
-    -------
-    option : str
-
-    Example
-    -------
-    >>> write_option("system", "linear"), write_option("encoder_layer", [1, 2])
-    ('--system=linear', '--encoder_layer=[1, 2]')
-    """
-    text = value if isinstance(value, str) else json.dumps(value)
-    return f"--{key}={text}"
-
-
-def share_adapters(plan, root):
-    """Lets stage 1, if it is run, lie where all with its settings have it.
-
-    Arguments
-    ---------
-    plan : speechbrain_wap.training.cross_validation.CrossValidation
-        What is to be run.
-    root : str
-        The output folder of the whole table.
-
-    Returns
-    -------
-    plan : speechbrain_wap.training.cross_validation.CrossValidation
-    """
-    if not plan.adapter_training:
-        return plan
-    digest = digest_settings(plan.settings["adapter"])
-    return plan.change(adapters_folder=str(Path(root, "adapters", digest)))
-
-
-@contextmanager
-def going_on(failures, name):
-    """Notes what fails in the block, so that other systems are run.
-
-    Arguments
-    ---------
-    failures : dict
-        Gets the reason by the system's name.
-    name : str
-        The system's.
-
-    Example
-    -------
-    >>> failures = {}
-    >>> with going_on(failures, "mine"):
-    ...     raise RecipeError("lr=-1 must be at least 0.")
-    >>> failures
-    {'mine': 'lr=-1 must be at least 0.'}
-    """
-    try:
-        yield
-    except Exception as error:  # of any module that a YAML may name
-        if is_distributed_initialized():
-            raise  # the other ranks may not have failed
-        failures[name] = first_line(error)
-        logger.error(
-            f"{name} fails, the others go on: {failures[name]}",
-            exc_info=not isinstance(error, RecipeError),
-        )
-
-
-def report_failures(failures):
-    """Ends a command in which some systems have failed.
-
-    Arguments
-    ---------
-    failures : dict
-        Reasons by the systems' names.
-
-    Raises
-    ------
-    RecipeError
-        If there are any.
-
-    Example
-    -------
-    >>> report_failures({})
-    """
-    if failures:
-        listing = "; ".join(
-            f"{name}: {reason.rstrip('.')}" for name, reason in failures.items()
-        )
-        raise RecipeError(
-            f"not all systems were run ({listing}); the same command again "
-            "tries them anew."
-        )
-
-
-def find_common(plans):
-    """Reads the runs that are finished in all cross-validations.
-
-    Arguments
-    ---------
-    plans : list of CrossValidation
-        At least one.
-
-    Returns
-    -------
-    runs : list of list of dict
-        Of each plan, contents of scores.json of the same seeds and folds.
-    """
-    finished = [list_finished(plan)[0] for plan in plans]
-    names = [{(r["seed"], r["fold"]) for r in runs} for runs in finished]
-    common = set.intersection(*names)
-    return [
-        [run for run in runs if (run["seed"], run["fold"]) in common]
-        for runs in finished
-    ]
-
-
-# The linear probe ------------------------------------------------------------
-
-
-def build_hparams(plan):
-    """Builds what the classifier's YAML wires.
-
-    Arguments
-    ---------
-    plan : speechbrain_wap.training.cross_validation.CrossValidation
-        What is run.
-
-    Returns
-    -------
-    hparams : dict
-    """
-    command = plan.commands["classifier"].change(
-        output_folder=plan.output_folder
-    )
-    experiment = Experiment(command, load_scripts()["classifier"].NEEDED)
-    experiment.remove_empty_save_folder()
-    return experiment.hparams
-
-
-def probe_folds(hparams, plan, runs, fraction, pooled, strength=STRENGTH):
-    """Fits the linear probe on the folds of a finished cross-validation.
-
-    Arguments
-    ---------
-    hparams : dict
-        What :func:`build_hparams` gave.
-    plan : speechbrain_wap.training.cross_validation.CrossValidation
-        Its runs have the manifests.
-    runs : list of dict
-        The runs; of several seeds the first, unless these choose labels.
-    fraction : float
-        Share of the labels that is used.
-    pooled : dict
-        Pooled frames by digest, see :func:`linear_probe`.
-    strength : float
-        Inverse of the regularisation.
-
-    Returns
-    -------
-    results : dict
-        Content of results.json.
-    """
-    probed = []
-    for run in runs:
-        if fraction == 1.0 and run["seed"] != runs[0]["seed"]:
-            continue  # the probe draws no random numbers
-        splits = read_splits(hparams, plan, run, pooled)
-        classes = list_classes(splits, hparams["classes"])
-        labelled = choose_labelled(splits["train"], fraction, run["seed"])
-        cache = hparams["feature_cache"]
-        scores = linear_probe(
-            splits, cache, classes, labelled, pooled, strength
-        )
-        probed.append({**run, "classes": classes, "confusion": None, **scores})
-    return sum_up(probed, {})
-
-
-def read_splits(hparams, plan, run, pooled):
-    """Reads the splits of a finished fold, as far as they are in the cache.
-
-    Arguments
-    ---------
-    hparams, plan, pooled
-        See :func:`probe_folds`.
-    run : dict
-        The fold and the seed.
-
-    Returns
-    -------
-    splits : dict
-        Manifest entries by utterance id of each split.
-    """
-    cache = hparams["feature_cache"]
-    place = find_run(plan.output_folder, run["seed"], run["fold"])
-    splits = read_manifests(
-        {s: Path(place, "classifier", f"{s}.json") for s in SPLITS},
-        protocol=hparams["fold_plan"].protocol,
-    )
-    if hparams["long_utterances"] == "cut":
-        splits = cut_long_utterances(splits, [cache], hparams["max_frames"])
-    # what has been pooled is not checked again
-    return {
-        name: {
-            key: entry
-            for key, entry in split.items()
-            if entry["digest"] in pooled or cache.has_entry(entry["digest"])
-        }
-        for name, split in splits.items()
-    }
-
-
-# The table -------------------------------------------------------------------
 
 
 def gather_rows(plans):

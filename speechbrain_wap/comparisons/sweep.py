@@ -20,13 +20,15 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from speechbrain.utils.distributed import if_main_process
 
-from speechbrain_wap.comparisons.side_by_side import (
-    gather_rows,
+from speechbrain_wap.comparisons.running import (
     going_on,
     name_folder,
     report_failures,
     share_adapters,
     write_option,
+)
+from speechbrain_wap.comparisons.side_by_side import (
+    gather_rows,
     write_side_by_side,
 )
 from speechbrain_wap.errors import RecipeError

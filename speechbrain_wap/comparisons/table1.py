@@ -29,18 +29,22 @@ from speechbrain_wap.comparisons.choice import (
     find_choice,
     split_training,
 )
-from speechbrain_wap.comparisons.side_by_side import (
-    COSTS,
-    Row,
+from speechbrain_wap.comparisons.probe import (
     build_hparams,
-    gather_rows,
-    going_on,
-    name_folder,
     probe_folds,
     read_splits,
+)
+from speechbrain_wap.comparisons.running import (
+    going_on,
+    name_folder,
     report_failures,
     share_adapters,
     write_option,
+)
+from speechbrain_wap.comparisons.side_by_side import (
+    COSTS,
+    Row,
+    gather_rows,
     write_side_by_side,
 )
 from speechbrain_wap.data.sampling import choose_labelled

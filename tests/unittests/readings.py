@@ -26,6 +26,9 @@ def find_yaml(stage="adapter", corpus="IEMOCAP"):
     return str(RECIPES / corpus / "wap_adapter" / "hparams" / f"{stage}.yaml")
 
 
+FILES = [find_yaml(stage) for stage in STAGES]
+
+
 def read(stage, *options, corpus="IEMOCAP"):
     """Reads a YAML, a recipe's by its stage or any by its path."""
     is_path = str(stage).endswith(".yaml")

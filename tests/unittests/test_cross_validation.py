@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from readings import SMALL, STAGES, find_yaml
+from readings import FILES, SMALL, STAGES, find_yaml
 
 from speechbrain_wap.comparisons import compare, sweep, table1
 from speechbrain_wap.errors import RecipeError
@@ -26,7 +26,6 @@ from speechbrain_wap.training.prepare_folds import prepare_folds
 from speechbrain_wap.training.run_folds import SCORES, list_finished, run_fold
 
 pytestmark = pytest.mark.usefixtures("workplace")
-FILES = [find_yaml(stage) for stage in STAGES]
 
 
 def plan(*options):

@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from encoder_cases import FAMILIES, edit_json, encode
-from readings import SMALL, find_yaml
+from readings import FILES, SMALL, find_yaml
 from safetensors.torch import load_file, save_file
 
 from speechbrain_wap.encoders import SpeechEncoder, get_identity
@@ -381,9 +381,8 @@ def test_the_commit_is_pinned_and_recorded(two_commits, workplace, stage):
 
 
 def test_all_folds_have_the_encoder_that_the_first_one_had(two_commits):
-    files = [find_yaml(stage) for stage in ("adapter", "classifier")]
     options = [*SMALL[:1], *SMALL[2:], "--encoder_source=someone/hubert"]
-    plan = CrossValidation([*files, *options, "--output_folder=out"])
+    plan = CrossValidation([*FILES, *options, "--output_folder=out"])
     plan.pin_encoders({"adapter": "0123abc", "classifier": "0123abc"})
     main = Path(two_commits["main"]).parents[1] / "refs" / "main"
     main.write_text(OLDER)  # it moves

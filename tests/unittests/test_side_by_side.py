@@ -1,34 +1,26 @@
 """Systems side by side: common runs, costs, tests, table and figure."""
 
 import json
-import logging
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from readings import SMALL, STAGES, find_yaml
+from readings import FILES, SMALL
 from scipy import stats
 
 from speechbrain_wap.comparisons import side_by_side
+from speechbrain_wap.comparisons.running import find_common
 from speechbrain_wap.comparisons.side_by_side import (
     COSTS,
     Row,
-    find_common,
     gather_rows,
-    going_on,
     measure_cost,
-    report_failures,
-    share_adapters,
     write_side_by_side,
 )
-from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.reports.report import sum_up
 from speechbrain_wap.training.cross_validation import CrossValidation
-
-FILES = [find_yaml(stage) for stage in STAGES]
-
 
 SCORES = ("UA", "WA", "F1")
 BASE = [[0.5, 0.6, 0.7], [0.4, 0.8, 0.6]]
@@ -171,35 +163,3 @@ def test_minutes_are_of_both_stages_and_unknown_costs_are_none(tmp_path):
         cost = {"minutes": 4.0, "peak_memory_mb": None}
         (adapter / "cost.json").write_text(json.dumps(cost))
     assert measure_cost(both, runs) == {**costs, **unknown, COSTS[1]: 6.5}
-
-
-def test_stage_1_is_shared_where_its_settings_are_the_same(tmp_path):
-    def find(*options):
-        return share_adapters(plan("O", *options), tmp_path).adapters_folder
-
-    usual = find("--adapter_training=True")
-    assert usual == find("--classifier.lr=0.1", "--sap_heads=2")
-    others = {find("--mask_ratio=0.2"), find("--adapter.number_of_epochs=2")}
-    assert len(others | {usual}) == 3
-    assert find("--adapter_training=False") == "O"
-
-
-def test_a_system_that_fails_is_named_and_the_others_go_on(caplog):
-    failures, ran = {}, []
-    errors = {"a": None, "b": RecipeError("b is bad."), "c": ZeroDivisionError}
-    with caplog.at_level(logging.ERROR):
-        for name, error in errors.items():
-            with going_on(failures, name):
-                if error:
-                    raise error
-                ran.append(name)
-    assert ran == ["a"] and list(failures) == ["b", "c"]
-    # a programmer's mistake has its traceback
-    traces = [bool(record.exc_info) for record in caplog.records]
-    assert traces == [False, True]
-    with pytest.raises(RecipeError, match="b: b is bad; c: .*; the same comm"):
-        report_failures(failures)
-    report_failures({})
-    with pytest.raises(KeyboardInterrupt):
-        with going_on(failures, "d"):
-            raise KeyboardInterrupt

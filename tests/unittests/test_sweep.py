@@ -1,7 +1,7 @@
 """A sweep: what is run for each value, shared, and tested against what."""
 
 import pytest
-from readings import SMALL, STAGES, find_yaml
+from readings import FILES, SMALL
 
 from speechbrain_wap.comparisons.sweep import (
     WITHOUT,
@@ -10,8 +10,6 @@ from speechbrain_wap.comparisons.sweep import (
     list_notes,
 )
 from speechbrain_wap.errors import RecipeError
-
-FILES = [find_yaml(stage) for stage in STAGES]
 
 
 def list_plans(*options):

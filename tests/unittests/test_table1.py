@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from readings import CORPORA, SMALL, STAGES, find_yaml
+from readings import CORPORA, FILES, SMALL, STAGES, find_yaml
 
 from speechbrain_wap.comparisons import choice, table1
 from speechbrain_wap.comparisons.choice import (
@@ -26,7 +26,6 @@ from speechbrain_wap.data.folds import FoldPlan
 from speechbrain_wap.errors import DivergedError, RecipeError
 from speechbrain_wap.training.command_line import split_options
 
-FILES = [find_yaml(stage) for stage in STAGES]
 LINEAR = {"system": "linear", "adapter_training": False}
 GRID = [
     {"classifier_lr": lr, "number_of_epochs": n}

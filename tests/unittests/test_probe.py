@@ -1,0 +1,78 @@
+"""The linear probe: what it learns from, and what it reads."""
+
+import shutil
+from types import SimpleNamespace
+
+import torch
+from helpers import generator
+
+from speechbrain_wap.comparisons.probe import probe_folds
+from speechbrain_wap.data.folds import FoldPlan
+from speechbrain_wap.encoders import SpeechEncoder
+from speechbrain_wap.evaluation.linear_probe import StandardScaler, linear_probe
+from speechbrain_wap.features.extraction import cut_long_utterances
+
+
+class FakeCache:
+    """Frames whose mean tells the class, and how often they are read."""
+
+    def __init__(self, sizes):
+        self.reads = 0
+        self.feats, self.splits = {}, {}
+        source = generator()
+        for split, size in sizes.items():
+            self.splits[split] = {}
+            for i in range(size):
+                label = "ab"[i % 2]
+                shift = 1.0 if label == "a" else -1.0
+                feats = shift + torch.randn(9, 4, generator=source)
+                self.feats[f"{split}{i}"] = feats
+                entry = {"digest": f"{split}{i}", "label": label}
+                self.splits[split][f"{split}{i}"] = entry
+
+    def read(self, digest):
+        self.reads += 1
+        return self.feats[digest]
+
+
+def test_the_probe_learns_from_the_labels_it_is_given_only(monkeypatch):
+    cache, pooled = FakeCache({"train": 40, "test": 20}), {}
+    fitted, original = [], StandardScaler.fit
+    monkeypatch.setattr(
+        "speechbrain_wap.evaluation.linear_probe.StandardScaler.fit",
+        lambda self, rows: fitted.append(len(rows)) or original(self, rows),
+    )
+    splits = cache.splits
+    assert linear_probe(splits, cache, ["a", "b"], None, pooled)["UA"] == 1.0
+    labelled = dict(list(splits["train"].items())[:6])
+    expected = linear_probe(splits, cache, ["a", "b"], labelled, pooled)
+    # but scales by all training speech, which is read once
+    assert fitted == [40, 40] and cache.reads == len(pooled) == 60
+    for key, entry in splits["train"].items():
+        if key not in labelled:  # lies that must not matter
+            entry["label"] = "a" if entry["label"] == "b" else "b"
+    assert linear_probe(splits, cache, ["a", "b"], labelled) == expected
+    assert linear_probe(splits, cache, ["a", "b"])["UA"] < 0.5
+
+
+def test_the_probe_reads_long_utterances_as_they_were_cut(
+    own_csv, make_wav, prepare_classifier, manifests, make_cache, tmp_path
+):
+    for seed, key in enumerate(["s1f0", "s2f0"], 90):  # to test and to train on
+        make_wav(own_csv.parent / "wav" / f"{key}.wav", 3.0, seed=seed)
+    splits, cache = prepare_classifier(), make_cache(SpeechEncoder("fbank"))
+    cut = cut_long_utterances(splits, [cache], 20)
+    assert cut != splits
+    entries = [e for split in cut.values() for e in split.values()]
+    cache.extract({entry["digest"]: entry for entry in entries})
+    place = tmp_path / "seed1" / "fold1" / "classifier"
+    place.mkdir(parents=True)
+    for path in manifests.values():
+        shutil.copy(path, place)
+    hparams = {"feature_cache": cache, "classes": None, "max_frames": 20}
+    hparams |= {"long_utterances": "cut", "fold_plan": FoldPlan(1)}
+    plan = SimpleNamespace(output_folder=tmp_path)
+    pooled = {}
+    runs = [{"seed": 1, "fold": 1, "session": "s1", "n": 4}]
+    probe_folds(hparams, plan, runs, 1.0, pooled)
+    assert pooled.keys() == {entry["digest"] for entry in entries}
