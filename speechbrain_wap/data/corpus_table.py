@@ -1,23 +1,20 @@
-"""Corpus tables: reading and checking them, and their audio, and writing them.
+"""Corpus tables: reading, checking and writing them.
 
 A corpus table has one row per utterance, labelled or not: ``id, wav, duration,
 speaker, session, emo``, then what a corpus adds. Where it has ``start`` and
 ``end``, in seconds, they cut the utterance out of its file.
 """
 
-import json
-import math
 import os
-import re
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.data.audio import WHOLE, encode_name, inspect_segments
+from speechbrain_wap.data.audio_index import AUDIO_COLUMNS, check_audio
+from speechbrain_wap.data.segments import read_segments
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.files import (
     expand_path,
@@ -25,41 +22,12 @@ from speechbrain_wap.files import (
     write_table,
     write_text,
 )
-from speechbrain_wap.progress import Bar
 
 logger = get_logger(__name__)
 
 COLUMNS = ["id", "wav", "duration", "speaker", "session", "emo"]
 # The corpus's own session where each speaker is one (fold_by)
 RECORDED_IN = "recorded_in"
-# Digests of an utterance's audio and of its samples, see inspect_audio
-AUDIO_COLUMNS = ["digest", "sound"]
-# Of an utterance that is a part of a file: which, and the sound of all of it
-SEGMENT_COLUMNS = ["start", "end", "file_sound"]
-# What people call start and end, in any unit, without spaces and underscores
-PLACES = (
-    "segment|seg|utterance|utt|clip|turn|speech|audio|wav|file|video|chunk|"
-    "sentence|word|trim|cut|crop|time|t|samples?|frames?|ms"
-)
-UNITS = (
-    "(time|times|stamp|timestamp|at|point|pos|position)?(in)?(s|secs?|seconds?|"
-    "ms|msec|ssmsec|millis|milliseconds|samples?|frames?|idx|index)?"
-)
-OTHER_TIMES = re.compile(
-    f"({PLACES})?(start|begin|beg|beginning|onset|offset|end|ending|stop|xmin|"
-    f"xmax|tmin|tmax|from|to){UNITS}|t[01]|(first|last)(sample|frame)"
-)
-# What people call a duration, which with a start but no end says where one is
-OTHER_DURATIONS = re.compile(
-    f"({PLACES}|n|num|number|numberof)?(dur|duration|durations|len|length|"
-    f"samples|frames){UNITS}"
-)
-# What people call both in one cell, such as 0.5-2.5
-INTERVALS = re.compile(
-    f"({PLACES})?(segments?|intervals?|times?|timestamps?|spans?|ranges?|"
-    "bound(arie)?s)"
-)
-CHANNEL = re.compile("(audio|wav)?(channel|chan)(id|idx|index|no|nr|number)?")
 # Beside a corpus table
 SKIPPED_NAME = "skipped.csv"
 SKIPPED_COLUMNS = ["id", "reason"]
@@ -69,8 +37,6 @@ OWN_COLUMNS = ["id", "wav", "speaker", "session", "emo"]
 AUDIO_SUFFIXES = (
     ".wav .flac .ogg .opus .mp3 .aif .aiff .aifc .au .caf .w64 .rf64 .sph"
 ).split()
-# In the cache folder: what is known of audio files, see check_audio
-AUDIO_INDEX = "audio_index.json"
 
 
 def read_text_table(path, required, cure, **options):
@@ -205,103 +171,6 @@ def read_own_corpus(csv):
     return read_segments(table, csv)
 
 
-def read_segments(table, csv=None):
-    """Reads where utterances begin and end in their files, if a table says so.
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        A corpus table.
-    csv : str, optional
-        Its file, for errors.
-
-    Returns
-    -------
-    table : pandas.DataFrame
-        With start and end in seconds, if it has one of them, or stop; where
-        they are empty, NaN, they are those of the file. Without an end, start
-        and duration tell it.
-
-    Raises
-    ------
-    RecipeError
-        If a time is no number of seconds, an utterance ends before it starts,
-        or columns seem to say the same in other words.
-    """
-    _refuse_other_words(table, csv or "the corpus table")
-    if "stop" in table:
-        table = table.rename(columns={"stop": "end"})
-    given = [name for name in ("start", "end") if name in table]
-    if not given:
-        return table
-    if given == ["start"] and "duration" in table:
-        given.append("duration")
-    table = table.reset_index(drop=True)
-
-    def name_row(row):
-        """Says which utterance is wrong."""
-        # + 2: the header, and lines count from 1
-        place = f"{csv}, line {row + 2}: " if csv else ""
-        return f"{place}utterance {table['id'][row]}"
-
-    times = pd.DataFrame(math.nan, table.index, ["start", "end", "duration"])
-    for name in given:
-        cells = table[name].mask(table[name] == "")
-        times[name] = pd.to_numeric(cells, errors="coerce").astype(float)
-        is_time = times[name].between(0, math.inf, inclusive="left")
-        wrong = table.index[cells.notna() & ~is_time]
-        if len(wrong):
-            raise RecipeError(
-                f"{name_row(wrong[0])} has {name}={cells[wrong[0]]}, which is "
-                "no number of seconds: correct it, or rename the column if it "
-                "is not to cut utterances out of audio files."
-            )
-    times["end"] = times["end"].fillna(times["start"] + times["duration"])
-    starts = times["start"].fillna(0.0)
-    wrong = table.index[times["end"] <= starts]
-    if len(wrong):
-        raise RecipeError(
-            f"{name_row(wrong[0])} ends at {times['end'][wrong[0]]:g} s, but "
-            f"starts at {starts[wrong[0]]:g} s: correct start and end."
-        )
-    return table.assign(start=times["start"], end=times["end"])
-
-
-def _refuse_other_words(table, name):
-    """Refuses columns that seem to say where in a file an utterance is."""
-    if "stop" in table and "end" in table:
-        raise RecipeError(f"{name} has the columns end and stop: remove one.")
-    table = table.rename(columns={"stop": "end"})
-    known = {"start", "end"} & {*table.columns}
-    for column, cells in table.items():
-        cells = cells.astype(str)
-        word = re.sub(r"[\W_]", "", str(column).casefold())
-        if CHANNEL.fullmatch(word) and cells.any():
-            raise RecipeError(
-                f"{name} has the column {column}, but all channels of a file "
-                "are averaged: write a file for each channel, or rename the "
-                "column if it means something else."
-            )
-        is_number = cells.str.fullmatch(r"[-\d:.,]*\d\s*[a-z]{0,4}").any()
-        is_time = is_number and len(known) < 2 and OTHER_TIMES.fullmatch(word)
-        if len(known) == 1 and "duration" not in table and is_number:
-            is_time = is_time or OTHER_DURATIONS.fullmatch(word)
-        if not known and INTERVALS.fullmatch(word):
-            pair = r"\W*\d[\d:.]*\s*([-,;]|to)\s*\d[\d:.]*\W*"
-            is_time = is_time or cells.str.fullmatch(pair).any()
-        if is_time and column not in known:
-            raise RecipeError(
-                f"{name} has the column {column}: if it says which part of "
-                "the audio file an utterance is, give start and end (or start "
-                "and duration) in seconds; if not, rename it."
-            )
-    if known == {"end"} and "duration" in table:
-        raise RecipeError(
-            f"{name} has the columns end and duration, but no start: give "
-            "start, in seconds, and leave it empty where a file begins."
-        )
-
-
 def note_partial(corpus_csv, note):
     """Notes beside a corpus table what the corpus lacks, for the report.
 
@@ -384,118 +253,6 @@ def find_audio(folder):
                 "another format: remove one of them."
             )
     return paths
-
-
-def _list_segments(table):
-    """Lists start and end of each utterance, None where they are the file's."""
-    bounds = table.reindex(columns=["start", "end"])
-    return [
-        tuple(None if pd.isna(bound) else bound for bound in row)
-        for row in bounds.itertuples(index=False)
-    ]
-
-
-def check_audio(table, audio_index=None):
-    """Decodes audio files that are new or have changed, each once.
-
-    Arguments
-    ---------
-    table : pandas.DataFrame
-        With the columns id and wav, and start and end where they are parts.
-    audio_index : str, optional
-        A JSON file that keeps size, time of change, duration, digest and sound
-        of the files and the parts.
-
-    Returns
-    -------
-    table : pandas.DataFrame
-        The rows that can be read, with duration (in seconds), digest and sound,
-        see :func:`speechbrain_wap.data.audio.inspect_audio`; where there are
-        parts of files, also file_sound, that of the file.
-    reasons : dict
-        Why the others cannot, by id.
-    """
-    known = _read_index(audio_index)
-    table = table.drop(columns="file_sound", errors="ignore")
-    segments = _list_segments(table)
-    wanted = {}
-    for wav, segment in zip(table["wav"], segments):
-        wanted.setdefault(wav, {WHOLE: wav})
-        if segment != WHOLE:
-            # no path has a zero byte
-            wanted[wav][segment] = f"{wav}\0{segment}"
-
-    def inspect(wav):
-        """Returns entries for the index by segment, or why there is none."""
-        names = wanted[wav]
-        try:
-            stat = os.stat(encode_name(wav))
-            state = [stat.st_size, stat.st_mtime_ns]
-            there = {s: known.get(name, []) for s, name in names.items()}
-            if all(entry[:2] == state for entry in there.values()):
-                return there
-            found = inspect_segments(wav, list(names))
-            return {
-                segment: str(values)
-                if isinstance(values, RecipeError)
-                else state + list(values)
-                for segment, values in zip(names, found)
-            }
-        except RecipeError as error:
-            return dict.fromkeys(names, str(error))
-        except (OSError, ValueError) as error:  # such as of a name with NUL
-            reason = getattr(error, "strerror", None) or error
-            return dict.fromkeys(names, f"{wav}: {reason}.")
-
-    bar = {"desc": "Checking audio", "unit": "file"}
-    with ThreadPoolExecutor() as pool:
-        found = Bar(pool.map(inspect, wanted), total=len(wanted), **bar)
-        found = dict(zip(wanted, found))
-    fresh = {
-        wanted[wav][segment]: entry
-        for wav, entries in found.items()
-        for segment, entry in entries.items()
-        if isinstance(entry, list)
-    }
-    if audio_index is not None and not fresh.items() <= known.items():
-        try:
-            write_text(audio_index, json.dumps({**known, **fresh}))
-        except RecipeError as error:  # it only saves time
-            logger.warning(f"{error} The next run decodes all files again.")
-    rows = list(zip(table["id"], table["wav"], segments))
-    is_read = [isinstance(found[wav][part], list) for _, wav, part in rows]
-    reasons = {
-        key: found[wav][part]
-        for (key, wav, part), ok in zip(rows, is_read)
-        if not ok
-    }
-    table = table.loc[is_read].reset_index(drop=True)
-    rows = [row for row, ok in zip(rows, is_read) if ok]
-    columns = ["duration", *AUDIO_COLUMNS]
-    values = [found[wav][part][2:] for _, wav, part in rows]
-    table = table.assign(**pd.DataFrame(values, columns=columns))
-    if any(part != WHOLE for _, _, part in rows):
-        # that of a file of which nothing but the part can be used is not known
-        table["file_sound"] = [
-            None if part == WHOLE else fresh.get(wav, [None])[-1]
-            for _, wav, part in rows
-        ]
-    return table, reasons
-
-
-def _read_index(audio_index):
-    """Reads the index of audio files, empty where it is damaged."""
-    if audio_index is None or not Path(audio_index).is_file():
-        return {}
-    try:
-        known = dict(json.loads(Path(audio_index).read_text("utf-8")))
-        for wav, (_, _, duration, *digests) in known.items():
-            float(duration), Path(wav), [int(d, 16) for d in digests]
-    except (OSError, TypeError, ValueError):
-        logger.warning(f"{audio_index} is damaged and is made again.")
-        return {}
-    # an earlier version kept no sound
-    return {wav: entry for wav, entry in known.items() if len(entry) == 5}
 
 
 def check_ids(table, place=""):

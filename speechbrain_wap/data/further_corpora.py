@@ -11,17 +11,19 @@ from pathlib import Path
 import pandas as pd
 from speechbrain.utils.logger import get_logger
 
-from speechbrain_wap.data.corpus_table import (
+from speechbrain_wap.data.audio_index import (
     AUDIO_COLUMNS,
     AUDIO_INDEX,
-    COLUMNS,
-    SEGMENT_COLUMNS,
     check_audio,
+)
+from speechbrain_wap.data.corpus_table import (
+    COLUMNS,
     check_ids,
     read_own_corpus,
     write_listing,
 )
 from speechbrain_wap.data.sampling import EpochPlan
+from speechbrain_wap.data.segments import SEGMENT_COLUMNS
 from speechbrain_wap.data.speakers import (
     KnownUtterances,
     explain_held_out,

@@ -10,13 +10,13 @@ import pandas as pd
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.audio import inspect_audio
-from speechbrain_wap.data.corpus_table import (
+from speechbrain_wap.data.audio_index import (
     AUDIO_COLUMNS,
     AUDIO_INDEX,
-    SEGMENT_COLUMNS,
     check_audio,
 )
 from speechbrain_wap.data.folds import SPLITS, check_splits
+from speechbrain_wap.data.segments import SEGMENT_COLUMNS
 from speechbrain_wap.data.speakers import KnownUtterances, list_utterances
 from speechbrain_wap.errors import RecipeError, check_number
 from speechbrain_wap.files import ANY_BYTES, write_text

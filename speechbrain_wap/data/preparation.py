@@ -8,9 +8,9 @@ from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
+from speechbrain_wap.data.audio_index import AUDIO_INDEX
 from speechbrain_wap.data.classes import choose_classes
 from speechbrain_wap.data.corpus_table import (
-    AUDIO_INDEX,
     COLUMNS,
     RECORDED_IN,
     SKIPPED_NAME,

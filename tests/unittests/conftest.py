@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import multiprocessing
+import os
 import shutil
 import sys
 from itertools import count
@@ -17,6 +18,7 @@ from encoder_cases import KINDS, NUM_LAYERS, WEIGHT_FREE, Blocks
 from speechbrain.dataio import audio_io
 
 from speechbrain_wap.baselines.linear import MeanPoolingClassifier
+from speechbrain_wap.data import audio_index
 from speechbrain_wap.data.folds import SPLITS, FoldPlan
 from speechbrain_wap.data.further_corpora import parse_corpora
 from speechbrain_wap.data.manifests import read_manifests
@@ -251,6 +253,32 @@ def start():
     for process in processes:
         process.kill()
         process.join()
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Lists the files that are decoded."""
+    files = []
+    inspect_segments = audio_index.inspect_segments
+
+    def inspect(path, segments):
+        files.append(os.path.basename(path))
+        return inspect_segments(path, segments)
+
+    monkeypatch.setattr(audio_index, "inspect_segments", inspect)
+    return files
+
+
+@pytest.fixture
+def write_csv(tmp_path):
+    """Writes a table of a user's own corpus."""
+
+    def write(text, encoding="utf-8"):
+        path = tmp_path / "own.csv"
+        path.write_text(text, encoding=encoding)
+        return path
+
+    return write
 
 
 @pytest.fixture

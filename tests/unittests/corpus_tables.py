@@ -2,6 +2,9 @@
 
 import pandas as pd
 
+# Of an own one
+HEADER = "id,wav,speaker,session,emo\n"
+
 
 def make_table(emo, **columns):
     """A corpus table with the given labels."""

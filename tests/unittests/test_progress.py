@@ -7,7 +7,8 @@ import pytest
 from speechbrain import core
 
 from speechbrain_wap import progress
-from speechbrain_wap.data.corpus_table import check_audio, read_own_corpus
+from speechbrain_wap.data.audio_index import check_audio
+from speechbrain_wap.data.corpus_table import read_own_corpus
 from speechbrain_wap.progress import Bar, replace_bars, switch_bars
 
 
