@@ -17,8 +17,10 @@ fails is named, and the others go on. Writes table1.md, .csv, _folds.csv and
 processes may share it.
 """
 
+from contextlib import suppress
 from itertools import chain, starmap
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import yaml
@@ -94,7 +96,11 @@ def main(arguments):
     """
     files, options, entries, wanted, reference = _read_arguments(arguments)
     trained = [e for e in entries if not e.probe and e.name in wanted]
-    listed = list_plans(files, options, [_Entry(""), *trained])
+    known = {}
+    for entry in entries:
+        with suppress(RecipeError):  # said where it is run, or looked for
+            known[entry.name] = _read_keys(files, entry)
+    listed = list_plans(files, options, [_Entry(""), *trained], known)
     base = listed.pop("")[""]  # what is typed, and nothing else
     root = base.output_folder
     start_ranks(base.commands["classifier"].run_opts)
@@ -115,7 +121,7 @@ def main(arguments):
                     continue
                 try:
                     found = _find_finished(
-                        root, files, options, entry, trained, plans
+                        root, files, options, entry, known, plans
                     )
                 except Exception as error:  # of any module that a YAML names
                     left_out[entry.name] = first_line(error)
@@ -240,7 +246,7 @@ def read_table(path):
     return entries, reference
 
 
-def list_plans(files, options, entries, others=()):
+def list_plans(files, options, entries, known=MappingProxyType({})):
     """Lists the configurations of the systems, those that differ.
 
     Arguments
@@ -251,18 +257,17 @@ def list_plans(files, options, entries, others=()):
         What is typed; each goes to the systems that have the key.
     entries : list of _Entry
         The systems.
-    others : list of _Entry
-        Further systems, whose keys may be typed, too.
+    known : dict
+        By the system's name, the keys that it has, of further systems too,
+        whose keys may be typed; those of `entries` that are missing are read.
 
     Returns
     -------
     plans : dict
         By the system's name, CrossValidation by the configuration's.
     """
-    known = {
-        entry.name: {*chain(*list_keys(files, entry.options.items()).values())}
-        for entry in (*entries, *others)
-    }
+    missing = [entry for entry in entries if entry.name not in known]
+    known = {**known, **{e.name: _read_keys(files, e) for e in missing}}
     of_some = set().union(*known.values())
     plans = {entry.name: {} for entry in entries}
     for entry in entries:
@@ -287,6 +292,11 @@ def list_plans(files, options, entries, others=()):
     return plans
 
 
+def _read_keys(files, entry):
+    """Reads which keys a system has, of both stages."""
+    return {*chain(*list_keys(files, entry.options.items()).values())}
+
+
 def _split_key(key):
     """Splits a key into its stage, the classifier by default, and its name."""
     stage, _, name = key.rpartition(".")
@@ -296,7 +306,7 @@ def _split_key(key):
 # The table -------------------------------------------------------------------
 
 
-def _find_finished(root, files, options, entry, others, plans):
+def _find_finished(root, files, options, entry, known, plans):
     """Finds what an earlier command has finished of a system; None if nothing.
 
     Gives the configuration's name and its plan. Refused is what was run with
@@ -304,7 +314,7 @@ def _find_finished(root, files, options, entry, others, plans):
     """
     if not Path(root, name_folder(entry.name)).is_dir():
         return None
-    listed = list_plans(files, options, [entry], others)[entry.name]
+    listed = list_plans(files, options, [entry], known)[entry.name]
     choice = find_choice(root, entry.name, listed)
     if choice is None:
         return None
