@@ -45,7 +45,7 @@ def probe_folds(hparams, plan, runs, fraction, pooled, strength=STRENGTH):
     plan : speechbrain_wap.training.cross_validation.CrossValidation
         Its runs have the manifests.
     runs : list of dict
-        The runs; of several seeds the first, unless these choose labels.
+        The runs; of each fold the first, unless the seeds choose labels.
     fraction : float
         Share of the labels that is used.
     pooled : dict
@@ -58,10 +58,11 @@ def probe_folds(hparams, plan, runs, fraction, pooled, strength=STRENGTH):
     results : dict
         Content of results.json.
     """
+    if fraction == 1.0:  # the probe draws no random numbers
+        firsts = {run["fold"]: run for run in reversed(runs)}
+        runs = [firsts[fold] for fold in sorted(firsts)]
     probed = []
     for run in runs:
-        if fraction == 1.0 and run["seed"] != runs[0]["seed"]:
-            continue  # the probe draws no random numbers
         splits = read_splits(hparams, plan, run, pooled)
         classes = list_classes(splits, hparams["classes"])
         labelled = choose_labelled(splits["train"], fraction, run["seed"])
@@ -69,6 +70,8 @@ def probe_folds(hparams, plan, runs, fraction, pooled, strength=STRENGTH):
         scores = linear_probe(
             splits, cache, classes, labelled, pooled, strength
         )
+        if fraction == 1.0:
+            run = {**run, "seed": runs[0]["seed"]}  # as good as any
         probed.append({**run, "classes": classes, "confusion": None, **scores})
     return sum_up(probed, {})
 

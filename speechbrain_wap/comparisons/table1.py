@@ -72,6 +72,7 @@ FILES = ["hparams/adapter.yaml", "hparams/classifier.yaml"]
 # What the systems themselves say
 REFUSED_OPTIONS = ("system", "adapter_training", "adapter_folder")
 REFUSED_OPTIONS += ("adapters_folder",)
+SAME = ("seeds", "folds")  # of all systems
 MOST = 4
 PUBLISHED = "published, other folds"
 
@@ -100,13 +101,15 @@ def main(arguments):
     for entry in entries:
         with suppress(RecipeError):  # said where it is run, or looked for
             known[entry.name] = _read_keys(files, entry)
-    listed = list_plans(files, options, [_Entry(""), *trained], known)
-    base = listed.pop("")[""]  # what is typed, and nothing else
+    # what is typed, and nothing else
+    (base,) = list_plans(files, options, [_Entry("")], known)[""].values()
     root = base.output_folder
     start_ranks(base.commands["classifier"].run_opts)
     plans, chosen, failures = {}, {}, {}
-    for name, configurations in listed.items():
+    for entry in trained:
+        name = entry.name
         with going_on(failures, name):
+            configurations = list_plans(files, options, [entry], known)[name]
             chosen[name] = choose_configuration(root, name, configurations)
             plan = _place(root, name, configurations[chosen[name]])
             plans[name] = plan
@@ -219,16 +222,23 @@ def read_table(path):
                 f"{path}: {entry.name} must have a mapping of options and a "
                 "list of configurations, which are mappings."
             )
+        same = {*SAME} & {key for one in (entry.options, *tried) for key in one}
+        if same:
+            raise RecipeError(
+                f"{path}: {entry.name}: {min(same)} is the same for all "
+                f"systems: type --{min(same)}=... instead."
+            )
         own = {*REFUSED_OPTIONS} & {key for one in tried for key in one}
         if own:
             raise RecipeError(
                 f"{path}: {entry.name}: {min(own)} belongs into its options, "
                 "not into a configuration."
             )
-        if entry.probe and any(one.keys() != {"C"} for one in tried):
+        if entry.probe and not all(map(_is_strength, tried)):
             raise RecipeError(
                 f"{path}: {entry.name} is the linear probe, of which a "
-                "configuration is a value of C: [{C: 0.1}, {C: 1.0}]."
+                "configuration is a value of C, a number above 0: "
+                "[{C: 0.1}, {C: 1.0}] (YAML takes 1.0e-3, not 1e-3, as one)."
             )
         if not 1 <= len(entry.configurations) <= MOST:
             raise RecipeError(
@@ -236,14 +246,26 @@ def read_table(path):
                 f"configurations, but may have 1 to {MOST}, as all others."
             )
     reference = table.get("reference")
-    if reference is not None and reference not in entries:
+    reference = None if reference is None else str(reference)
+    if reference not in (None, *entries):
         raise RecipeError(
             f"{path}: reference: {reference} is none of its systems: choose of "
             f"{', '.join(entries)}."
         )
-    if len({name_folder(name) for name in entries}) < len(entries):
-        raise RecipeError(f"{path}: two names of systems give one folder.")
+    folders = ["", "adapters", "choice", *map(name_folder, entries)]
+    if len({*folders}) < len(folders) or any("," in name for name in entries):
+        raise RecipeError(
+            f"{path}: names of systems must have no comma and give different "
+            "folders, other than adapters and choice."
+        )
     return entries, reference
+
+
+def _is_strength(values):
+    """Tells whether a configuration is one of the linear probe."""
+    strength = values.get("C")
+    is_number = isinstance(strength, int | float) and strength > 0
+    return is_number and values.keys() == {"C"}
 
 
 def list_plans(files, options, entries, known=MappingProxyType({})):
@@ -288,13 +310,14 @@ def list_plans(files, options, entries, known=MappingProxyType({})):
                 for stage, key in map(_split_key, configuration)
             }
             label = ", ".join(f"{key}={value}" for key, value in values.items())
-            plans[entry.name].setdefault(label, plan)
+            plans[entry.name].setdefault(label or "as in the YAML", plan)
     return plans
 
 
 def _read_keys(files, entry):
     """Reads which keys a system has, of both stages."""
-    return {*chain(*list_keys(files, entry.options.items()).values())}
+    _, options = split_options(starmap(write_option, entry.options.items()))
+    return {*chain(*list_keys(files, options).values())}
 
 
 def _split_key(key):

@@ -16,14 +16,20 @@ systems:
     linear probe:
         probe: True
         configurations: [{C: 0.01}, {C: 1.0}]
-    linear:
-        options: {system: linear, adapter_training: False}
+    W2v2-PT:
+        options:
+            system: w2v2_pt
+            adapter_training: False
+            encoder_layer: weighted
+            normalization: speaker
         configurations: [{classifier_lr: 0.01}, {classifier_lr: 0.0001}]
         published: 12.3 UA
     broken:
         options: {system: linear, adapter_training: True}
+    mistyped:
+        configurations: [{clasifier_lr: 0.01}]
     WAP:
-        configurations: [{classifier_lr: 0.01}, {classifier_lr: 0.0001}]
+        configurations: [{}, {classifier_lr: 0.0001}]
 """
 OTHERS = """
     LPMN:
@@ -31,6 +37,7 @@ OTHERS = """
     nowhere:
         options: {system: nowhere}
 """
+LR = 1e-3  # of the tiny runs
 FILES = ["adapter", "classifier"]
 
 
@@ -59,26 +66,29 @@ def test_table_1(short, tmp_path):
     said = run.said()
     # what fails is named, and the others are there
     assert "error: not all systems were run (broken: the system MeanP" in said
+    assert "mistyped: unknown key --clasifier_lr: did you mean --class" in said
     text = (out / "table1.md").read_text("utf-8")
     assert "Without broken, which failed: the system MeanPooling" in text
     scores = pd.read_csv(out / "table1.csv").set_index("system")
-    assert list(scores.index) == ["linear probe", "linear", "WAP"]
-    assert scores["published, other folds"].to_dict()["linear"] == "12.3 UA"
+    assert list(scores.index) == ["linear probe", "W2v2-PT", "WAP"]
+    assert scores["published, other folds"]["W2v2-PT"] == "12.3 UA"
     assert (scores["trained parameters"] > 0).all()
     assert (scores["minutes a fold"][1:] > 0).all()
     assert list(scores["against"][:2]) == ["WAP", "WAP"]
     assert (out / "table1.png").stat().st_size > 5000
     # each has chosen on fold 1, whose held-out session nobody has trained on
-    for name in ("linear", "WAP"):
+    assert "W2v2-PT †" in text and "layer weighted" in text
+    for name in ("W2v2-PT", "WAP"):
         choice = read_json(out, "choice", name, "choice.json")
         best = max(choice["validation_UA"].values())
         assert choice["validation_UA"][choice["chosen"]] == best
         assert scores.loc[name, "chosen"] == choice["chosen"]
-        lr = float(choice["chosen"].removeprefix("classifier_lr="))
+        lr = choice["chosen"].removeprefix("classifier_lr=")
         for fold in (1, 3):
             save = f"{name}/seed1993/fold{fold}/classifier/save"
             settings = read_json(out, save, "settings.json")["settings"]
-            assert settings["classifier_lr"] == lr
+            found = settings["classifier_lr"]
+            assert found == (LR if lr == "as in the YAML" else float(lr))
     trials = [*out.glob("choice/*/*/seed1993/fold1/classifier")]
     assert len(trials) == 4
     for trial in trials:
@@ -95,7 +105,7 @@ def test_table_1(short, tmp_path):
     choice = json.loads(path.read_text())
     choice["validation_UA"] = dict.fromkeys(choice["validation_UA"], 0.123)
     path.write_text(json.dumps(choice))
-    shutil.rmtree(out / "linear" / "seed1993" / "fold3")
+    shutil.rmtree(out / "W2v2-PT" / "seed1993" / "fold3")
     before, folds = list_times(out), (out / "table1_folds.csv").read_text()
     with pytest.raises(RecipeError, match="not all systems were run"):
         call("table1", *arguments[:-1])
@@ -108,7 +118,7 @@ def test_table_1(short, tmp_path):
     # of one system alone, the table keeps the others; typed may be what only a
     # system has that is left out, and one of these may be broken
     table.write_text(f"{TABLE}{OTHERS}")
-    one = *arguments[:-1], "--systems=linear", "--num_prototypes=4"
+    one = *arguments[:-1], "--systems=W2v2-PT", "--num_prototypes=4"
     before = (out / "table1.csv").read_text()
     call("table1", *one)
     assert (out / "table1.csv").read_text() == before
@@ -118,11 +128,11 @@ def test_table_1(short, tmp_path):
     assert "Without WAP: it lacks folds or seeds of the others." in text
     assert "Not tested against WAP, which is not in the table." in text
     # nor is a choice made with other settings taken over
-    shutil.rmtree(out / "linear")
+    shutil.rmtree(out / "W2v2-PT")
     other = "--label_fraction=0.5"
-    with pytest.raises(RecipeError, match="choice/linear holds.*label_fract"):
+    with pytest.raises(RecipeError, match="choice/W2v2-PT holds.*label_fract"):
         call("table1", *one, other)
-    shutil.rmtree(out / "choice" / "linear")
+    shutil.rmtree(out / "choice" / "W2v2-PT")
     call("table1", *one, other)
     text = (out / "table1.md").read_text("utf-8")
     assert re.search("Without WAP: .*/out/WAP holds .*label_fraction", text)

@@ -1,15 +1,21 @@
 """The linear probe: what it learns from, and what it reads."""
 
 import shutil
+from math import sqrt
 from types import SimpleNamespace
 
+import pytest
 import torch
 from helpers import generator
 
 from speechbrain_wap.comparisons.probe import probe_folds
 from speechbrain_wap.data.folds import FoldPlan
 from speechbrain_wap.encoders import SpeechEncoder
-from speechbrain_wap.evaluation.linear_probe import StandardScaler, linear_probe
+from speechbrain_wap.evaluation.linear_probe import (
+    StandardScaler,
+    frame_statistics,
+    linear_probe,
+)
 from speechbrain_wap.features.extraction import cut_long_utterances
 
 
@@ -33,6 +39,20 @@ class FakeCache:
     def read(self, digest):
         self.reads += 1
         return self.feats[digest]
+
+
+def test_frames_are_pooled_to_mean_and_deviation_in_any_order():
+    feats = torch.randn(7, 2, 3, generator=generator())  # 2 layers
+    means, deviations = [], []
+    for layer in range(2):
+        for place in range(3):
+            values = [float(feats[frame, layer, place]) for frame in range(7)]
+            mean = sum(values) / 7
+            means.append(mean)
+            deviations.append(sqrt(sum((v - mean) ** 2 for v in values) / 7))
+    found = frame_statistics(feats)
+    assert found == pytest.approx(means + deviations, abs=1e-12)
+    assert frame_statistics(feats.flip(0)) == pytest.approx(found, abs=1e-12)
 
 
 def test_the_probe_learns_from_the_labels_it_is_given_only(monkeypatch):
@@ -76,3 +96,24 @@ def test_the_probe_reads_long_utterances_as_they_were_cut(
     runs = [{"seed": 1, "fold": 1, "session": "s1", "n": 4}]
     probe_folds(hparams, plan, runs, 1.0, pooled)
     assert pooled.keys() == {entry["digest"] for entry in entries}
+
+
+def test_each_fold_is_probed_once_whatever_seeds_have_it(monkeypatch):
+    where = "speechbrain_wap.comparisons.probe."
+    read, scores = [], {"UA": 0.5, "WA": 0.5, "F1": 0.5}
+    for name, fake in {
+        "read_splits": lambda h, p, run, _: read.append(run) or {"train": {}},
+        "list_classes": lambda *_: ["a", "b"],
+        "choose_labelled": lambda *_: {},
+        "linear_probe": lambda *_: scores,
+    }.items():
+        monkeypatch.setattr(where + name, fake)
+    hparams = {"classes": None, "feature_cache": None}
+    pairs = [(2, 1), (5, 1), (5, 2), (5, 3)]  # of seed 2, one fold
+    runs = [{"seed": s, "fold": f, "session": f, "n": 1} for s, f in pairs]
+    results = probe_folds(hparams, None, runs, 1.0, {})
+    assert read == [runs[0], runs[2], runs[3]]
+    assert {run["seed"] for run in results["runs"]} == {2}
+    read.clear()
+    probe_folds(hparams, None, runs, 0.5, {})
+    assert read == runs  # the seed chooses the labels

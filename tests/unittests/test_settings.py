@@ -460,10 +460,20 @@ def test_a_systems_streams_are_cached_beside_the_encoders(corpus, caplog):
     assert differ == {"streams", "feature_caches.mfcc.encoder.source"}
 
 
-def test_what_a_systems_yaml_includes_is_a_setting_too():
-    options = ["--data_folder=D", "--system=lpmn_s60"]
-    settings = read("classifier", *options).settings
-    assert (settings["system"], settings["selection"]) == ("lpmn_s60", 0.6)
+NESTED = """
+selection: 0.6
+lpmn: !include:lpmn.yaml
+    selection: !ref <selection>
+model: !ref <lpmn[model]>
+"""
+
+
+def test_what_a_systems_yaml_includes_is_a_setting_too(workplace):
+    yaml = copy_yaml(workplace, "classifier")
+    Path(yaml.parent, "models", "mine.yaml").write_text(NESTED)
+    options = ["--data_folder=D", "--system=mine"]
+    settings = read(yaml, *options).settings
+    assert (settings["system"], settings["selection"]) == ("mine", 0.6)
     plain = {"num_prototypes": 1024, "selection": 0.6, "d_model": 256}
     for key, value in plain.items():
         assert settings[f"lpmn.{key}"] == value

@@ -247,7 +247,7 @@ def test_an_adapter_is_refused_where_nothing_could_start_from_it(run_toy):
 SYSTEMS = {
     "co_attention": """--lstm_size=2 --segment_frames=32 --embedding_size=8
         --cnn_channels=[2,2,2,2,2]""",
-    "lpmn_s60": "",
+    "lpmn": "--selection=0.6",  # LPMN-1024-s60
 }
 
 

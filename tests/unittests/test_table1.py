@@ -26,6 +26,7 @@ from speechbrain_wap.data.folds import FoldPlan
 from speechbrain_wap.errors import DivergedError, RecipeError
 from speechbrain_wap.training.command_line import split_options
 
+PROBE = "{probe: True, configurations: [{C: %s}]}"
 LINEAR = {"system": "linear", "adapter_training": False}
 GRID = [
     {"classifier_lr": lr, "number_of_epochs": n}
@@ -117,13 +118,20 @@ def test_a_table_that_cannot_be_is_refused(options, sentence):
         ("systems: {a: {option: {}}}", "is no table of systems"),
         ("systems: {a: [", "is no table of systems"),
         ("systems: {a: {configurations: []}}", "a has 0 configurations, but"),
-        ("systems: {a b: , a_b: }", "two names of systems give one folder"),
+        ("systems: {a b: , a_b: }", "give different folders, other than"),
+        ("systems: {choice: }", "give different folders, other than adapt"),
+        ("systems: {†: }", "give different folders, other than adapters"),
+        ("systems: {'a,b': }", "names of systems must have no comma"),
+        ("systems: {a: {options: {seeds: 3}}}", "a: seeds is the same for all"),
+        ("systems: {a: {configurations: [{folds: 1}]}}", "type --folds=... in"),
         ("{reference: b, systems: {a: }}", "b is none of its systems: choose"),
         ("systems: {a: {options: linear}}", "a must have a mapping of options"),
         ("systems: {a: {configurations: {lr: 1}}}", "a list of configurations"),
         ("systems: {a: {configurations: [lr]}}", "which are mappings"),
         ("systems: {a: {configurations: [{system: b}]}}", "into its options"),
         ("systems: {a: {probe: True}}", "a configuration is a value of C"),
+        (f"systems: {{a: {PROBE % '1e-3'}}}", "YAML takes 1.0e-3, not 1e-3"),
+        (f"systems: {{a: {PROBE % '0'}}}", "a value of C, a number above 0"),
     ],
 )
 def test_a_damaged_table_is_named(tmp_path, text, sentence):
@@ -133,6 +141,13 @@ def test_a_damaged_table_is_named(tmp_path, text, sentence):
         RecipeError, match=f"{re.escape(str(path))}.*{sentence}"
     ):
         read_table(path)
+
+
+def test_names_that_yaml_takes_for_numbers_are_names(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text("{reference: 1, systems: {1: }}")
+    entries, reference = read_table(path)
+    assert list(entries) == [reference] == ["1"]
 
 
 # The choice ------------------------------------------------------------------
