@@ -7,9 +7,11 @@ Tables: "small" (0: EmoDB and RAVDESS, IEMOCAP's YAMLs), "paper" (1: the paper's
 settings on nEMO), "recipe" (2: nEMO's YAMLs), "universal" (3: one adapter for
 all corpora, on more and more hours). The plan, who judges and what decides are
 in docs/adapter_study.md. The same command again goes on with what was
-interrupted, and with further seeds. --known=docs/adapter_study/small.csv adds
-what was run elsewhere, say other seeds. --print shows the commands and runs
-none; --device=cuda and any other option after "--" go to all of them.
+interrupted, and with further seeds and shares. --known=FILE adds what was run
+elsewhere, say docs/adapter_study/small.csv. --print shows the commands and runs
+none; what follows "--", say --device=cuda, goes to all of them. The rows (CSV)
+are written when some are there, the table and the figure when all are: who
+judges is looked at once.
 """
 
 import argparse
@@ -30,10 +32,17 @@ from matplotlib.figure import Figure
 from speechbrain_wap.comparisons.comparison import WITH, WITHOUT
 from speechbrain_wap.comparisons.probe import PROBE
 from speechbrain_wap.comparisons.side_by_side import format_difference
-from speechbrain_wap.data.corpus_table import find_audio, write_corpus_table
+from speechbrain_wap.data.audio_index import AUDIO_INDEX
+from speechbrain_wap.data.corpus_table import (
+    find_audio,
+    open_data_folder,
+    write_corpus_table,
+)
 from speechbrain_wap.data.folds import list_sessions
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.significance import compare_units
 from speechbrain_wap.reports.report import markdown_table, save_figure
+from speechbrain_wap.training.experiment import run_command
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 YAMLS = ["hparams/adapter.yaml", "hparams/classifier.yaml"]
@@ -42,8 +51,9 @@ PAIRS = [("EB0", "KS0"), ("IC0", "SM0"), ("MK0", "TP0")]
 SPEAKERS = ["EB0", "IC0", "KD0", "KS0", "MK0", "MP0", "SM0", "TP0", "WR0"]
 STEPS = 3000
 HOURS = (0.3, 1.0, 3.0, math.inf)
-# Folds that judge the universal adapter
+# Folds that judge; those of nEMO's other three speakers are for settings
 JUDGING = {"nEMO": [1, 2, 4, 5, 7, 8], "EmoDB": [1, 2, 3], "RAVDESS": [1, 2, 3]}
+CHOOSING = [3, 6, 9]
 CLASSES = {
     "nEMO": "anger happiness sadness neutral",
     "EmoDB": "anger happiness sadness neutral",
@@ -75,38 +85,36 @@ class Chain(NamedTuple):
 # Corpora ---------------------------------------------------------------------
 
 
-def prepare_corpus(corpus, data_folder, csv):
-    """Writes a corpus's table, unless it is there."""
-    if not csv.is_file():
-        name = f"{corpus.lower()}_prepare"
-        path = RECIPES / corpus / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        getattr(module, f"prepare_{corpus.lower()}")(data_folder, csv)
-    return pd.read_csv(csv, dtype=str, keep_default_na=False)
+def find_prepare(corpus):
+    """Loads a recipe's function that reads its corpus."""
+    name = f"{corpus.lower()}_prepare"
+    path = RECIPES / corpus / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, f"prepare_{corpus.lower()}")
 
 
-def prepare_wild(data_folder, csv):
-    """Writes the table of unlabelled speech in the wild, unless it is there.
+def prepare_wild(data_folder, csv, audio_index):
+    """Writes the table of unlabelled speech in the wild.
 
-    Its files, background-safe-None-...-<hash of the user>.wav, lie in a folder
-    for each place; a file is a speaker, since many share the hash of nobody.
+    Its files, help-safe-None-...-<hash of the user>.wav, lie in a folder for
+    each place; a file is a speaker, since many share the hash of nobody. Left
+    out is "background", where nobody speaks.
     """
-    if not csv.is_file():
-        rows = [
-            {
-                "id": f"{folder.name}_{key}",
-                "wav": str(path.resolve()),
-                "speaker": f"{folder.name}_{key}",
-                "session": folder.name,
-                "emo": "",
-            }
-            for folder in sorted(Path(data_folder).iterdir())
-            for key, path in find_audio(folder).items()
-        ]
-        write_corpus_table(pd.DataFrame(rows), csv, max_skipped=0.05)
-    return pd.read_csv(csv, dtype=str, keep_default_na=False)
+    rows = [
+        {
+            "id": f"{folder.name}_{key}",
+            "wav": str(path.resolve()),
+            "speaker": f"{folder.name}_{key}",
+            "session": folder.name,
+            "emo": "",
+        }
+        for folder in sorted(open_data_folder(data_folder).iterdir())
+        for key, path in find_audio(folder).items()
+        if not key.startswith("background")
+    ]
+    write_corpus_table(pd.DataFrame(rows), csv, 0.05, audio_index)
 
 
 def write_speech(table, csv):
@@ -127,7 +135,7 @@ def count_epochs(utterances, batch_size):
 def list_small(options):
     """Table 0: IEMOCAP's YAMLs at 128 dimensions on small corpora."""
     for corpus, csv in write_tables(options, "EmoDB", "RAVDESS").items():
-        folder = options.output / f"table0_{corpus.lower()}"
+        folder = options.root / corpus
         command = compare(options, corpus, csv, folder, *SMALL)
         yield Chain(folder, [("IEMOCAP", command)], [(folder, corpus, None)])
 
@@ -136,25 +144,21 @@ def list_paper(options):
     """Table 1: the paper's settings on nEMO, an adapter for each pair."""
     csv = write_tables(options, "nEMO")["nEMO"]
     table = pd.read_csv(csv, dtype=str)
-    width = WIDTHS[options.width]
-    name = f"table1_{options.width}_layer_{options.layer}"
+    width = [*WIDTHS[options.width], "--lr=5e-4"]
     for pair in PAIRS:
-        speech = csv.with_name(f"nemo_without_{'_'.join(pair)}.csv")
+        speech = csv.with_name(f"without_{'_'.join(pair)}.csv")
         count = write_speech(table[~table["speaker"].isin(pair)], speech)
-        folder = options.output / name / "_".join(pair)
+        folder = options.root / "_".join(pair)
         folds = ",".join(str(SPEAKERS.index(one) + 1) for one in pair)
         trained = [
             train_adapter(
-                *options.usual,
-                *(*width, "--lr=5e-4", f"--corpora={speech}"),
-                f"--number_of_epochs={count_epochs(count, 96)}",
-                f"--seed={seed}",
-                f"--output_folder={folder}/adapter_{seed}",
+                *(options, folder / f"adapter_{seed}", seed, speech),
+                *(*width, f"--number_of_epochs={count_epochs(count, 96)}"),
             )
             for seed in options.seeds
         ]
         compared = compare(
-            *(options, "nEMO", csv, folder / "compared", *width, "--lr=5e-4"),
+            *(options, "nEMO", csv, folder / "compared", *width),
             *(f"--folds={folds}", "--classifier.number_of_epochs=12"),
             f"--adapter_folder={folder}/adapter_{{seed}}",
             f"--label_fractions={options.labels}",
@@ -166,9 +170,9 @@ def list_paper(options):
 def list_recipe(options):
     """Table 2: nEMO's own settings."""
     csv = write_tables(options, "nEMO")["nEMO"]
-    name = "_".join(["table2", *(o.strip("-") for o in options.levers)])
-    for fold in JUDGING["nEMO"]:
-        folder = options.output / name / SPEAKERS[fold - 1]
+    is_choice = options.speakers == "choosing"
+    for fold in CHOOSING if is_choice else JUDGING["nEMO"]:
+        folder = options.root / SPEAKERS[fold - 1]
         command = compare(
             *(options, "nEMO", csv, folder, f"--folds={fold}"),
             *(f"--label_fractions={options.labels}", *options.levers),
@@ -178,30 +182,28 @@ def list_recipe(options):
 
 def list_universal(options):
     """Table 3: one adapter for all corpora, on more and more hours."""
-    csvs = write_tables(options, *JUDGING)
-    wild = csvs["nEMO"].with_name("wild.csv")
-    tables = [prepare_wild(find_folder(options, "wild", wild), wild)]
+    csvs = write_tables(options, *JUDGING, "wild")
+    tables = []
     for corpus, csv in csvs.items():
         table = pd.read_csv(csv, dtype=str, keep_default_na=False)
         sessions = list_sessions(table)
-        judging = {sessions[fold - 1] for fold in JUDGING[corpus]}
+        judging = {sessions[fold - 1] for fold in JUDGING.get(corpus, ())}
         tables.append(table[~table["session"].isin(judging)])
     # the same order for all amounts: a smaller one lies inside a larger one
     speech = pd.concat(tables).sample(frac=1.0, random_state=0)
     so_far = speech["duration"].astype(float).cumsum() / 3600
-    root = options.output / "table3"
+    wild = csvs.pop("wild")
     for hours in HOURS:
         name = "all" if math.isinf(hours) else f"{hours:g}h"
         csv = wild.with_name(f"speech_{name}.csv")
         count = write_speech(speech[so_far <= hours], csv)
         used = round(min(hours, so_far.iloc[-1]), 2)
+        adapters = options.root / "adapters"
         commands = [
             train_adapter(
-                *options.usual,
-                *(f"--corpora={csv}", "--probe_every=0"),
-                f"--number_of_epochs={count_epochs(count, 16)}",
-                f"--seed={seed}",
-                f"--output_folder={root}/adapters/{name}_{seed}",
+                *(options, adapters / f"{name}_{seed}", seed, csv),
+                *(f"--number_of_epochs={count_epochs(count, 16)}",),
+                "--probe_every=0",
             )
             for seed in options.seeds
         ]
@@ -210,9 +212,9 @@ def list_universal(options):
             folds = ",".join(map(str, JUDGING[corpus]))
             common = (
                 f"--folds={folds}",
-                f"--adapter_folder={root}/adapters/{name}_{{seed}}",
+                f"--adapter_folder={adapters}/{name}_{{seed}}",
             )
-            folder = root / name / corpus
+            folder = options.root / name / corpus
             if name == "all":
                 labels = f"--label_fractions={options.labels}"
                 command = compare(options, corpus, csv, folder, *common, labels)
@@ -226,7 +228,8 @@ def list_universal(options):
                     validate(options, corpus, csv, one, *common, label)
                 )
                 results.append((one, corpus, used))
-        yield Chain(root / name, [("EmoDB", c) for c in commands], results)
+        folder = options.root / name
+        yield Chain(folder, [("EmoDB", c) for c in commands], results)
 
 
 TABLES = {
@@ -238,26 +241,45 @@ TABLES = {
 
 
 def write_tables(options, *corpora):
-    """Writes the corpora's tables; gives their paths by name."""
-    folder = options.output / "tables"
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name.lower()}.csv" for name in corpora}
-    for corpus, path in paths.items():
-        prepare_corpus(corpus, find_folder(options, corpus, path), path)
+    """Writes the corpora's tables; gives their paths by name.
+
+    A corpus whose folder is not given must have been read before.
+    """
+    paths = {}
+    for corpus in corpora:
+        path = options.output / "tables" / corpus.lower() / "corpus.csv"
+        folder = getattr(options, corpus.lower())
+        if folder is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            prepare = prepare_wild if corpus == "wild" else find_prepare(corpus)
+            prepare(folder, path, audio_index=path.with_name(AUDIO_INDEX))
+        elif not path.is_file():
+            raise RecipeError(
+                f"--{corpus.lower()}=/path/to/{corpus} is needed."
+            )
+        paths[corpus] = path
+    if "nEMO" in paths:
+        speakers = {*pd.read_csv(paths["nEMO"], dtype=str)["speaker"]}
+        if speakers != {*SPEAKERS}:
+            raise RecipeError(
+                f"{paths['nEMO']} has not the nine speakers "
+                f"{', '.join(SPEAKERS)}, by which the folds are numbered."
+            )
     return paths
 
 
-def find_folder(options, corpus, csv):
-    """Gives a corpus's folder, without which its table must be there."""
-    folder = getattr(options, corpus.lower())
-    if folder is None and not csv.is_file():
-        sys.exit(f"--{corpus.lower()}=/path/to/{corpus} is needed.")
-    return folder
-
-
-def train_adapter(*arguments):
-    """Names the command that trains an adapter on further tables alone."""
-    return ["train_adapter.py", YAMLS[0], *arguments]
+def train_adapter(options, folder, seed, csv, *arguments):
+    """Names the command that trains an adapter on a table alone."""
+    handed_on = [
+        option.replace("--adapter.", "--", 1)
+        for option in options.handed_on
+        if not option.startswith("--classifier.")
+    ]
+    return [
+        *("train_adapter.py", YAMLS[0], *options.usual, f"--corpora={csv}"),
+        *(f"--seed={seed}", f"--output_folder={folder}"),
+        *(*arguments, *handed_on),
+    ]
 
 
 def compare(options, *arguments):
@@ -278,7 +300,7 @@ def describe_corpus(options, corpus, csv, folder, *arguments):
     return [
         *(*YAMLS, *options.usual, f"--corpus_csv={csv}"),
         *(f"--classes={{{classes}}}", f"--seeds={seeds}"),
-        *(f"--output_folder={folder}", *arguments),
+        *(f"--output_folder={folder}", *arguments, *options.handed_on),
     ]
 
 
@@ -349,10 +371,12 @@ def read_known(path):
     try:
         table = pd.read_csv(path, dtype={"session": str})
     except (OSError, ValueError) as error:
-        sys.exit(f"--known={path} cannot be read: {error}")
+        raise RecipeError(f"--known={path} cannot be read: {error}")
     lacking = {*COLUMNS} - {"hours", *table.columns}
     if lacking:
-        sys.exit(f"--known={path} has no column {', '.join(sorted(lacking))}.")
+        raise RecipeError(
+            f"--known={path} has no column {', '.join(sorted(lacking))}."
+        )
     return table
 
 
@@ -374,7 +398,7 @@ def tabulate(rows):
     parts = [*rows["corpus"].unique(), *["all"] * pooled]
     header = ["corpus", "hours", "labels", "seeds", "folds"]
     header += [PROBE, WITHOUT, WITH, "difference", "95 % interval", "p"]
-    lines = []
+    unit, lines = ["corpus", "session"], []
     for corpus in parts:
         own = rows if corpus == "all" else rows[rows["corpus"] == corpus]
         groups = own[own["system"] == WITH].groupby(
@@ -382,22 +406,21 @@ def tabulate(rows):
         )
         for (share, hours), tuned in groups:
             same = own[own["labels"] == share]
-            one, two, probe = (
-                some.groupby(["corpus", "session"])["UA"].mean()
-                for some in (
-                    tuned,
-                    same[same["system"] == WITHOUT],
-                    same[same["system"] == PROBE],
-                )
-            )
-            if not one.index.intersection(two.index).size:
+            runs = [tuned, same[same["system"] == WITHOUT]]
+            runs = [some.set_index([*unit, "seed"])["UA"] for some in runs]
+            # seeds that only one of the two has would not be paired
+            common = runs[0].index.intersection(runs[1].index)
+            if not len(common):
                 continue  # nothing to compare with is finished yet
+            one, two = (some.loc[common].groupby(unit).mean() for some in runs)
+            probe = same[same["system"] == PROBE].groupby(unit)["UA"].mean()
+            probe = probe[probe.index.isin(one.index)]
             gain = compare_units(one, two)._asdict()
             gain = format_difference({**gain, "p_holm": None})
             lines.append(
                 [
                     *(corpus, "" if pd.isna(hours) else f"{hours:g}"),
-                    *(f"{100 * share:g} %", count_seeds(tuned)),
+                    *(f"{100 * share:g} %", count_seeds(common)),
                     gain["folds"],
                     *(f"{100 * u.mean():.1f}" for u in (probe, two, one)),
                     *(gain["UA gained"], gain["95 % interval"], gain["p"]),
@@ -411,7 +434,7 @@ def tabulate(rows):
 
 def count_seeds(runs):
     """Counts the seeds of a unit, "1 to 3" where the units differ."""
-    seeds = runs.groupby(["corpus", "session"])["seed"].nunique()
+    seeds = runs.droplevel("seed").value_counts()
     least, most = seeds.min(), seeds.max()
     return str(most) if least == most else f"{least} to {most}"
 
@@ -421,9 +444,11 @@ def draw(rows, path):
     by_hours = rows["hours"].notna().any()
     key = "hours" if by_hours else "labels"
     panels = list(rows.groupby(["corpus", "labels"] if by_hours else "corpus"))
-    figure = Figure(figsize=(4.2 * len(panels), 3.6))
+    across = rows["labels"].nunique() if by_hours else len(panels)
+    down = math.ceil(len(panels) / across)
+    figure = Figure(figsize=(4.2 * across, 3.6 * down))
     for place, (name, own) in enumerate(panels, 1):
-        axes = figure.add_subplot(1, len(panels), place)
+        axes = figure.add_subplot(down, across, place)
         for color, system in enumerate((PROBE, WITHOUT, WITH)):
             some = own[own["system"] == system]
             style = {"color": f"C{color}", "label": system}
@@ -443,15 +468,31 @@ def draw(rows, path):
         axes.minorticks_off()
         label = "hours of stage 1" if by_hours else "share of the labels"
         title = f"{name[0]}, {100 * name[1]:g} %" if by_hours else name
-        axes.set(xlabel=label, ylabel="UA, percent", title=title)
+        spread = "UA, percent (bars: standard error over folds)"
+        axes.set(xlabel=label, ylabel=spread, title=title)
+        axes.yaxis.label.set_size(8)
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=7)
+        axes.legend(fontsize=7)
     figure.tight_layout()
     save_figure(figure, path)
 
 
-def main():
-    """Runs a table, or what is left of it, and writes it."""
+def name_table(options):
+    """Names a table after what its rows have in common."""
+    parts = [options.table, f"layer_{options.layer}"]
+    parts += [f"width_{options.width}"] * (options.table == "paper")
+    parts += ["choosing"] * (options.speakers == "choosing")
+    return "_".join([*parts, *(o.strip("-") for o in options.levers)])
+
+
+def main(arguments):
+    """Runs a table, or what is left of it, and writes it.
+
+    Arguments
+    ---------
+    arguments : list of str
+        The command line.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -463,27 +504,37 @@ def main():
     parser.add_argument("--layer", default="last")
     parser.add_argument("--context", default="clip")
     parser.add_argument("--width", type=int, default=128, choices=WIDTHS)
-    parser.add_argument("--labels", default="0.1,1.0")
-    parser.add_argument("--levers", default="", help="of table 2: keys")
+    parser.add_argument(
+        "--labels", default="0.1,1.0", help="all shares that are to be there"
+    )
+    parser.add_argument(
+        "--speakers",
+        default="judging",
+        choices=("judging", "choosing"),
+        help="of table 2",
+    )
+    parser.add_argument(
+        "--levers", default="", help="of table 2: keys of nEMO's YAMLs"
+    )
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--known", action="append", default=[], type=Path)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--print", action="store_true", dest="show")
-    arguments = sys.argv[1:]
     place = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_args(arguments[:place])
+    options.handed_on = arguments[place + 1 :]
     options.output = options.output.resolve()
     if os.path.isdir(options.encoder):  # commands run in recipes' folders
         options.encoder = os.path.abspath(options.encoder)
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     options.levers = shlex.split(options.levers)
+    options.root = options.output / name_table(options)
     options.usual = [
         f"--encoder_source={options.encoder}",
         f"--encoder_layer={options.layer}",
         f"--encoder_context={options.context}",
         f"--cache_folder={options.output / 'cache'}",
-        *arguments[place + 1 :],
     ]
     known = [read_known(path) for path in options.known]
     chains = list(TABLES[options.table](options))
@@ -495,17 +546,18 @@ def main():
         return
     complete = run_all(chains, options.jobs)
     rows = collect(chains, known)
-    if len(rows):
-        stem = options.output / options.table
-        rows.dropna(axis="columns", how="all").to_csv(
-            stem.with_suffix(".csv"), index=False
+    stem = str(options.root)  # a name may have a dot
+    rows.dropna(axis="columns", how="all").to_csv(f"{stem}.csv", index=False)
+    if not complete:
+        raise RecipeError(
+            f"the table is not complete; what there is lies in {stem}.csv. The "
+            "same command again goes on."
         )
-        text = tabulate(rows)
-        stem.with_suffix(".md").write_text(text + "\n", "utf-8")
-        draw(rows, stem.with_suffix(".png"))
-        print(f"\n{text}\n\nWritten to {stem}.md, .csv and .png")
-    sys.exit(0 if complete else 1)
+    text = tabulate(rows)
+    Path(f"{stem}.md").write_text(text + "\n", "utf-8")
+    draw(rows, f"{stem}.png")
+    print(f"\n{text}\n\nWritten to {stem}.md, .csv and .png")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main, sys.argv[1:])

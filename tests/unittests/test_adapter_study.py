@@ -1,10 +1,13 @@
 """benchmarks/adapter_study.py: who is left out, and what the table says."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
+
+from speechbrain_wap.errors import RecipeError
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 SYSTEMS = ["linear probe", "without adapter training", "with adapter training"]
@@ -20,10 +23,8 @@ def study(monkeypatch):
 
 
 @pytest.fixture
-def show(study, tmp_path, monkeypatch, capsys):
+def show(study, tmp_path, capsys):
     """Lists the commands of a table on corpora that have been read before."""
-    tables = tmp_path / "tables"
-    tables.mkdir()
     nemo = [(speaker, speaker) for speaker in study.SPEAKERS]
     small = [(f"s{n}", f"{n}") for n in range(1, 6)]
     known = {"nemo": nemo, "emodb": small, "ravdess": small, "wild": small}
@@ -40,12 +41,13 @@ def show(study, tmp_path, monkeypatch, capsys):
             for speaker, session in speakers
             for number in range(4)
         ]
-        pd.DataFrame(rows).to_csv(tables / f"{name}.csv", index=False)
+        path = tmp_path / "tables" / name / "corpus.csv"
+        path.parent.mkdir(parents=True)
+        pd.DataFrame(rows).to_csv(path, index=False)
 
     def run(table, *options):
-        argv = ["study", table, "--encoder=fbank", f"--output={tmp_path}"]
-        monkeypatch.setattr("sys.argv", [*argv, "--print", *options])
-        study.main()
+        usual = ["--encoder=fbank", f"--output={tmp_path}", "--print"]
+        study.main([table, *usual, *options])
         return capsys.readouterr().out.splitlines()
 
     return run
@@ -63,22 +65,24 @@ def test_an_adapter_of_table_1_hears_neither_speaker_that_it_serves(
     compared = [line for line in lines if "compare" in line]
     assert len(trained) == 6 and len(compared) == 3
     for pair in study.PAIRS:
-        heard = read_speakers(tmp_path, f"nemo_without_{'_'.join(pair)}.csv")
+        heard = read_speakers(tmp_path, f"nemo/without_{'_'.join(pair)}.csv")
         assert heard == set(study.SPEAKERS) - set(pair)
     # EB0 and KS0 are the first and the fourth; 28 utterances are one step
     assert "--folds=1,4" in compared[0]
-    assert all("--number_of_epochs=3000 " in line for line in trained)
+    assert all("--number_of_epochs=3000)" in line for line in trained)
 
 
 def test_the_universal_adapter_hears_no_judge_of_any_corpus(show, tmp_path):
     lines = show("universal")
-    heard = read_speakers(tmp_path, "speech_all.csv")
+    heard = read_speakers(tmp_path, "wild/speech_all.csv")
     assert heard == {
         *("KD0", "MP0", "WR0", "s4", "s5"),
         *(f"wilds{n}" for n in range(1, 6)),
     }
     ids = {
-        name: set(pd.read_csv(tmp_path / f"tables/speech_{name}.csv")["id"])
+        name: set(
+            pd.read_csv(tmp_path / f"tables/wild/speech_{name}.csv")["id"]
+        )
         for name in ("0.3h", "1h", "3h", "all")
     }
     assert ids["0.3h"] < ids["1h"] < ids["3h"] < ids["all"]
@@ -115,6 +119,12 @@ def test_the_table_pairs_folds_and_not_seeds(study, tmp_path):
     assert cells[:7] == ["nEMO", "100 %", "3", "6", "50.0", "53.5", "54.2"]
     less = rows[(rows["fold"] > 1) | (rows["seed"] == 0)]
     assert "| 1 to 3 |" in study.tabulate(less)
+    # a run that the other system lacks, or of a speaker that it lacks, is none
+    odd = {"corpus": "nEMO", "labels": 1.0, "fold": 7, "session": "7"}
+    odd = [{**odd, "seed": 0, "system": SYSTEMS[1], "UA": 0.0}]
+    odd.append({**odd[0], "fold": 1, "session": "1", "seed": 9})
+    more = pd.concat([rows, pd.DataFrame(odd)], ignore_index=True)
+    assert study.tabulate(more) == study.tabulate(rows)
     # all six are better: two of 64 signs
     assert cells[7] == "+0.7" and cells[9] == "0.031"
     study.draw(rows, tmp_path / "figure.png")
@@ -137,11 +147,11 @@ def test_what_was_run_elsewhere_counts_once(study, tmp_path):
 
 
 def test_a_table_that_is_none_is_named_before_anything_is_run(show, tmp_path):
-    with pytest.raises(SystemExit, match="--known=no.csv cannot be read"):
+    with pytest.raises(RecipeError, match="--known=no.csv cannot be read"):
         show("small", "--known=no.csv")
     other = tmp_path / "other.csv"
     other.write_text("corpus,system\n")
-    with pytest.raises(SystemExit, match="no column UA, fold, labels, seed"):
+    with pytest.raises(RecipeError, match="no column UA, fold, labels, seed"):
         show("small", f"--known={other}")
 
 
@@ -167,9 +177,38 @@ def test_a_relative_encoder_is_found_from_the_recipes_folders(
 
 def test_a_corpus_that_is_not_told_is_named(show, tmp_path):
     for name in ("wild", "emodb"):
-        (tmp_path / f"tables/{name}.csv").unlink()
-        with pytest.raises(SystemExit, match=f"--{name}=/path/to/"):
+        (tmp_path / f"tables/{name}/corpus.csv").unlink()
+        with pytest.raises(RecipeError, match=f"--{name}=/path/to/"):
             show("universal")
+        with pytest.raises(RecipeError, match="/nowhere"):
+            show("universal", f"--{name}=/nowhere")
+
+
+def test_folds_are_numbered_by_all_nine_speakers(show, tmp_path):
+    path = tmp_path / "tables/nemo/corpus.csv"
+    table = pd.read_csv(path)
+    table[table["speaker"] != "KD0"].to_csv(path, index=False)
+    with pytest.raises(RecipeError, match="has not the nine speakers EB0"):
+        show("recipe")
+
+
+def test_settings_are_chosen_on_the_speakers_that_do_not_judge(show, tmp_path):
+    judging = show("recipe")
+    choosing = show("recipe", "--speakers=choosing", "--levers=--lr=1")
+    folds = [
+        re.findall("--folds=(.)", " ".join(x)) for x in (judging, choosing)
+    ]
+    assert folds == [[*"124578"], [*"369"]]
+    # neither goes where the other lies
+    assert all(f"{tmp_path}/recipe_layer_last/" in line for line in judging)
+    assert all("recipe_layer_last_choosing_lr=1/" in line for line in choosing)
+
+
+def test_what_is_handed_on_counts_most_and_where_it_belongs(show):
+    options = ["--adapter.probe_every=5", "--classifier.lr=2", "--lr=1"]
+    trained, *_, compared = show("paper", "--", *options)
+    assert trained.endswith(" --probe_every=5 --lr=1)")
+    assert compared.endswith(f" {' '.join(options)})")
 
 
 def test_a_failed_command_ends_its_chain_and_no_other(study, tmp_path, capsys):
