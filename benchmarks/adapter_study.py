@@ -524,6 +524,11 @@ def main(arguments):
     place = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_args(arguments[:place])
     options.handed_on = arguments[place + 1 :]
+    if options.table != "paper" and options.width != 128:
+        parser.error("--width is of table 1 (paper).")
+    is_judging = options.speakers == "judging" and not options.levers
+    if options.table != "recipe" and not is_judging:
+        parser.error("--speakers and --levers are of table 2 (recipe).")
     options.output = options.output.resolve()
     if os.path.isdir(options.encoder):  # commands run in recipes' folders
         options.encoder = os.path.abspath(options.encoder)

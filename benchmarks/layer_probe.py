@@ -71,7 +71,8 @@ def main(arguments):
         )
     encoder = SpeechEncoder(options.encoder, "weighted", options.context)
     cache = FeatureCache(options.cache_folder, encoder)
-    failures = cache.extract(table.set_index("digest").to_dict("index"))
+    utterances = {row["digest"]: row for row in table.to_dict("records")}
+    failures = cache.extract(utterances)
     table = table[~table["digest"].isin(failures)].set_index("id")
     rows = []
     for place, layer in enumerate(encoder.layers):

@@ -99,17 +99,18 @@ def main(arguments):
     trained = [e for e in entries if not e.probe and e.name in wanted]
     known = {}
     for entry in entries:
-        with suppress(RecipeError):  # said where it is run, or looked for
+        with suppress(Exception):  # said where it is run, or looked for
             known[entry.name] = _read_keys(files, entry)
     # what is typed, and nothing else
     (base,) = list_plans(files, options, [_Entry("")], known)[""].values()
     root = base.output_folder
     start_ranks(base.commands["classifier"].run_opts)
-    plans, chosen, failures = {}, {}, {}
-    for entry in trained:
-        name = entry.name
+    listed, plans, chosen, failures = {}, {}, {}, {}
+    for entry in trained:  # what cannot be is said before anything is trained
+        with going_on(failures, entry.name):
+            listed.update(list_plans(files, options, [entry], known))
+    for name, configurations in listed.items():
         with going_on(failures, name):
-            configurations = list_plans(files, options, [entry], known)[name]
             chosen[name] = choose_configuration(root, name, configurations)
             plan = _place(root, name, configurations[chosen[name]])
             plans[name] = plan
@@ -252,7 +253,7 @@ def read_table(path):
             f"{path}: reference: {reference} is none of its systems: choose of "
             f"{', '.join(entries)}."
         )
-    folders = ["", "adapters", "choice", *map(name_folder, entries)]
+    folders = ["", ".", "..", "adapters", "choice", *map(name_folder, entries)]
     if len({*folders}) < len(folders) or any("," in name for name in entries):
         raise RecipeError(
             f"{path}: names of systems must have no comma and give different "
@@ -264,7 +265,7 @@ def read_table(path):
 def _is_strength(values):
     """Tells whether a configuration is one of the linear probe."""
     strength = values.get("C")
-    is_number = isinstance(strength, int | float) and strength > 0
+    is_number = type(strength) in (int, float) and strength > 0
     return is_number and values.keys() == {"C"}
 
 
@@ -300,6 +301,7 @@ def list_plans(files, options, entries, known=MappingProxyType({})):
             if _split_key(key)[1] not in elsewhere
         ]
         typed += starmap(write_option, entry.options.items())
+        told = dict.fromkeys(chain(*entry.configurations))
         for configuration in entry.configurations:
             tried = starmap(write_option, configuration.items())
             arguments = [*files, *tried, *typed]
@@ -307,10 +309,10 @@ def list_plans(files, options, entries, known=MappingProxyType({})):
             # the values as they are, since what is typed counts more
             values = {
                 key: plan.settings[stage].get(key)
-                for stage, key in map(_split_key, configuration)
+                for stage, key in map(_split_key, told)
             }
             label = ", ".join(f"{key}={value}" for key, value in values.items())
-            plans[entry.name].setdefault(label or "as in the YAML", plan)
+            plans[entry.name].setdefault(label or "the only one", plan)
     return plans
 
 

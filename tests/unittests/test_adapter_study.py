@@ -204,6 +204,19 @@ def test_settings_are_chosen_on_the_speakers_that_do_not_judge(show, tmp_path):
     assert all("recipe_layer_last_choosing_lr=1/" in line for line in choosing)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("paper", "--speakers=choosing"),
+        ("small", "--levers=--lr=1"),
+        ("recipe", "--width=384"),
+    ],
+)
+def test_an_option_of_another_table_is_refused(show, options):
+    with pytest.raises(SystemExit):
+        show(*options)
+
+
 def test_what_is_handed_on_counts_most_and_where_it_belongs(show):
     options = ["--adapter.probe_every=5", "--classifier.lr=2", "--lr=1"]
     trained, *_, compared = show("paper", "--", *options)

@@ -67,6 +67,9 @@ def test_what_is_typed_counts_more_than_a_configuration():
         for lr in (1, 2)
         for n in (3, 4)
     ]
+    # what a configuration leaves to the YAML is told, too
+    plans = plan_all(entry._replace(configurations=[{}, {"classifier_lr": 1}]))
+    assert list(plans) == ["classifier_lr=0.0001", "classifier_lr=1"]
     # of what is then the same, one is left
     plans = plan_all(entry, "--classifier.number_of_epochs=7")
     assert list(plans) == [
