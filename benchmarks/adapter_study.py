@@ -552,10 +552,12 @@ def main(arguments):
     complete = run_all(chains, options.jobs)
     rows = collect(chains, known)
     stem = str(options.root)  # a name may have a dot
-    rows.dropna(axis="columns", how="all").to_csv(f"{stem}.csv", index=False)
+    if len(rows):
+        named = rows.dropna(axis="columns", how="all")
+        named.to_csv(f"{stem}.csv", index=False)
     if not complete:
         raise RecipeError(
-            f"the table is not complete; what there is lies in {stem}.csv. The "
+            f"the table is not complete ({len(rows)} rows, in {stem}.csv): the "
             "same command again goes on."
         )
     text = tabulate(rows)

@@ -15,29 +15,13 @@ import pandas as pd
 
 from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
-from speechbrain_wap.evaluation.linear_probe import linear_probe
+from speechbrain_wap.evaluation.linear_probe import (
+    frame_statistics,
+    linear_probe,
+)
 from speechbrain_wap.features import FeatureCache
 from speechbrain_wap.reports.report import markdown_table, percent
 from speechbrain_wap.training.experiment import run_command
-
-
-class OneLayer:
-    """A feature cache of several layers, seen as one of a single layer.
-
-    Arguments
-    ---------
-    cache : speechbrain_wap.features.FeatureCache
-        Its frames have the shape [T, L, D].
-    layer : int
-        Which of the L.
-    """
-
-    def __init__(self, cache, layer):
-        self.cache, self.layer = cache, layer
-
-    def read(self, digest):
-        """Reads the frames of an utterance, shape [T, D]."""
-        return self.cache.read(digest)[:, self.layer]
 
 
 def main(arguments):
@@ -74,17 +58,23 @@ def main(arguments):
     utterances = {row["digest"]: row for row in table.to_dict("records")}
     failures = cache.extract(utterances)
     table = table[~table["digest"].isin(failures)].set_index("id")
+    pooled = {layer: {} for layer in encoder.layers}
+    for digest in table["digest"]:
+        feats = cache.read(digest)  # [T, L, D]
+        for place, layer in enumerate(encoder.layers):
+            pooled[layer][digest] = frame_statistics(feats[:, place])
     rows = []
-    for place, layer in enumerate(encoder.layers):
-        one, pooled, scores = OneLayer(cache, place), {}, []
+    for layer, statistics in pooled.items():
+        scores = []
         for session in sessions:
             is_test = table["session"] == session
             splits = {
                 "train": table[~is_test].to_dict("index"),
                 "test": table[is_test].to_dict("index"),
             }
-            probed = linear_probe(splits, one, classes, pooled=pooled)
-            scores.append(probed["UA"])
+            scores.append(
+                linear_probe(splits, cache, classes, pooled=statistics)["UA"]
+            )
         mean = sum(scores) / len(scores)
         rows.append([layer, *map(percent, scores), percent(mean)])
     print(markdown_table(["layer", *sessions, "mean"], rows))
