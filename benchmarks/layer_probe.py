@@ -60,7 +60,8 @@ def main(arguments):
     table = table[~table["digest"].isin(failures)].set_index("id")
     pooled = {layer: {} for layer in encoder.layers}
     for digest in table["digest"]:
-        feats = cache.read(digest)  # [T, L, D]
+        feats = cache.read(digest)  # [T, L, D]; of one layer [T, D]
+        feats = feats.reshape(len(feats), len(encoder.layers), -1)
         for place, layer in enumerate(encoder.layers):
             pooled[layer][digest] = frame_statistics(feats[:, place])
     rows = []
