@@ -17,14 +17,10 @@ All folds of a results folder, as a model that averages their probabilities:
 """
 
 import importlib
-import io
-import logging
 import os
 import re
 import shutil
 import sysconfig
-import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from pathlib import Path
 
@@ -54,6 +50,7 @@ from speechbrain_wap.evaluation.trained_run import (
 )
 from speechbrain_wap.files import digest_file, expand_path, write_text
 from speechbrain_wap.model_card import write_model_card
+from speechbrain_wap.onnx_export import check_onnx, export_onnx
 from speechbrain_wap.training.adapter_folder import (
     RECORD,
     find_finished,
@@ -66,7 +63,6 @@ logger = get_logger(__name__)
 
 # What models that are averaged must agree on, beside classes and encoder
 SHARED = ("system", "max_frames", "long_utterances", "eval_precision")
-LARGEST_ERROR = 1e-4  # of logits by ONNX Runtime against PyTorch's
 INTERFACE = '''"""The model, for SpeechBrain's foreign_class."""
 
 from speechbrain_wap.inference import EmotionRecognizer
@@ -103,7 +99,7 @@ def export(runs, output, bundle_encoder=False, onnx=False):
     _check_alike(runs)
     _check_output(output)
     if onnx:
-        _check_onnx(first)
+        check_onnx(first)
     bundled = _find_checkpoints(first) if bundle_encoder else {}
     models, nodes = [run.build_model() for run in runs], []
     num_classes = len(first.scores["classes"])
@@ -124,6 +120,8 @@ def export(runs, output, bundle_encoder=False, onnx=False):
     _check_rebuilt(node, model, first)
     with report_path_errors():
         _clear(output)
+        # first, by which an unfinished folder is known to be a model's
+        write_text(output / "custom_interface.py", INTERFACE)
         torch.save(model.state_dict(), output / "model.ckpt")
         labels = CategoricalEncoder()
         labels.update_from_iterable(
@@ -134,7 +132,6 @@ def export(runs, output, bundle_encoder=False, onnx=False):
         wired |= {} if others else _export_attributes(first, output)
         text = _describe(first, wired, output, bundled)
         _copy_modules(text, output)
-        write_text(output / "custom_interface.py", INTERFACE)
         write_model_card(runs, output, bundle_encoder)
         if onnx:
             export_onnx(model, first, output / "model.onnx")
@@ -239,7 +236,7 @@ def _describe_encoder(run, name, output, bundled):
             "feats", "encoder"
         )
         described.pop("revision", None)
-        (output / target).mkdir()
+        (output / target).mkdir(exist_ok=True)
         for pattern in (*CHECKPOINT_FILES, "README.md", "LICENSE*"):
             for path in Path(bundled[name]).glob(pattern):
                 shutil.copyfile(path, output / target / path.name)
@@ -309,99 +306,6 @@ def _describe(run, wired, output, bundled):
         f"# speechbrain_wap {speechbrain_wap.__version__}.\n\n"
         f"{write_yaml(tree)}"
     )
-
-
-# ONNX -------------------------------------------------------------------------
-
-
-def _check_onnx(run):
-    """Refuses what cannot be exported to ONNX here."""
-    if "" not in run.caches:
-        raise RecipeError(
-            "--onnx: a system that takes several streams of features is not "
-            "supported."
-        )
-    try:
-        import onnxruntime
-        import onnxscript  # which torch needs
-    except ImportError as error:
-        raise RecipeError(
-            f"--onnx needs {error.name}: pip install 'speechbrain-wap[onnx]'."
-        )
-    return onnxscript and onnxruntime
-
-
-@contextmanager
-def _silence():
-    """Keeps to itself what torch says while it exports, pages of it."""
-    nowhere = io.StringIO()
-    logging.disable()
-    try:
-        with (
-            warnings.catch_warnings(),
-            redirect_stdout(nowhere),
-            redirect_stderr(nowhere),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def export_onnx(model, run, path):
-    """Writes a model for ONNX Runtime, frames and relative lengths to logits.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        In eval mode.
-    run : TrainedRun
-        Where it comes from.
-    path : pathlib.Path
-        The file to write.
-
-    Raises
-    ------
-    RecipeError
-        If a package is missing, or the system cannot be exported.
-    """
-    onnxruntime = _check_onnx(run)
-    system = type(model).__name__
-    batch = torch.export.Dim("batch", min=1, max=1024)
-    frames = torch.export.Dim("frames", min=1, max=run.settings["max_frames"])
-    try:
-        with _silence():
-            program = torch.onnx.export(
-                model,
-                run.draw_frames(3, 20)[:2],
-                dynamo=True,
-                input_names=["feats", "lens"],
-                output_names=["logits"],
-                dynamic_shapes=({0: batch, 1: frames}, {0: batch}),
-                verbose=False,
-            )
-    except Exception as error:  # of any system
-        raise RecipeError(
-            f"--onnx: {system} cannot be exported: "
-            f"{first_line(error.__cause__ or error)}"
-        )
-    program.save(path)
-    session = onnxruntime.InferenceSession(
-        str(path), providers=["CPUExecutionProvider"]
-    )
-    for size in ((1, 1), (1, 57), (5, 31)):
-        feats, lens, _ = run.draw_frames(*size)
-        given = {"feats": feats.numpy(), "lens": lens.numpy()}
-        (logits,) = session.run(None, given)
-        with torch.no_grad():
-            expected = model(feats, lens)
-        error = float((torch.from_numpy(logits) - expected).abs().max())
-        if not error <= LARGEST_ERROR:
-            path.unlink()
-            raise RecipeError(
-                f"--onnx: {system} gives other logits in ONNX Runtime, by up "
-                f"to {error:.1e} (batch {size[0]}, {size[1]} frames)."
-            )
 
 
 # The command ------------------------------------------------------------------

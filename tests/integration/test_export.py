@@ -18,8 +18,8 @@ from speechbrain_wap import recognize
 from speechbrain_wap.data.audio import read_audio
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.trained_run import TrainedRun
-from speechbrain_wap.export import LARGEST_ERROR, export_onnx
 from speechbrain_wap.inference import EmotionRecognizer
+from speechbrain_wap.onnx_export import LARGEST_ERROR, export_onnx
 
 CLASSIFIER = ["train_classifier.py", "classifier"]
 SYSTEM_KEYS = ("--d_model", "--nhead", "--d_ffn")
@@ -426,6 +426,21 @@ def test_the_encoder_is_in_the_folder_or_recognised(
     # exported again without it, nothing of it is left
     export(run, moved)
     assert not (moved / "encoder").exists()
+
+
+def test_an_export_that_was_interrupted_is_made_again(
+    hubert_run, tmp_path, monkeypatch
+):
+    def interrupt(source, target):
+        raise KeyboardInterrupt
+
+    run, _ = hubert_run
+    with monkeypatch.context() as patch:
+        patch.setattr("speechbrain_wap.export.shutil.copyfile", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            export(run, tmp_path / "m", "--bundle_encoder")
+    model = export(run, tmp_path / "m", "--bundle_encoder")
+    assert predict(EmotionRecognizer.from_hparams(model), run) < 1e-5
 
 
 def test_onnx_gives_the_same_logits_for_any_batch_and_length(

@@ -8,7 +8,8 @@ import pytest
 # From the lowest to the highest; the paper's nouns lie flat in the package
 ROOMS = ["errors files progress", "nouns", "encoders", "data", "features"]
 # What a user starts; not in the order of imports among themselves
-STARTED = "__main__ export inference model_card recognize demo_page"
+STARTED = "__main__ export inference recognize demo_page"
+STARTED += " model_card onnx_export"
 ROOMS += ["training", "evaluation", "reports", "comparisons", STARTED]
 
 
