@@ -109,7 +109,8 @@ def test_a_thousand_sessions_are_not_split_a_thousand_times(monkeypatch):
 def test_the_column_split_says_who_trains_validates_and_tests(names):
     table = make_table("ababab", session="one")
     table["split"] = [*names, names[0], "", names[2]]
-    table["recorded_in"] = "a studio"  # a column of the corpus's own
+    # a column of the corpus's own
+    table = table.assign(recorded_in="a studio", speaker="someone")
     splits = FoldPlan(1, "predefined").split(table)
     ids = {name: list(part["id"]) for name, part in splits.items()}
     assert ids == {"train": ["u0", "u3"], "valid": ["u1"], "test": ["u2", "u5"]}
