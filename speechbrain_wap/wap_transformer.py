@@ -96,25 +96,19 @@ class WAPTransformer(FrameInput):
     ):
         super().__init__(input_size, num_encoder_layers)
         for name, value in {
-            "d_model": d_model,
             "num_layers": num_layers,
-            "nhead": nhead,
             "d_ffn": d_ffn,
             "max_frames": max_frames,
         }.items():
             check_whole(name, value, least=1)
+        check_attention(d_model, nhead, dropout)
         check_whole("mlp_layers", mlp_layers)
-        check_number("dropout", dropout, least=0.0, most=1.0)
         check_number("residual_init", residual_init, least=0.0)
         check_flag("mlp_residual", mlp_residual)
         check_flag("normalize_before", normalize_before)
         check_choice(
             "projection_init", projection_init, ("random", "orthogonal")
         )
-        if d_model % nhead != 0:
-            raise RecipeError(
-                f"d_model ({d_model}) must be divisible by nhead ({nhead})."
-            )
         self.d_model = d_model
         self.max_frames = max_frames
         self.mlp_residual = mlp_residual
@@ -207,6 +201,32 @@ class WAPTransformer(FrameInput):
         aggregated = self.mlp(z)
         z = z + aggregated if self.mlp_residual else aggregated
         return packing.unpack(z, wanted)  # (B, T, D)
+
+
+def check_attention(d_model, nhead, dropout):
+    """Refuses what :class:`TransformerLayer` cannot be made with.
+
+    Arguments
+    ---------
+    d_model : int
+        Its dimension.
+    nhead : int
+        Number of attention heads; divides ``d_model``.
+    dropout : float
+        Dropout probability, 0 to 1.
+
+    Raises
+    ------
+    RecipeError
+        Which names the value.
+    """
+    check_whole("d_model", d_model, least=1)
+    check_whole("nhead", nhead, least=1)
+    check_number("dropout", dropout, least=0.0, most=1.0)
+    if d_model % nhead != 0:
+        raise RecipeError(
+            f"d_model ({d_model}) must be divisible by nhead ({nhead})."
+        )
 
 
 class TransformerLayer(nn.TransformerEncoderLayer):

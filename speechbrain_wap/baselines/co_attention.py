@@ -249,11 +249,13 @@ def make_convolutions(channels):
     convolutions : torch.nn.Sequential
         Maps [n, 1, frequencies, times] to [n, channels, 6, 6].
     """
-    if len(channels) != 5:
+    if not isinstance(channels, (list, tuple)) or len(channels) != 5:
         raise RecipeError(
-            f"cnn_channels={list(channels)} must be five numbers, one for each "
-            "convolution."
+            f"cnn_channels={channels} must be a list of five numbers, one for "
+            "each convolution."
         )
+    for size in channels:
+        check_whole("cnn_channels", size, least=1)
     kernels, strides, pads = (11, 5, 3, 3, 3), (4, 1, 1, 1, 1), (2, 2, 1, 1, 1)
     layers, before = [], 1
     for number, after in enumerate(channels):

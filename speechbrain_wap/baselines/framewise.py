@@ -2,46 +2,54 @@
 
 import torch
 from speechbrain.nnet.linear import Linear
+from torch import nn
 
 from speechbrain_wap.baselines.linear import average_frames
-from speechbrain_wap.errors import check_whole
+from speechbrain_wap.dropout import Dropout
+from speechbrain_wap.errors import check_number, check_whole
 from speechbrain_wap.frame_input import FrameInput
 from speechbrain_wap.packing import lay_out
 
 
 class FramewiseClassifier(FrameInput):
-    """Layers on each frame, the mean over time and a linear classifier.
+    """Dense layers on each frame, mean over time and a linear classifier.
 
     Arguments
     ---------
-    layers : torch.nn.Module
-        Maps frames [N, input_size] to [N, output_size], each by itself.
-    output_size : int
-        Their dimension.
     input_size : int
         Dimension D of the encoder's frames.
     num_encoder_layers : int
         How many layers of the encoder are given; they are averaged with
         learned weights.
+    d_model : int
+        Size of the dense layers.
+    dropout : float
+        Dropout probability after each layer's ReLU, 0 to 1.
+    num_dense : int
+        How many dense layers there are.
 
     Example
     -------
-    >>> model = FramewiseClassifier(torch.nn.Linear(80, 8), 8, input_size=80)
+    >>> model = FramewiseClassifier(80, 1, d_model=8, dropout=0.1, num_dense=1)
     >>> model.set_classes(4)
     >>> model(torch.rand(2, 50, 80), torch.tensor([1.0, 0.5])).shape
     torch.Size([2, 4])
     """
 
-    def __init__(self, layers, output_size, input_size, num_encoder_layers=1):
+    def __init__(
+        self, input_size, num_encoder_layers, d_model, dropout, num_dense
+    ):
         super().__init__(input_size, num_encoder_layers)
-        check_whole("d_model", output_size, least=1)
-        self.layers, self.output_size = layers, output_size
+        check_whole("d_model", d_model, least=1)
+        check_number("dropout", dropout, least=0.0, most=1.0)
+        self.d_model, layers = d_model, []
+        for size in (input_size, *[d_model] * (num_dense - 1)):
+            layers += [nn.Linear(size, d_model), nn.ReLU(), Dropout(dropout)]
+        self.layers = nn.Sequential(*layers)
 
     def set_classes(self, num_classes):
         """Adds the classifier, once the number C of classes is known."""
-        self.classifier = Linear(
-            input_size=self.output_size, n_neurons=num_classes
-        )
+        self.classifier = Linear(input_size=self.d_model, n_neurons=num_classes)
 
     def before_fit(self, batches):
         """Measures the training utterances' frames (D14)."""
@@ -62,7 +70,7 @@ class FramewiseClassifier(FrameInput):
         Returns
         -------
         pooled : torch.Tensor
-            Shape [B, output_size].
+            Shape [B, d_model].
         """
         if lens is None:
             lens = torch.ones(feats.shape[0])

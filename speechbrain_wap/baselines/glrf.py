@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from speechbrain_wap.errors import check_number, check_whole
 from speechbrain_wap.frame_input import FrameInput
 from speechbrain_wap.packing import lay_out, send, valid_frames
-from speechbrain_wap.wap_transformer import TransformerLayer
+from speechbrain_wap.wap_transformer import TransformerLayer, check_attention
 
 
 class GLRF(FrameInput):
@@ -67,6 +67,7 @@ class GLRF(FrameInput):
         head_share=0.5,
     ):
         super().__init__(input_size, num_encoder_layers)
+        check_attention(d_model, nhead, dropout)
         check_whole("kernel_size", kernel_size, least=1)
         check_whole("segment_frames", segment_frames, least=1)
         check_number("head_share", head_share, least=0.0, most=1.0)

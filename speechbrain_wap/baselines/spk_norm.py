@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from speechbrain_wap.baselines.framewise import FramewiseClassifier
-from speechbrain_wap.dropout import Dropout
 from speechbrain_wap.errors import RecipeError, check_number, check_whole
 
 
@@ -65,10 +64,9 @@ class SpkNorm(FramewiseClassifier):
         check_number("adversary_weight", adversary_weight, least=0.0)
         check_number("adversary_decay", adversary_decay, least=0.0)
         check_whole("max_speakers", max_speakers, least=1)
-        projector = nn.Sequential(
-            nn.Linear(input_size, d_model), nn.ReLU(), Dropout(dropout)
+        super().__init__(
+            input_size, num_encoder_layers, d_model, dropout, num_dense=1
         )
-        super().__init__(projector, d_model, input_size, num_encoder_layers)
         self.adversary_weight = adversary_weight
         self.adversary_decay = adversary_decay
         self.adversary = nn.Linear(d_model, max_speakers)

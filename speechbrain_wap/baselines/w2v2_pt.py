@@ -5,19 +5,17 @@ L. Pepino, P. Riera, L. Ferrer, "Emotion recognition from speech using wav2vec
 """
 
 import torch
-from torch import nn
 
 from speechbrain_wap.baselines.framewise import FramewiseClassifier
-from speechbrain_wap.dropout import Dropout
 from speechbrain_wap.errors import check_choice
 from speechbrain_wap.frame_input import FrameMoments
 
 
 class W2v2PT(FramewiseClassifier):
-    """The "fusion" model of Pepino et al. on a frozen encoder's layers.
+    """The dense model of Pepino et al. on all layers of a frozen encoder.
 
     The layers' average with learned weights, h = sum_l a_l h_l with a softmax
-    for a (B1), two dense layers with ReLU and dropout on each frame (B2), the
+    for a (B1), two dense layers with ReLU and dropout on each frame, the
     mean over time and a linear classifier. Frames are standardised first, each
     layer and dimension by itself: by the training utterances' statistics, or
     each speaker's by that speaker's own (B3).
@@ -53,11 +51,8 @@ class W2v2PT(FramewiseClassifier):
         normalization="corpus",
     ):
         check_choice("normalization", normalization, ("corpus", "speaker"))
-        layers = []
-        for size in (input_size, d_model):
-            layers += [nn.Linear(size, d_model), nn.ReLU(), Dropout(dropout)]
         super().__init__(
-            nn.Sequential(*layers), d_model, input_size, num_encoder_layers
+            input_size, num_encoder_layers, d_model, dropout, num_dense=2
         )
         self.transductive = None
         if normalization == "speaker":

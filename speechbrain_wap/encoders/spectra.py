@@ -1,8 +1,9 @@
 """MFCCs and the spectrogram: the two further streams of Co-att [25].
 
-Windows of 40 ms (Hamming), every 10 ms, after pre-emphasis, as in its public
-code. Two frames stand side by side in one of this package's, of which there
-are 50 in a second as of every encoder: one ``max_frames`` is for all.
+Windows of 40 ms (Hamming), every 10 ms, after pre-emphasis, as its public code
+has them for the spectrogram (B22). Two frames stand side by side in one of this
+package's, of which there are 50 in a second as of every encoder: one
+``max_frames`` is for all.
 """
 
 import torch

@@ -24,6 +24,24 @@ systems:
             normalization: speaker
         configurations: [{classifier_lr: 0.01}, {classifier_lr: 0.0001}]
         published: 12.3 UA
+    Spk-norm:
+        options: {system: spk_norm, adapter_training: False}
+    GLRF:
+        options: {system: glrf, adapter_training: False}
+    Co-att:
+        options:
+            system: co_attention
+            adapter_training: False
+            embedding_size: 2
+            lstm_size: 2
+            segment_frames: 32
+            cnn_channels: [2, 2, 2, 2, 2]
+    LPMN-s60:
+        options:
+            system: lpmn
+            adapter_training: False
+            num_prototypes: 8
+            selection: 0.6
     broken:
         options: {system: linear, adapter_training: True}
     mistyped:
@@ -71,11 +89,12 @@ def test_table_1(short, tmp_path):
     text = (out / "table1.md").read_text("utf-8")
     assert "Without broken, which failed: the system MeanPooling" in text
     scores = pd.read_csv(out / "table1.csv").set_index("system")
-    assert list(scores.index) == ["linear probe", "W2v2-PT", "WAP"]
+    others = ["Spk-norm", "GLRF", "Co-att", "LPMN-s60"]
+    assert list(scores.index) == ["linear probe", "W2v2-PT", *others, "WAP"]
     assert scores["published, other folds"]["W2v2-PT"] == "12.3 UA"
     assert (scores["trained parameters"] > 0).all()
     assert (scores["minutes a fold"][1:] > 0).all()
-    assert list(scores["against"][:2]) == ["WAP", "WAP"]
+    assert list(scores["against"][:-1]) == ["WAP"] * 6
     assert (out / "table1.png").stat().st_size > 5000
     # each has chosen on fold 1, whose held-out session nobody has trained on
     assert "W2v2-PT †" in text and "layer weighted" in text

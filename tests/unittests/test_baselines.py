@@ -118,10 +118,20 @@ def test_losses_reach_all_parameters_whatever_the_padding(system, num_layers):
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("system", [W2v2PT, SpkNorm])
-def test_a_network_of_no_size_is_refused(system):
-    with pytest.raises(RecipeError, match="d_model=0 must be"):
-        system(DIM, d_model=0)
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"d_model": 0}, "d_model=0 must be"),
+        ({"d_model": -1}, "d_model=-1 must be"),
+        ({"dropout": 2}, "dropout=2 must be a number from 0 to 1"),
+    ],
+)
+@pytest.mark.parametrize("system", [W2v2PT, SpkNorm, GLRF])
+def test_sizes_and_probabilities_that_cannot_be_are_refused(
+    system, options, says
+):
+    with pytest.raises(RecipeError, match=says):
+        system(DIM, **options)
 
 
 @each_system

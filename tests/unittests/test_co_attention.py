@@ -169,8 +169,14 @@ def test_what_does_not_fit_is_named():
     for sizes in (80, {"speech": 5, "mfcc": 6}):
         with pytest.raises(RecipeError, match="speech, mfcc, spectrogram"):
             CoAttention(sizes)
-    with pytest.raises(RecipeError, match="cnn_channels=.* five numbers"):
-        make_model(cnn_channels=[3, 3])
+    for channels, says in (
+        ([3, 3], r"=\[3, 3\] must be a list of five"),
+        (3, "=3 must be a list of five"),
+        ([4.5, 4, 4, 4, 4], "=4.5 must be a whole"),
+        ([0] * 5, "=0 must be a whole"),
+    ):
+        with pytest.raises(RecipeError, match=f"cnn_channels{says}"):
+            make_model(cnn_channels=channels)
     streams = make_streams([19])
     streams["speech"][0] = streams["speech"][0][:12]
     with pytest.raises(RecipeError, match="mfcc has 20 .* the encoder has 12"):

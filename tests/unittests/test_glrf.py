@@ -13,6 +13,7 @@ from helpers import (
 from torch.nn import functional as F
 
 from speechbrain_wap.baselines.glrf import GLRF, pool_head
+from speechbrain_wap.errors import RecipeError
 
 CLASSES = 3
 NUM_SEGMENTS = [4, 1, 3]
@@ -67,3 +68,8 @@ def test_segments_are_the_means_of_their_frames_and_see_all_others():
     whole.fusion.weight.data[:, 4:] = 0.0  # of the global layer
     changed = whole.pool(other, lens)[0] - whole.pool(feats, lens)[0]
     assert changed[0].abs().sum(dim=1).nonzero()[:, 0].min() == 5
+
+
+def test_heads_that_do_not_divide_the_dimension_are_refused():
+    with pytest.raises(RecipeError, match=r"d_model \(10\) must be divisible"):
+        GLRF(5, d_model=10)
