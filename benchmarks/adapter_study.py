@@ -7,9 +7,10 @@ Tables: "small" (0: EmoDB and RAVDESS, IEMOCAP's YAMLs), "paper" (1: the paper's
 settings on nEMO), "recipe" (2: nEMO's YAMLs), "universal" (3: one adapter for
 all corpora, on more and more hours). The plan, who judges and what decides are
 in docs/adapter_study.md. The same command again goes on with what was
-interrupted, and with further seeds and shares. --known=FILE adds what was run
-elsewhere, say docs/adapter_study/small.csv. --print shows the commands and runs
-none; what follows "--", say --device=cuda, goes to all of them. The rows (CSV)
+interrupted, and with further seeds and shares. --known=FILE adds the rows of
+what was run elsewhere, say docs/adapter_study/small.csv, and spares no run. --print
+shows the commands and runs none of them; what follows "--", say --device=cuda,
+goes to all of them (a key of one stage alone: --classifier.augmentation=all). The rows (CSV)
 are written when some are there, the table and the figure when all are: who
 judges is looked at once.
 """
@@ -114,6 +115,11 @@ def prepare_wild(data_folder, csv, audio_index):
         for key, path in find_audio(folder).items()
         if not key.startswith("background")
     ]
+    if not rows:
+        raise RecipeError(
+            f"--wild={data_folder} has no folder of audio files: give the root "
+            "of the repository, in which House, Metro and so on lie."
+        )
     write_corpus_table(pd.DataFrame(rows), csv, 0.05, audio_index)
 
 
@@ -145,7 +151,7 @@ def list_paper(options):
     csv = write_tables(options, "nEMO")["nEMO"]
     table = pd.read_csv(csv, dtype=str)
     width = [*WIDTHS[options.width], "--lr=5e-4"]
-    for pair in PAIRS:
+    for pair in options.pairs:
         speech = csv.with_name(f"without_{'_'.join(pair)}.csv")
         count = write_speech(table[~table["speaker"].isin(pair)], speech)
         folder = options.root / "_".join(pair)
@@ -507,6 +513,14 @@ def main(arguments):
     parser.add_argument(
         "--labels", default="0.1,1.0", help="all shares that are to be there"
     )
+    names = ["_".join(pair) for pair in PAIRS]
+    parser.add_argument(
+        "--pairs",
+        nargs="+",
+        default=names,
+        choices=names,
+        help="of table 1: whose adapters are trained",
+    )
     parser.add_argument(
         "--speakers",
         default="judging",
@@ -526,6 +540,8 @@ def main(arguments):
     options.handed_on = arguments[place + 1 :]
     if options.table != "paper" and options.width != 128:
         parser.error("--width is of table 1 (paper).")
+    if options.table != "paper" and options.pairs != names:
+        parser.error("--pairs is of table 1 (paper).")
     is_judging = options.speakers == "judging" and not options.levers
     if options.table != "recipe" and not is_judging:
         parser.error("--speakers and --levers are of table 2 (recipe).")
@@ -534,6 +550,7 @@ def main(arguments):
         options.encoder = os.path.abspath(options.encoder)
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     options.levers = shlex.split(options.levers)
+    options.pairs = [tuple(name.split("_")) for name in options.pairs]
     options.root = options.output / name_table(options)
     options.usual = [
         f"--encoder_source={options.encoder}",

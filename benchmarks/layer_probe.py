@@ -3,9 +3,10 @@ r"""Which encoder layer tells the emotion? A linear probe of each.
 > python benchmarks/layer_probe.py corpus.csv --encoder=/path/to/whisper-base \
     --sessions=KD0,MP0,WR0 --classes=anger,happiness,sadness,neutral
 
-corpus.csv is a corpus table (docs/recipes.md). For each layer: the UA of the
-linear probe on each session that is named, fitted on all others; no UA of a
-session that is not named is computed.
+corpus.csv is what a run (`compare`, say) has written beside its results. For
+each layer: the UA of the linear probe on each session that is named, fitted on
+all others; no UA of a session that is not named is computed. --output=FILE writes
+the scores as CSV.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 
 import pandas as pd
 
+from speechbrain_wap.data.corpus_table import read_corpus_table
 from speechbrain_wap.encoders import SpeechEncoder
 from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.linear_probe import (
@@ -42,11 +44,11 @@ def main(arguments):
     parser.add_argument("--sessions", required=True, type=split)
     parser.add_argument("--classes", required=True, type=split)
     parser.add_argument("--cache_folder", default="results/cache")
+    parser.add_argument("--output")
     options = parser.parse_args(arguments)
     classes, sessions = options.classes, options.sessions
-    table = pd.read_csv(options.corpus_csv, dtype=str, keep_default_na=False)
+    table = read_corpus_table(options.corpus_csv)
     table = table[table["emo"].isin(classes)].rename(columns={"emo": "label"})
-    table["duration"] = table["duration"].astype(float)
     unknown = {*sessions} - {*table["session"]}
     if unknown:
         raise RecipeError(
@@ -76,9 +78,13 @@ def main(arguments):
             scores.append(
                 linear_probe(splits, cache, classes, pooled=statistics)["UA"]
             )
-        mean = sum(scores) / len(scores)
-        rows.append([layer, *map(percent, scores), percent(mean)])
-    print(markdown_table(["layer", *sessions, "mean"], rows))
+        rows.append([layer, *scores, sum(scores) / len(scores)])
+    header = ["layer", *sessions, "mean"]
+    if options.output:
+        scored = pd.DataFrame(rows, columns=header).round(6)
+        scored.to_csv(options.output, index=False)
+    shown = [[layer, *map(percent, scores)] for layer, *scores in rows]
+    print(markdown_table(header, shown))
 
 
 def split(text):

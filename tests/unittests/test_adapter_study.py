@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import soundfile
 
 from speechbrain_wap.errors import RecipeError
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+PAIRS = ["EB0_KS0", "IC0_SM0", "MK0_TP0"]
 SYSTEMS = ["linear probe", "without adapter training", "with adapter training"]
 
 
@@ -45,8 +47,8 @@ def show(study, tmp_path, capsys):
         path.parent.mkdir(parents=True)
         pd.DataFrame(rows).to_csv(path, index=False)
 
-    def run(table, *options):
-        usual = ["--encoder=fbank", f"--output={tmp_path}", "--print"]
+    def run(table, *options, runs=("--print",)):
+        usual = ["--encoder=fbank", f"--output={tmp_path}", *runs]
         study.main([table, *usual, *options])
         return capsys.readouterr().out.splitlines()
 
@@ -68,8 +70,21 @@ def test_an_adapter_of_table_1_hears_neither_speaker_that_it_serves(
         heard = read_speakers(tmp_path, f"nemo/without_{'_'.join(pair)}.csv")
         assert heard == set(study.SPEAKERS) - set(pair)
     # EB0 and KS0 are the first and the fourth; 28 utterances are one step
-    assert "--folds=1,4" in compared[0]
+    for name, folds, line in zip(PAIRS, ("1,4", "2,7", "5,8"), compared):
+        assert f" --folds={folds} " in line
+        adapter = f"{tmp_path}/paper_layer_last_width_128/{name}/adapter_"
+        assert f"--adapter_folder={adapter}{{seed}}" in line
+        assert " --classifier.number_of_epochs=12 " in line
+        own = [one for one in trained if f"--output_folder={adapter}" in one]
+        assert len(own) == 2
+        assert all(f"/nemo/without_{name}.csv " in one for one in own)
     assert all("--number_of_epochs=3000)" in line for line in trained)
+
+
+def test_one_pair_of_table_1_may_be_run_by_itself(show):
+    one = show("paper", "--pairs", "MK0_TP0", "--width=384")
+    assert len(one) == 2 and all("MK0_TP0" in line for line in one)
+    assert all("--d_model" not in line for line in one)
 
 
 def test_the_universal_adapter_hears_no_judge_of_any_corpus(show, tmp_path):
@@ -89,6 +104,46 @@ def test_the_universal_adapter_hears_no_judge_of_any_corpus(show, tmp_path):
     assert [len(ids[name]) for name in ("0.3h", "1h", "3h")] == [3, 10, 30]
     # from scratch once, with the adapter of all speech
     assert sum("compare" in line for line in lines) == 3
+    hours = {"0.3h": 3000, "1h": 3000, "3h": 1500, "all": 1000}
+    for name, epochs in hours.items():
+        adapter = f"{tmp_path}/universal_layer_last/adapters/{name}_"
+        (trained,) = [x for x in lines if f"--output_folder={adapter}" in x]
+        assert f"/wild/speech_{name}.csv " in trained
+        assert f"--number_of_epochs={epochs} " in trained
+        tuned = [x for x in lines if f"--adapter_folder={adapter}" in x]
+        folds = [re.search("--folds=([0-9,]+)", line)[1] for line in tuned]
+        shares = 1 if name == "all" else 2
+        assert folds == [
+            *["1,2,4,5,7,8"] * shares,
+            *["1,2,3"] * 2 * shares,
+        ]
+
+
+def test_the_hours_of_the_universal_adapter_are_those_of_its_speech(
+    show, study, monkeypatch
+):
+    chains = []
+    monkeypatch.setattr(study, "run_all", lambda some, _: chains.extend(some))
+    with pytest.raises(RecipeError, match="not complete"):
+        show("universal", runs=())
+    hours = [{hours for *_, hours in chain.results} for chain in chains]
+    # 3 of nEMO, 2 each of EmoDB and RAVDESS, 5 in the wild: of 24 minutes
+    assert hours == [{0.3}, {1.0}, {3.0}, {4.8}]
+
+
+def test_the_speech_in_the_wild_is_a_file_a_speaker(study, tmp_path):
+    folder = tmp_path / "wild"
+    for name in ("House/help-1", "House/background-1", "Metro/help-1"):
+        path = folder / f"{name}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, [0.1, -0.1] * 8000, 16000)
+    csv = tmp_path / "corpus.csv"
+    study.prepare_wild(folder, csv, tmp_path / "index.csv")
+    table = pd.read_csv(csv, keep_default_na=False)
+    assert [*table["id"]] == ["House_help-1", "Metro_help-1"]
+    assert [*table["speaker"]] == [*table["id"]] and not any(table["emo"])
+    with pytest.raises(RecipeError, match="--wild=.*/House has no folder"):
+        study.prepare_wild(folder / "House", csv, tmp_path / "index.csv")
 
 
 def write_results(folder, fold, without, gain, seeds):
@@ -127,8 +182,35 @@ def test_the_table_pairs_folds_and_not_seeds(study, tmp_path):
     assert study.tabulate(more) == study.tabulate(rows)
     # all six are better: two of 64 signs
     assert cells[7] == "+0.7" and cells[9] == "0.031"
-    study.draw(rows, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_the_figures_are_over_labels_or_over_hours(study, monkeypatch):
+    rows = [
+        {"corpus": "nEMO", "labels": labels, "hours": hours, "seed": 1}
+        | {"system": system, "session": speaker, "fold": 1, "UA": ua}
+        for speaker, more in (("EB0", 0.0), ("KS0", 0.1))
+        for labels, system, hours, ua in (
+            *((0.1, SYSTEMS[1], None, 0.5), (1.0, SYSTEMS[1], None, 0.6)),
+            *((0.1, SYSTEMS[2], 1.0, 0.7), (0.1, SYSTEMS[2], 3.0, 0.8)),
+        )
+        for ua in [ua + more]
+    ]
+    rows, drawn = pd.DataFrame(rows), []
+    monkeypatch.setattr(study, "save_figure", lambda one, _: drawn.append(one))
+    study.draw(rows, None)
+    study.draw(rows.assign(hours=float("nan")), None)
+    by_hours, by_labels = (
+        {
+            bars.get_label(): bars.lines[0].get_xydata().round(6).tolist()
+            for bars in figure.axes[0].containers
+        }
+        for figure in drawn
+    )
+    assert by_hours == {SYSTEMS[2]: [[1.0, 75.0], [3.0, 85.0]]}
+    assert by_labels[SYSTEMS[1]] == [[0.1, 55.0], [1.0, 65.0]]
+    assert [f.axes[0].get_xlabel() for f in drawn] == [
+        *("hours of stage 1", "share of the labels")
+    ]
 
 
 def test_what_was_run_elsewhere_counts_once(study, tmp_path):
