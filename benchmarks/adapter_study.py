@@ -8,11 +8,11 @@ settings on nEMO), "recipe" (2: nEMO's YAMLs), "universal" (3: one adapter for
 all corpora, on more and more hours). The plan, who judges and what decides are
 in docs/adapter_study.md. The same command again goes on with what was
 interrupted, and with further seeds and shares. --known=FILE adds the rows of
-what was run elsewhere, say docs/adapter_study/small.csv, and spares no run. --print
-shows the commands and runs none of them; what follows "--", say --device=cuda,
-goes to all of them (a key of one stage alone: --classifier.augmentation=all). The rows (CSV)
-are written when some are there, the table and the figure when all are: who
-judges is looked at once.
+what was run elsewhere, say docs/adapter_study/small.csv, and spares no run.
+--print shows the commands and runs none of them; what follows "--", say
+--device=cuda, goes to all of them (a key of one stage alone is written
+--classifier.augmentation=all). The rows (CSV) are written when some are there,
+the table and the figure when all are: who judges is looked at once.
 """
 
 import argparse

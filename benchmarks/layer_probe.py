@@ -5,8 +5,8 @@ r"""Which encoder layer tells the emotion? A linear probe of each.
 
 corpus.csv is what a run (`compare`, say) has written beside its results. For
 each layer: the UA of the linear probe on each session that is named, fitted on
-all others; no UA of a session that is not named is computed. --output=FILE writes
-the scores as CSV.
+all others; no UA of a session that is not named is computed. --output=FILE
+writes the scores as CSV.
 """
 
 import argparse
@@ -75,9 +75,8 @@ def main(arguments):
                 "train": table[~is_test].to_dict("index"),
                 "test": table[is_test].to_dict("index"),
             }
-            scores.append(
-                linear_probe(splits, cache, classes, pooled=statistics)["UA"]
-            )
+            found = linear_probe(splits, cache.read, classes, pooled=statistics)
+            scores.append(found["UA"])
         rows.append([layer, *scores, sum(scores) / len(scores)])
     header = ["layer", *sessions, "mean"]
     if options.output:

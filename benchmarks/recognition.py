@@ -26,6 +26,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from speechbrain_wap.data.audio import read_audio
+from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.metrics import emotion_scores
 from speechbrain_wap.inference import SILENCE, EmotionRecognizer
 from speechbrain_wap.reports.report import markdown_table
@@ -39,6 +40,8 @@ def read_table(path, classes, count):
     """Lists the labelled utterances of a table as (wav, class)."""
     names = {name[:3].casefold(): name for name in classes}
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if {"start", "end"} & {*table}:
+        raise RecipeError(f"{path} has parts of files: give whole ones.")
     if count:
         table = table.sample(min(count, len(table)), random_state=0)
     labels = [names.get(emo[:3].casefold()) for emo in table["emo"]]

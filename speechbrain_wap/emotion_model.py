@@ -176,6 +176,7 @@ class EmotionModel(nn.Module):
             )
         for key, wanted, part, method in (
             ("input_norm", input_norm, self.backbone, "set_input_statistics"),
+            ("input_norm", input_norm, self.backbone, "has_input_statistics"),
             ("pooled_norm", pooled_norm, self.pooling, "set_output_statistics"),
         ):
             if wanted and not hasattr(part, method):

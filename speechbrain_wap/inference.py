@@ -23,8 +23,12 @@ from speechbrain_wap.data.audio import measure_duration, read_audio
 from speechbrain_wap.data.silence import find_speech
 from speechbrain_wap.encoders.speech_encoder import digest_encoder
 from speechbrain_wap.errors import RecipeError, check_number, first_line
-from speechbrain_wap.features.cache import PRECISIONS
-from speechbrain_wap.features.extraction import encode_utterance, find_longest
+from speechbrain_wap.features.cache import round_frames
+from speechbrain_wap.features.extraction import (
+    encode_utterance,
+    find_encoded_seconds,
+    find_used_seconds,
+)
 from speechbrain_wap.files import digest_file, expand_path
 from speechbrain_wap.packing import valid_frames
 
@@ -141,7 +145,8 @@ class EmotionRecognizer(Pretrained):
         (self.sample_rate,) = rates
         # seconds of an utterance that are encoded; None if nobody knows
         limits = list(encoders.values()), hparams["max_frames"]
-        self.longest = find_longest(*limits)
+        self.longest = find_encoded_seconds(*limits)
+        self.longest_window = find_used_seconds(*limits)
         self.is_cut = hparams["long_utterances"] == "cut"
         labels = hparams["label_encoder"].ind2lab
         self.classes = [labels[number] for number in range(len(labels))]
@@ -364,7 +369,7 @@ class EmotionRecognizer(Pretrained):
                 f"{most} that the model takes: for long audio, there is "
                 "diarize_file (recognize --long), with shorter windows."
             )
-        return frames[:most].to(PRECISIONS[front_end["precision"]])
+        return round_frames(frames[:most], front_end["precision"])
 
     # Long audio ---------------------------------------------------------------
 
@@ -442,16 +447,16 @@ class EmotionRecognizer(Pretrained):
 
     def check_lengths(self, window, hop, pause, quiet):
         """Refuses what is no length for :meth:`diarize_file`."""
-        check_number("window", window, least=0.1, most=self.longest)
+        check_number("window", window, least=0.1, most=self.longest_window)
         check_number("hop", hop, least=0.01)
         check_number("pause", pause, least=0)
         check_number("quiet", quiet, least=0)
 
     def _classify_stretch(self, path, start, end, window, hop):
         """Classifies a stretch of speech, a window for each part of it."""
-        starts = [start]
-        while starts[-1] + window < end:
-            starts.append(min(starts[-1] + hop, end - window))
+        starts, last = [start], end - window
+        while starts[-1] < last:
+            starts.append(min(starts[-1] + hop, last))
         parts = [
             (round(one, 3), round(min(one + window, end), 3)) for one in starts
         ]

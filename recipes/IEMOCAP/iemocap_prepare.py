@@ -98,11 +98,12 @@ def prepare_iemocap(
             f"none of the wav files is there, such as {table['wav'][0]}: "
             "complete SessionK/sentences/wav."
         )
+    table = write_corpus_table(table, corpus_csv, max_skipped, audio_index)
     counts = _describe_counts(table)
     logger.info(counts)
     lacks = counts.splitlines()[-1] if "differ from" in counts else ""
     note_partial(corpus_csv, lacks)
-    return write_corpus_table(table, corpus_csv, max_skipped, audio_index)
+    return table
 
 
 def _read_session(folder):

@@ -1,6 +1,5 @@
 """What W2v2-PT and Spk-norm share: layers on each frame, mean, classifier."""
 
-import torch
 from speechbrain.nnet.linear import Linear
 from torch import nn
 
@@ -8,7 +7,6 @@ from speechbrain_wap.baselines.linear import average_frames
 from speechbrain_wap.dropout import Dropout
 from speechbrain_wap.errors import check_number, check_whole
 from speechbrain_wap.frame_input import FrameInput
-from speechbrain_wap.packing import lay_out
 
 
 class FramewiseClassifier(FrameInput):
@@ -72,10 +70,7 @@ class FramewiseClassifier(FrameInput):
         pooled : torch.Tensor
             Shape [B, d_model].
         """
-        if lens is None:
-            lens = torch.ones(feats.shape[0])
-        packing = lay_out(lens, feats.shape[1], feats.device)
-        x = self.average_layers(self.standardise(packing.pack(feats)))
+        x, packing = self.pack(feats, lens)
         return average_frames(packing.unpack(self.layers(x)), lens, mask)
 
     def forward(self, feats, lens=None, mask=None):

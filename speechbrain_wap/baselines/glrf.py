@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from speechbrain_wap.errors import check_number, check_whole
 from speechbrain_wap.frame_input import FrameInput
-from speechbrain_wap.packing import lay_out, send, valid_frames
+from speechbrain_wap.packing import send, valid_frames
 from speechbrain_wap.wap_transformer import TransformerLayer, check_attention
 
 
@@ -114,10 +114,7 @@ class GLRF(FrameInput):
         if lens is None:
             lens = torch.ones(feats.shape[0])
         num_steps = feats.shape[1]
-        packing = lay_out(lens, num_steps, feats.device)
-        x = self.average_layers(self.standardise(packing.pack(feats)))
-        if mask is not None:
-            x = x.masked_fill(packing.find(mask)[0][..., None], 0.0)
+        x, packing = self.pack(feats, lens, mask)
         x = self.projection(x)
         num_frames, valid = valid_frames(lens, num_steps)
         valid = send(valid, feats.device)[:, :, None]  # (B, T, 1)

@@ -68,7 +68,9 @@ class MeanPoolingClassifier(nn.Module):
             [self.pool(b.feats.data, b.feats.lengths) for b in batches]
         )
         self.mean.copy_(pooled.mean(dim=0))
-        self.std.copy_(pooled.std(dim=0, unbiased=False).clamp(min=1e-5))
+        std = pooled.std(dim=0, unbiased=False)
+        # what is constant in training is only shifted
+        self.std.copy_(std.where(std >= 1e-5, 1.0))
 
     def forward(self, feats, lens=None, mask=None):
         """Computes the logits [B, C] of the classes; arguments as of pool."""

@@ -179,7 +179,9 @@ class LPMN(FrameInput):
         codebook.copy_(starts[order.to(starts.device)])
         mappings = self._map_all(batches)
         self.mean.copy_(mappings.mean(dim=0))
-        self.std.copy_(mappings.std(dim=0, unbiased=False).clamp(min=1e-5))
+        std = mappings.std(dim=0, unbiased=False)
+        # a prototype that no frame is near to is only shifted
+        self.std.copy_(std.where(std >= 1e-5, 1.0))
 
     @torch.no_grad()
     def after_fit(self, batches):

@@ -66,10 +66,8 @@ def probe_folds(hparams, plan, runs, fraction, pooled, strength=STRENGTH):
         splits = read_splits(hparams, plan, run, pooled)
         classes = list_classes(splits, hparams["classes"])
         labelled = choose_labelled(splits["train"], fraction, run["seed"])
-        cache = hparams["feature_cache"]
-        scores = linear_probe(
-            splits, cache, classes, labelled, pooled, strength
-        )
+        read = hparams["feature_cache"].make_reader(hparams["max_frames"])
+        scores = linear_probe(splits, read, classes, labelled, pooled, strength)
         if fraction == 1.0:
             run = {**run, "seed": runs[0]["seed"]}  # as good as any
         probed.append({**run, "classes": classes, "confusion": None, **scores})

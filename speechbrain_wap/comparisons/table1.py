@@ -443,9 +443,9 @@ def _probe(base, entry, plans, rows):
             )
         classes = sorted({e["label"] for e in splits["train"].values()})
         labelled = choose_labelled(splits["train"], fraction, first["seed"])
-        cache = hparams["feature_cache"]
+        read = hparams["feature_cache"].make_reader(hparams["max_frames"])
         scores = {
-            C: linear_probe(splits, cache, classes, labelled, pooled, C)["UA"]
+            C: linear_probe(splits, read, classes, labelled, pooled, C)["UA"]
             for C in strengths
         }
         strength = max(scores, key=scores.get)

@@ -142,8 +142,15 @@ def label_utterances(table, classes, dialogue_style="all"):
     """
     check_choice("dialogue_style", dialogue_style, (*STYLES, "all"))
     # an own table may mean something else by style
-    styles = sorted(set(table.get("style", []))) or [""]
-    if set(styles) <= set(STYLES) and dialogue_style != "all":
+    styles = sorted(set(table.get("style", [])))
+    others = [style for style in styles if style not in STYLES]
+    if dialogue_style != "all" and 0 < len(others) < len(styles):
+        raise RecipeError(
+            f"dialogue_style={dialogue_style}, but the column style has "
+            f"'{others[0]}' beside {', '.join(STYLES)}: correct the table, or "
+            "set --dialogue_style=all."
+        )
+    if dialogue_style != "all" and styles and not others:
         table = table[table["style"] == dialogue_style]
         if len(table) == 0:
             raise RecipeError(

@@ -405,9 +405,9 @@ def read_corpus_table(corpus_csv):
     Returns
     -------
     table : pandas.DataFrame
-        All columns as text, but the duration, in seconds.
+        All columns as text, but duration, start and end, in seconds.
     """
     cure = "run without --skip_prep to prepare the corpus."
     table = read_text_table(corpus_csv, COLUMNS + ["digest"], cure)
     table["duration"] = table["duration"].astype(float)
-    return table
+    return read_segments(table, corpus_csv)

@@ -40,7 +40,7 @@ def extract_features(cache, splits, skipped_csv, max_skipped):
     is_own = not isinstance(cache.encoder, SpeechEncoder)
     if is_own and cache.missing(by_digest):
         # a fault of the module is no fault of the utterances
-        check_module(cache.encoder.to(cache.device), cache.device)
+        check_module(cache.encoder.to(cache.device))
     failures = cache.extract(by_digest)
     reasons = {
         key: failures[entry["digest"]]

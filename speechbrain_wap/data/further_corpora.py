@@ -29,7 +29,7 @@ from speechbrain_wap.data.speakers import (
     explain_held_out,
     list_utterances,
 )
-from speechbrain_wap.errors import RecipeError, check_number
+from speechbrain_wap.errors import RecipeError, check_choice, check_number
 from speechbrain_wap.files import expand_path
 
 logger = get_logger(__name__)
@@ -134,19 +134,9 @@ def _parse_item(item):
             "a.csv,b.csv or {table: b.csv, weight: 2}."
         )
     item["table"] = expand_path(item["table"], "corpora: ")
-    try:
-        check_number("weight", item["weight"], least=0.001, most=1000.0)
-    except RecipeError as error:
-        bounds = str(error).partition(" must be ")[2]
-        raise RecipeError(
-            f"corpora: weight={item['weight']} of {item['table']} must be "
-            f"{bounds}"
-        )
-    if item["speakers"] not in ("shared", "own"):
-        raise RecipeError(
-            f"corpora: speakers={item['speakers']} of {item['table']} is "
-            "unknown: choose shared or own."
-        )
+    name = f"corpora: {item['table']}: "
+    check_number(f"{name}weight", item["weight"], least=0.001, most=1000.0)
+    check_choice(f"{name}speakers", item["speakers"], ("shared", "own"))
     if item["name"] is not None:
         item["name"] = str(item["name"]).strip()
         if not item["name"]:

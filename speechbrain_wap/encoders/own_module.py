@@ -3,14 +3,16 @@
 Any torch.nn.Module may be the YAML's ``encoder`` that maps samples [B, samples]
 and relative lengths [B] (or samples alone) to frames [B, T, D], of which more
 come of longer speech: a tensor, an output of Hugging Face's with
-``last_hidden_state``, or a tuple of frames and their lengths. A second argument
-that need not be given is, if its name ends with "lens". It is given one
-utterance at a time, without padding, so that it need not look at the lengths.
-Its ``sample_rate`` is 16000 unless it has such an attribute.
+``last_hidden_state``, or a tuple of frames and their lengths. An optional
+second argument (default None) is passed only if its name ends with "lens". The
+module is given one utterance at a time, without padding, so that it need not
+look at the lengths. Its ``sample_rate`` is 16000 unless it has such an
+attribute.
 """
 
 import inspect
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
 
@@ -97,8 +99,8 @@ def _describe(output):
     return f"a {type(output).__name__}"
 
 
-def try_module(encoder, seconds, device="cpu"):
-    """Runs an encoder on a tone in noise, and leaves it as it was.
+def try_module(encoder, seconds):
+    """Runs an encoder on a tone in noise, where it lies; leaves it as it was.
 
     Arguments
     ---------
@@ -106,8 +108,6 @@ def try_module(encoder, seconds, device="cpu"):
         See the top of this file.
     seconds : int
         How much of it, at the encoder's sample rate.
-    device : str
-        Where the encoder lies.
 
     Returns
     -------
@@ -117,6 +117,8 @@ def try_module(encoder, seconds, device="cpu"):
     num_samples = int(seconds * getattr(encoder, "sample_rate", 16000))
     noise = torch.rand(num_samples, generator=torch.Generator().manual_seed(0))
     tone = torch.sin(0.1 * torch.arange(num_samples))
+    parts = chain(encoder.parameters(), encoder.buffers())
+    device = next(parts, tone).device
     sound = (0.1 * tone + 0.02 * (noise - 0.5)).to(device)
     was_training = encoder.training
     encoder.eval()
@@ -127,15 +129,13 @@ def try_module(encoder, seconds, device="cpu"):
         encoder.train(was_training)
 
 
-def check_module(encoder, device="cpu"):
+def check_module(encoder):
     """Makes sure that an encoder of a user's keeps the contract.
 
     Arguments
     ---------
     encoder : torch.nn.Module
         See the top of this file.
-    device : str
-        Where it lies.
 
     Returns
     -------
@@ -154,7 +154,7 @@ def check_module(encoder, device="cpu"):
     shapes = []
     for seconds in (1, 2):
         try:
-            frames = try_module(encoder, seconds, device)
+            frames = try_module(encoder, seconds)
             _check_frames(frames)
         except torch.OutOfMemoryError:
             raise

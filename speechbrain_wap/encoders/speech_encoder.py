@@ -9,8 +9,8 @@ import hashlib
 import inspect
 import json
 import os
-import sys
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -25,6 +25,8 @@ from speechbrain_wap.packing import valid_frames
 # To be raised with every change of what is read or computed: features that
 # another version cached are not taken over.
 FEATURES_VERSION = 3
+# Whose code does not change without a new release
+LIBRARIES = ("builtins", "torch", "torchaudio", "transformers", "speechbrain")
 
 
 class SpeechEncoder(nn.Module):
@@ -306,13 +308,27 @@ def get_identity(encoder):
     if type(encoder) is not SpeechEncoder:
         # to be raised when run_module gives modules other arguments
         identity["call"] = 2
-        # the code of an own module may change without notice
-        module = sys.modules[type(encoder).__module__]
-        with suppress(TypeError, OSError):  # typed at a prompt
-            with open(inspect.getsourcefile(module), "rb") as file:
-                identity["code"] = hashlib.sha256(file.read()).hexdigest()
+        identity["code"] = _digest_code(encoder)
     identity["class"] = type(encoder).__qualname__
     return identity
+
+
+def _digest_code(encoder):
+    """Digests the files that the classes of an own encoder's parts come from.
+
+    Their code may change without notice; that of libraries has a version.
+    """
+    classes = {
+        kind.__module__: kind
+        for part in encoder.modules()
+        for kind in type(part).__mro__
+        if kind.__module__.partition(".")[0] not in LIBRARIES
+    }
+    digest = hashlib.sha256()
+    for _, kind in sorted(classes.items()):
+        with suppress(TypeError, OSError):  # typed at a prompt
+            digest.update(Path(inspect.getsourcefile(kind)).read_bytes())
+    return digest.hexdigest()
 
 
 def digest_encoder(encoder):

@@ -77,7 +77,7 @@ def cross_validate_probe(pooled, labels, folds):
 
 
 def linear_probe(
-    splits, cache, classes, labelled=None, pooled=None, strength=STRENGTH
+    splits, read, classes, labelled=None, pooled=None, strength=STRENGTH
 ):
     """Fits the probe on the training split and scores the test split.
 
@@ -85,8 +85,9 @@ def linear_probe(
     ---------
     splits : dict
         Manifest entries by utterance id of "train" and "test", labelled.
-    cache : speechbrain_wap.features.FeatureCache
-        The filled feature cache.
+    read : callable
+        Gives an utterance's frames by its digest, as a filled feature cache's
+        ``make_reader`` makes it.
     classes : list of str
         The classes in their order.
     labelled : dict, optional
@@ -109,7 +110,7 @@ def linear_probe(
         """Stacks the pooled frames of utterances."""
         for digest in (entry["digest"] for entry in entries.values()):
             if digest not in pooled:
-                pooled[digest] = frame_statistics(cache.read(digest))
+                pooled[digest] = frame_statistics(read(digest))
         return np.stack([pooled[e["digest"]] for e in entries.values()])
 
     labelled = splits["train"] if labelled is None else labelled

@@ -103,6 +103,18 @@ def is_unaltered(path):
         return False
 
 
+def round_frames(feats, precision):
+    """Rounds frames to a storage precision; refuses what does not fit it."""
+    rounded = feats.to(PRECISIONS[precision])
+    if not torch.isfinite(rounded).all():
+        largest = float(feats.abs().max())
+        raise RecipeError(
+            f"frames of up to {largest:.3g} do not fit {precision}: train with "
+            "--feature_precision=float32."
+        )
+    return rounded
+
+
 def _read_entry(folder, max_frames, digest):
     """Reads the first frames of an entry in a cache's folder."""
     return _read(_find_path(folder, digest))[:max_frames]
@@ -224,13 +236,7 @@ class FeatureCache:
 
         Refuses frames that do not fit the storage precision.
         """
-        stored = feats.to(self.dtype).cpu().contiguous()
-        if not torch.isfinite(stored).all():
-            largest = float(feats.abs().max())
-            raise RecipeError(
-                f"frames of up to {largest:.3g} cannot be stored as "
-                f"{self.precision}: set --feature_precision=float32."
-            )
+        stored = round_frames(feats, self.precision).cpu().contiguous()
         self._save(self.path(digest), stored, float(duration))
 
     def _save(self, path, feats, duration):
@@ -294,7 +300,7 @@ class FeatureCache:
             lambda entry: entry.get_slice("feats").get_shape()[0],
         )
 
-    def measure_frames(self, utterances):
+    def measure_frames(self, utterances, max_frames):
         """Computes mean and deviation of a training set's frames (D14), once.
 
         Arguments
@@ -302,17 +308,21 @@ class FeatureCache:
         utterances : list of tuple
             The digest of each training utterance, and how often the training
             sees it.
+        max_frames : int
+            What is longer is cut, as for the training.
 
         Returns
         -------
         mean, std : torch.Tensor
             See :func:`speechbrain_wap.frame_input.measure_frames`.
         """
-        digest = hashlib.sha256(json.dumps(utterances).encode()).hexdigest()
+        named = json.dumps([utterances, max_frames])
+        digest = hashlib.sha256(named.encode()).hexdigest()
         path = self.folder / "statistics" / f"{digest[:32]}.safetensors"
         if is_unaltered(path):
             return tuple(_read(path))
-        statistics = measure_frames((self.read(d), w) for d, w in utterances)
+        read = self.make_reader(max_frames)
+        statistics = measure_frames((read(d), w) for d, w in utterances)
         with suppress(RecipeError):  # a read-only cache
             self._save(path, torch.stack(statistics), 0.0)
         return statistics

@@ -78,7 +78,9 @@ def cut_long_utterances(splits, caches, max_frames):
         the others have an end, and a digest of their own. All are as they were
         where the frame rate of an encoder is not known.
     """
-    seconds = find_longest([cache.encoder for cache in caches], max_frames)
+    seconds = find_encoded_seconds(
+        [cache.encoder for cache in caches], max_frames
+    )
     if seconds is None:
         return splits
 
@@ -100,7 +102,7 @@ def cut_long_utterances(splits, caches, max_frames):
     }
 
 
-def find_heard(encoders, max_frames):
+def find_used_seconds(encoders, max_frames):
     """Finds how many seconds of an utterance that is cut give the frames.
 
     Arguments
@@ -119,19 +121,19 @@ def find_heard(encoders, max_frames):
     return None if None in rates else max_frames / min(rates)
 
 
-def find_longest(encoders, max_frames):
+def find_encoded_seconds(encoders, max_frames):
     """Finds how many seconds of an utterance that will be cut are encoded.
 
     Arguments
     ---------
     encoders, max_frames
-        See :func:`find_heard`.
+        See :func:`find_used_seconds`.
 
     Returns
     -------
     seconds : float or None
     """
-    seconds = find_heard(encoders, max_frames)
+    seconds = find_used_seconds(encoders, max_frames)
     return None if seconds is None else seconds + MARGIN_SECONDS
 
 
@@ -305,6 +307,11 @@ class _Utterances(Dataset):
         except RecipeError as error:
             # a full disk must not thin the corpus
             return FATAL, f"{wav}: {error}"
+        except torch.OutOfMemoryError as error:
+            return FATAL, (
+                f"{wav}: memory ran out ({first_line(error)}): set "
+                "--long_utterances=cut, or --device=cpu."
+            )
         return DONE, ""
 
     def run(self, num_workers):

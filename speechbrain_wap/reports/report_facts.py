@@ -269,13 +269,10 @@ def _read_corpus(folder):
     columns = ["id", "wav", "duration", "start", "end", "gender"]
     try:
         table = read_corpus_table(folder / "corpus.csv")
-        table = table.reindex(columns=columns)
-        for name in ("duration", "start", "end"):
-            table[name] = pd.to_numeric(table[name])
     except ValueError as error:  # as a RecipeError is, too
         logger.warning(f"{first_line(error)} The report is without audio.")
         return pd.DataFrame(columns=columns)
-    return table
+    return table.reindex(columns=columns)
 
 
 def read_histories(folders):

@@ -151,19 +151,19 @@ class RecipeBrain(sb.Brain):
         return Collate()
 
     def on_stage_start(self, stage, epoch=None):
-        """Finds the place in the training where an epoch starts or goes on."""
+        """Finds out where in the training an epoch starts or goes on."""
         if stage == Stage.TRAIN:
             self.train_collate.epoch.fill_(epoch)
             self.batch_counts = []
-            self._find_place()
+            self._count_steps()
 
-    def _find_place(self):
+    def _count_steps(self):
         """Counts the optimiser steps before the current one."""
         epochs = self.hparams.epoch_counter.current - 1
         # an epoch that is resumed at its very end is at its last batch
         batches = max(self.step - 1, 0)
         steps = batches // self.grad_accumulation_factor
-        self.place = epochs * self.steps_per_epoch + steps
+        self.steps_done = epochs * self.steps_per_epoch + steps
 
     def progress(self):
         """Computes the share of the training that is done.
@@ -173,7 +173,7 @@ class RecipeBrain(sb.Brain):
         progress : float
             0 at the first optimiser step, 1 at the last.
         """
-        return self.place / max(self.num_steps - 1, 1)
+        return self.steps_done / max(self.num_steps - 1, 1)
 
     def count_trained(self):
         """Counts the parameters that are trained.
@@ -257,7 +257,7 @@ class RecipeBrain(sb.Brain):
         if count == 0:
             return 0.0, 0.0
         # the later batches' counts are not known yet: see optimizers_step
-        return count / mean, count / mean * mean / self.batch_counts[0]
+        return count / mean, count / self.batch_counts[0]
 
     # Bars ------------------------------------------------------------------
 
@@ -278,7 +278,7 @@ class RecipeBrain(sb.Brain):
 
         It steps at every n-th batch of those accumulated, and at the last.
         """
-        self._find_place()
+        self._count_steps()
         should_step = self.should_step = (
             self.step % self.grad_accumulation_factor == 0
             or self.step == self.num_batches
@@ -363,7 +363,7 @@ class RecipeBrain(sb.Brain):
         self.num_batches = self.num_steps = self.steps_per_epoch = 1
         self.step, self.optimizer_step = 1, 0
         self.hparams.epoch_counter.current = 1
-        self._find_place()
+        self._count_steps()
         self.init_optimizers()
         self.scale = self.scaler.get_scale()
         self.train_collate = self.make_collate(Stage.TRAIN)

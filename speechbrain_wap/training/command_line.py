@@ -2,7 +2,7 @@
 
 import io
 import math
-import sys
+from contextlib import redirect_stderr
 from typing import NamedTuple
 
 import speechbrain as sb
@@ -180,15 +180,13 @@ def unknown_key(key, known):
 
 def _read_run_options(arguments):
     """Reads SpeechBrain's own options, refusing those that cannot be met."""
-    said, stderr = io.StringIO(), sys.stderr
+    said = io.StringIO()
     try:
-        sys.stderr = said  # argparse prints its usage
-        _, run_opts, _ = sb.parse_arguments(arguments)
+        with redirect_stderr(said):  # argparse prints its usage
+            _, run_opts, _ = sb.parse_arguments(arguments)
     except SystemExit:
         reason = said.getvalue().strip().rpartition("error: ")[2]
         raise RecipeError(f"{reason}.")
-    finally:
-        sys.stderr = stderr
     device = run_opts["device"] or infer_device()
     try:
         torch.empty(1, device=device)

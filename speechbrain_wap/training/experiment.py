@@ -20,7 +20,10 @@ from speechbrain_wap.data.folds import SPLITS
 from speechbrain_wap.data.manifests import read_manifests
 from speechbrain_wap.data.preparation import prepare_table
 from speechbrain_wap.errors import RecipeError, print_any_text, report_errors
-from speechbrain_wap.features.extraction import cut_long_utterances, find_heard
+from speechbrain_wap.features.extraction import (
+    cut_long_utterances,
+    find_used_seconds,
+)
 from speechbrain_wap.files import only_process, write_text
 from speechbrain_wap.progress import switch_bars
 from speechbrain_wap.training.machine import (
@@ -167,12 +170,12 @@ class Experiment:
         return several or {"": self.hparams["feature_cache"]}
 
     @property
-    def heard_seconds(self):
+    def used_seconds(self):
         """What a model is given of an utterance at most; None: all of it."""
         if self.hparams["long_utterances"] != "cut":
             return None
         encoders = [cache.encoder for cache in self.caches.values()]
-        return find_heard(encoders, self.hparams["max_frames"])
+        return find_used_seconds(encoders, self.hparams["max_frames"])
 
     @property
     def encoder_key(self):

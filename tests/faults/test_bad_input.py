@@ -980,8 +980,8 @@ OPTIONS = r"""
 --corpora=own.csv,, adapter | without a table
 --corpora=own.csv,own.csv, adapter | corpora has own.csv twice
 --corpora={table: own.csv, wait: 2}, adapter | key wait
---corpora={table: own.csv, weight: -1}, adapter | weight=-1 of own.csv must be
---corpora={table: own.csv, speakers: x}, adapter | choose shared or own
+--corpora={table: own.csv, weight: -1}, adapter | own.csv: weight=-1 must be
+--corpora={table: own.csv, speakers: x}, adapter | choose one of shared, own
 --corpora=own.csv --corpus_csv= --fold=2, adapter | fold=2 means nothing
 --corpora=own.csv --corpus_csv= --protocol=held_out, adapter | out means nothing
 --corpora=own.csv --corpus_csv= --adapter_data=all, adapter | all means nothing

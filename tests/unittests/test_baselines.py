@@ -184,3 +184,6 @@ def test_what_is_measured_is_part_of_the_checkpoint_and_finite():
     other.load_state_dict(model.state_dict())
     logits = other(frames[None], torch.ones(1))
     assert_near(logits[0], model.classifier.w.bias)
+    # what did not vary in training is only shifted
+    change = other(1.01 * frames[None], torch.ones(1)) - logits
+    assert_near(change[0], 0.01 * model.classifier.w.weight.sum(dim=1))

@@ -22,7 +22,7 @@ class FrameBrain(RecipeBrain):
 
     def compute_forward(self, batch, stage):
         frames, _ = batch.feats
-        self.seen.append((self.place, len(frames), list(batch.id)))
+        self.seen.append((self.steps_done, len(frames), list(batch.id)))
         return self.modules["model"](frames), frames.sum(dim=-1, keepdim=True)
 
     def compute_objectives(self, predictions, batch, stage):

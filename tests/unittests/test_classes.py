@@ -73,6 +73,8 @@ def test_utterances_of_the_classes_and_the_style_get_the_classs_name():
     mapping = {"happy": ["exc"], "angry": ["ang"]}
     kept = label_utterances(table, mapping, "improvised")
     assert kept["label"].tolist() == ["angry", "happy"]
+    table["style"] = ["sung", "read"] * 3  # which mean something else
+    assert len(label_utterances(table, classes, "improvised")) == 4
 
 
 def test_a_style_that_leaves_nothing_or_empties_a_class_is_refused():
@@ -84,6 +86,10 @@ def test_a_style_that_leaves_nothing_or_empties_a_class_is_refused():
     ):
         with pytest.raises(RecipeError, match=reason):
             label_utterances(table, classes, style)
+    table.loc[2, "style"] = ""
+    with pytest.raises(RecipeError, match="has '' beside improvised"):
+        label_utterances(table, classes, "improvised")
+    assert len(label_utterances(table, classes)) == 3
 
 
 @pytest.mark.parametrize(

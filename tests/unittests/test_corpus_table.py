@@ -118,6 +118,11 @@ def test_the_written_table_holds_all_and_reads_as_it_was(table, tmp_path):
         read_corpus_table(csv), written, check_dtype=False
     )
     assert not csv.with_name("skipped.csv").exists()
+    times = written.assign(start=["0.1", *[""] * 7], end=["0.2", *[""] * 7])
+    times.to_csv(csv, index=False)
+    read = read_corpus_table(csv)[["start", "end"]]
+    assert read.loc[0].tolist() == [0.1, 0.2]
+    assert read.loc[1:].isna().all(axis=None)
 
 
 def test_an_id_that_repeats_is_named(table, tmp_path):

@@ -148,6 +148,13 @@ def test_measured_frames_count_as_often_as_the_training_sees_them():
 def test_any_backbone_and_pooling_may_be_wired():
     with pytest.raises(RecipeError, match="True needs set_input_statistics"):
         EmotionModel(Backbone, Pooling, DIM)
+
+    class Half(Backbone):
+        def set_input_statistics(self, mean, std):
+            """Is not all that is asked for."""
+
+    with pytest.raises(RecipeError, match="True needs has_input_statistics"):
+        EmotionModel(Half, Pooling, DIM)
     model = EmotionModel(Backbone, Pooling, DIM, input_norm=False)
     model.set_classes(CLASSES)
     feats, lens = pad_batch(make_frames())

@@ -1,5 +1,6 @@
 """The encoders' identity: the same for the same features, and for no others."""
 
+import importlib
 import inspect
 import json
 import shutil
@@ -116,6 +117,24 @@ def test_identity_changes_with_what_an_own_module_is_made_of():
     assert get_identity(Blocks().eval()) == get_identity(made[0])
 
 
+def test_the_code_of_the_parts_of_an_own_module_counts(tmp_path, monkeypatch):
+    """The files of their classes, wherever they lie; torch's do not."""
+    monkeypatch.syspath_prepend(tmp_path)
+    identities = []
+    for number, text in enumerate(["x", "2 * x", "x"]):
+        name = f"own_blocks_{number}"
+        (tmp_path / f"{name}.py").write_text(
+            "import torch\nclass Block(torch.nn.Module):\n"
+            f"    def forward(self, x):\n        return {text}\n"
+        )
+        encoder = Blocks()
+        encoder.part = importlib.import_module(name).Block()
+        encoder.linear = torch.nn.Linear(2, 2, bias=False)
+        torch.nn.init.ones_(encoder.linear.weight)
+        identities.append(get_identity(encoder)["code"])
+    assert identities[0] == identities[2] != identities[1]
+
+
 class Derived(SpeechEncoder):
     """A user's encoder on top of ours."""
 
@@ -139,6 +158,6 @@ def test_the_code_is_part_of_an_own_modules_identity_but_not_of_ours(
     before = identify_all()
     path = tmp_path / "changed.py"
     path.write_text("# another text")
-    monkeypatch.setattr(inspect, "getsourcefile", lambda module: str(path))
+    monkeypatch.setattr(inspect, "getsourcefile", lambda kind: str(path))
     same = [old == new for old, new in zip(before, identify_all())]
     assert same == [True, True, False, False, False]

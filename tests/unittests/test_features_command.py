@@ -142,7 +142,7 @@ def test_damaged_entries_do_not_stop_the_list_and_are_named_when_asked_for(
     other = make_cache([1.0, 2.0, 4.0], source="hubert")
     cut = list_entries(other)[2]
     cut.write_bytes(cut.read_bytes()[:20])
-    other.measure_frames([("00" * 16, 1.0)])
+    other.measure_frames([("00" * 16, 1.0)], 9)
     (statistics,) = (other.folder / "statistics").iterdir()
     flip_a_byte(statistics)
     assert "damaged" not in inspect_caches(folder)

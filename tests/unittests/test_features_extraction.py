@@ -304,7 +304,7 @@ def test_a_lack_of_memory_is_no_fault_of_the_utterance(
     make_cache, entries, error, num_workers
 ):
     cache = make_cache(Odd(1920, error), num_workers=num_workers)
-    with pytest.raises((torch.OutOfMemoryError, RecipeError), match="memory"):
+    with pytest.raises(RecipeError, match="memory ran out"):
         cache.extract(entries)
 
 

@@ -37,9 +37,9 @@ def test_tables_of_the_same_file_name_are_told_apart():
         ([{"table": "a.csv", "wait": 2}], "key wait, which is unknown"),
         (
             [{"table": "a.csv", "weight": 0}],
-            "weight=0 of a.csv must be a number",
+            "corpora: a.csv: weight=0 must be a number",
         ),
-        ([{"table": "a.csv", "speakers": "mine"}], "speakers=mine of a.csv"),
+        ([{"table": "a.csv", "speakers": "mine"}], "a.csv: speakers=mine is"),
         (["a.csv", "./a.csv"], "./a.csv twice.*weight: 2"),
         (
             [{"table": "a.csv", "name": "x"}, {"table": "b.csv", "name": "x"}],

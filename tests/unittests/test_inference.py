@@ -108,6 +108,17 @@ def test_segments_cover_the_recording_once(
         assert border == pytest.approx(7.0, abs=window / 2 + hop / 2)
 
 
+def test_a_stretch_has_an_end_whatever_its_length_rounds_to(
+    recognizer, monkeypatch
+):
+    scores = torch.tensor([[0.5, 0.5]])
+    monkeypatch.setattr(recognizer, "classify_file", lambda *_: [scores])
+    for end, window in ((15.94, 2.2), (20.4, 4.4), (0.3, 0.1), (2.2, 2.2)):
+        parts = recognizer._classify_stretch("a", 0.0, end, window, window / 2)
+        assert len(parts) < 2 * end / window + 1
+        assert parts[-1]["end"] == parts[-1]["windows"][0][1] == end
+
+
 def test_what_is_merged_has_the_mean_of_its_windows(recognizer, talk):
     (parts,) = recognizer.diarize_file(talk, merge=False).values()
     (segments,) = recognizer.diarize_file(talk).values()
@@ -247,6 +258,19 @@ def test_a_file_that_is_no_speech_is_refused(
         assert len(said.splitlines()) == 1 and said.endswith(".")
         assert (reason or "cannot be read as audio") in said
         record_fault("files to recognise", name + option, said, "nothing")
+
+
+def test_frames_that_do_not_fit_the_models_precision_are_refused(
+    make_model, tmp_path, write_sound
+):
+    own = EmotionRecognizer.from_hparams(make_model())
+    encode = own.mods.feats_encoder.forward
+    own.mods.feats_encoder.forward = lambda *x: 1e5 * encode(*x)
+    path = write_sound(tmp_path / "a.wav", ("low", 1))
+    with pytest.raises(
+        RecipeError, match="a.wav: frames .* do not fit float16"
+    ):
+        own.classify_file(path)
 
 
 def test_models_are_averaged_by_their_probabilities(recognizer):

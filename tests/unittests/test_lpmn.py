@@ -118,6 +118,9 @@ def test_prototypes_start_on_training_frames():
     again = make_model()
     again.before_fit(make_batches(make_utterances([12, 30, 2], DIM)))
     assert torch.equal(again.prototypes.codebook, codebook)
+    # mappings that do not vary are only shifted
+    again.before_fit(make_batches(make_utterances([12], DIM) * 3))
+    assert torch.equal(again.std, torch.ones(K))
 
 
 @pytest.mark.parametrize("selection, kept", [(1.0, K), (0.6, 6), (0.01, 1)])

@@ -1,5 +1,6 @@
 """The corpora's own layouts: every turn once, with the right speaker."""
 
+import os
 import shutil
 
 import pandas as pd
@@ -26,11 +27,12 @@ LITTER = b"\x00\x05\x16\x07"  # as in the files that a Mac leaves
 
 @pytest.fixture
 def prepare(import_script, tmp_path):
-    def run(corpus, root):
+    def run(corpus, root, **options):
         name = corpus.lower()
         script = import_script(f"recipes/{corpus}/{name}_prepare.py")
         prepare_corpus = getattr(script, f"prepare_{name}")
-        return prepare_corpus(root, tmp_path / "out" / "corpus.csv")
+        csv = tmp_path / "out" / "corpus.csv"
+        return prepare_corpus(root, csv, **options)
 
     return run
 
@@ -81,6 +83,25 @@ def test_every_turn_of_iemocap_is_one_row_labelled_or_not(
     assert (table.groupby("session").size() == 9).all()
     written = read_corpus_table(tmp_path / "out" / "corpus.csv")
     assert written["style"].tolist() == table["style"].tolist()
+
+
+def test_utterances_of_iemocap_that_lack_are_counted_as_such(
+    make_iemocap, prepare, import_script, monkeypatch, caplog
+):
+    script = import_script("recipes/IEMOCAP/iemocap_prepare.py")
+    root = make_iemocap(1, 2, 3, 4, 5)
+    table = prepare("IEMOCAP", root)
+    counts = pd.crosstab(table["session"], table["emo"])
+    known = counts.drop(columns="").to_dict("list")
+    monkeypatch.setattr(script, "KNOWN_COUNTS", known)
+    caplog.set_level("INFO")
+    prepare("IEMOCAP", root)
+    assert "agree with the full release" in caplog.text
+    caplog.clear()
+    wav = table["wav"][table["emo"] == "neu"].iloc[0]
+    os.remove(wav)
+    assert len(prepare("IEMOCAP", root, max_skipped=0.1)) == len(table) - 1
+    assert "differ from the full release" in caplog.text
 
 
 def test_the_speaker_is_who_speaks_the_turn_and_not_who_wears_the_markers(

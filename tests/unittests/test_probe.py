@@ -62,17 +62,17 @@ def test_the_probe_learns_from_the_labels_it_is_given_only(monkeypatch):
         "speechbrain_wap.evaluation.linear_probe.StandardScaler.fit",
         lambda self, rows: fitted.append(len(rows)) or original(self, rows),
     )
-    splits = cache.splits
-    assert linear_probe(splits, cache, ["a", "b"], None, pooled)["UA"] == 1.0
+    splits, read = cache.splits, cache.read
+    assert linear_probe(splits, read, ["a", "b"], None, pooled)["UA"] == 1.0
     labelled = dict(list(splits["train"].items())[:6])
-    expected = linear_probe(splits, cache, ["a", "b"], labelled, pooled)
+    expected = linear_probe(splits, cache.read, ["a", "b"], labelled, pooled)
     # but scales by all training speech, which is read once
     assert fitted == [40, 40] and cache.reads == len(pooled) == 60
     for key, entry in splits["train"].items():
         if key not in labelled:  # lies that must not matter
             entry["label"] = "a" if entry["label"] == "b" else "b"
-    assert linear_probe(splits, cache, ["a", "b"], labelled) == expected
-    assert linear_probe(splits, cache, ["a", "b"])["UA"] < 0.5
+    assert linear_probe(splits, cache.read, ["a", "b"], labelled) == expected
+    assert linear_probe(splits, cache.read, ["a", "b"])["UA"] < 0.5
 
 
 def test_the_probe_reads_long_utterances_as_they_were_cut(
@@ -96,6 +96,12 @@ def test_the_probe_reads_long_utterances_as_they_were_cut(
     runs = [{"seed": 1, "fold": 1, "session": "s1", "n": 4}]
     probe_folds(hparams, plan, runs, 1.0, pooled)
     assert pooled.keys() == {entry["digest"] for entry in entries}
+    # more is encoded than is used
+    lengths = {d: len(cache.read(d)) for d in pooled}
+    assert max(lengths.values()) > 20
+    for digest, found in pooled.items():
+        expected = frame_statistics(cache.read(digest)[:20])
+        assert found == pytest.approx(expected)
 
 
 def test_each_fold_is_probed_once_whatever_seeds_have_it(monkeypatch):
@@ -108,7 +114,8 @@ def test_each_fold_is_probed_once_whatever_seeds_have_it(monkeypatch):
         "linear_probe": lambda *_: scores,
     }.items():
         monkeypatch.setattr(where + name, fake)
-    hparams = {"classes": None, "feature_cache": None}
+    cache = SimpleNamespace(make_reader=lambda _: None)
+    hparams = {"classes": None, "feature_cache": cache, "max_frames": 9}
     pairs = [(2, 1), (5, 1), (5, 2), (5, 3)]  # of seed 2, one fold
     runs = [{"seed": s, "fold": f, "session": f, "n": 1} for s, f in pairs]
     results = probe_folds(hparams, None, runs, 1.0, {})

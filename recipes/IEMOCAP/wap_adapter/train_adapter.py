@@ -315,7 +315,8 @@ def train(experiment):
             [
                 (entry["digest"], plan.weights[key])
                 for key, entry in splits["train"].items()
-            ]
+            ],
+            hparams["max_frames"],
         )
         hparams["student"].set_input_statistics(*statistics)
         hparams["teacher"].model.set_input_statistics(*statistics)

@@ -385,9 +385,8 @@ class EmotionBrain(RecipeBrain):
         caches = self.experiment.caches
         if list(caches) != [""]:
             return None
-        return linear_probe(
-            self.splits, caches[""], self.classes, self.labelled
-        )
+        read = caches[""].make_reader(self.hparams.max_frames)
+        return linear_probe(self.splits, read, self.classes, self.labelled)
 
     def write_results(self, table, scores, weights):
         """Writes the predictions, then scores.json, which marks the end."""
@@ -401,7 +400,7 @@ class EmotionBrain(RecipeBrain):
             self.splits["test"],
             weights,
             self.probe_frames(),
-            self.experiment.heard_seconds,
+            self.experiment.used_seconds,
         )
         confusion = confusion_matrix(
             table["label"], table["prediction"], labels=self.classes
