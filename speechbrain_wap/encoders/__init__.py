@@ -5,6 +5,7 @@ from speechbrain_wap.encoders.speech_encoder import (
     count_encoder_layers,
     count_values_per_second,
     get_encoder_dim,
+    get_frame_shape,
     get_identity,
 )
 
@@ -13,5 +14,6 @@ __all__ = [
     "count_encoder_layers",
     "count_values_per_second",
     "get_encoder_dim",
+    "get_frame_shape",
     "get_identity",
 ]

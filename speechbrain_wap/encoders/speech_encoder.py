@@ -221,6 +221,18 @@ def count_encoder_layers(encoder):
     return len(encoder.layers) if isinstance(encoder, SpeechEncoder) else 1
 
 
+def get_frame_shape(encoder):
+    """Reads the shape of a frame off an encoder: [D], or [L, D] of L layers.
+
+    Example
+    -------
+    >>> get_frame_shape(SpeechEncoder("fbank"))
+    [80]
+    """
+    layers = count_encoder_layers(encoder)
+    return [layers] * (layers > 1) + [get_encoder_dim(encoder)]
+
+
 def count_values_per_second(encoder):
     """Counts how many numbers stand for a second of speech, all layers.
 

@@ -12,10 +12,7 @@ from ruamel.yaml.comments import CommentedMap
 
 from speechbrain_wap.data.batches import OneByOne
 from speechbrain_wap.data.datasets import make_labelled_dataset
-from speechbrain_wap.encoders.speech_encoder import (
-    count_encoder_layers,
-    get_encoder_dim,
-)
+from speechbrain_wap.encoders import get_frame_shape
 from speechbrain_wap.errors import RecipeError, first_line
 from speechbrain_wap.features.extraction import cut_long_utterances
 from speechbrain_wap.files import expand_path, read_json
@@ -166,8 +163,7 @@ class TrainedRun:
         lens = 0.5 + 0.5 * torch.rand(num_utterances, generator=random)
         feats, all_lens = {}, {}
         for name, cache in self.caches.items():
-            layers = count_encoder_layers(cache.encoder)
-            shape = [layers] * (layers > 1) + [get_encoder_dim(cache.encoder)]
+            shape = get_frame_shape(cache.encoder)
             size = num_utterances, num_frames, *shape
             feats[name] = torch.randn(size, generator=random)
             all_lens[name] = lens

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from speechbrain_wap.data.datasets import feats_key
-from speechbrain_wap.encoders import count_encoder_layers, get_encoder_dim
+from speechbrain_wap.encoders import get_frame_shape
 from speechbrain_wap.errors import RecipeError, first_line
 
 logger = get_logger(__name__)
@@ -126,10 +126,11 @@ def make_utterances(experiment, count):
     for number in range(max(count, 2)):
         utterances.append({"id": f"trial {number}"})
         for name, cache in experiment.caches.items():
-            layers = count_encoder_layers(cache.encoder)
-            size = [layers] * (layers > 1) + [get_encoder_dim(cache.encoder)]
-            frames = min(LENGTHS[number % 2], most)
-            feats = torch.randn(frames, *size, generator=generator)
+            size = (
+                min(LENGTHS[number % 2], most),
+                *get_frame_shape(cache.encoder),
+            )
+            feats = torch.randn(size, generator=generator)
             utterances[-1][feats_key(name)] = feats.to(cache.dtype)
     return utterances
 
