@@ -126,11 +126,9 @@ def make_utterances(experiment, count):
     for number in range(max(count, 2)):
         utterances.append({"id": f"trial {number}"})
         for name, cache in experiment.caches.items():
-            size = (
-                min(LENGTHS[number % 2], most),
-                *get_frame_shape(cache.encoder),
-            )
-            feats = torch.randn(size, generator=generator)
+            shape = get_frame_shape(cache.encoder)
+            frames = min(LENGTHS[number % 2], most)
+            feats = torch.randn(frames, *shape, generator=generator)
             utterances[-1][feats_key(name)] = feats.to(cache.dtype)
     return utterances
 
