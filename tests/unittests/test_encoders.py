@@ -34,6 +34,7 @@ from speechbrain_wap.encoders import (
     get_identity,
     speech_encoder,
 )
+from speechbrain_wap.encoders.speech_encoder import get_frame_rate
 from speechbrain_wap.errors import RecipeError
 
 
@@ -358,6 +359,9 @@ def test_an_own_module_is_run_to_find_its_size():
     assert count_values_per_second(module) == 50 * 320
     module.sample_rate = 8000
     assert count_values_per_second(module) == 25 * 320
+    there = Blocks().to("meta")  # it is tried where it lies
+    assert count_values_per_second(there) == 50 * 320
+    assert get_frame_rate(there) == get_frame_rate(Blocks())
     module.output_size = 7
     assert get_encoder_dim(module) == 7
 
