@@ -487,6 +487,8 @@ def name_table(options):
     """Names a table after what its rows have in common."""
     parts = [options.table, f"layer_{options.layer}"]
     parts += [f"width_{options.width}"] * (options.table == "paper")
+    if len(options.pairs) < len(PAIRS):
+        parts += ["_".join(pair) for pair in options.pairs]
     parts += ["choosing"] * (options.speakers == "choosing")
     return "_".join([*parts, *(o.strip("-") for o in options.levers)])
 

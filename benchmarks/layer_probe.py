@@ -79,11 +79,11 @@ def main(arguments):
             scores.append(found["UA"])
         rows.append([layer, *scores, sum(scores) / len(scores)])
     header = ["layer", *sessions, "mean"]
+    shown = [[layer, *map(percent, scores)] for layer, *scores in rows]
+    print(markdown_table(header, shown))
     if options.output:
         scored = pd.DataFrame(rows, columns=header).round(6)
         scored.to_csv(options.output, index=False)
-    shown = [[layer, *map(percent, scores)] for layer, *scores in rows]
-    print(markdown_table(header, shown))
 
 
 def split(text):

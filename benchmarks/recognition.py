@@ -40,7 +40,7 @@ def read_table(path, classes, count):
     """Lists the labelled utterances of a table as (wav, class)."""
     names = {name[:3].casefold(): name for name in classes}
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if {"start", "end"} & {*table}:
+    if {"start", "end", "stop"} & {*table}:
         raise RecipeError(f"{path} has parts of files: give whole ones.")
     if count:
         table = table.sample(min(count, len(table)), random_state=0)

@@ -455,7 +455,7 @@ class EmotionRecognizer(Pretrained):
     def _classify_stretch(self, path, start, end, window, hop):
         """Classifies a stretch of speech, a window for each part of it."""
         starts, last = [start], end - window
-        while starts[-1] < last:
+        while last - starts[-1] > 1e-6:  # else what floats are rounded by
             starts.append(min(starts[-1] + hop, last))
         parts = [
             (round(one, 3), round(min(one + window, end), 3)) for one in starts

@@ -28,6 +28,7 @@ class FramewiseClassifier(FrameInput):
 
     Example
     -------
+    >>> import torch
     >>> model = FramewiseClassifier(80, 1, d_model=8, dropout=0.1, num_dense=1)
     >>> model.set_classes(4)
     >>> model(torch.rand(2, 50, 80), torch.tensor([1.0, 0.5])).shape

@@ -141,23 +141,25 @@ def label_utterances(table, classes, dialogue_style="all"):
         If the style is unknown or leaves a class without utterance.
     """
     check_choice("dialogue_style", dialogue_style, (*STYLES, "all"))
+    names = {v: name for name, members in classes.items() for v in members}
     # an own table may mean something else by style
-    styles = sorted(set(table.get("style", [])))
-    others = [style for style in styles if style not in STYLES]
-    if dialogue_style != "all" and 0 < len(others) < len(styles):
+    styles = set()
+    if "style" in table:
+        styles = {*table["style"][table["emo"].isin(names)]}
+    known, others = sorted(styles & {*STYLES}), sorted(styles - {*STYLES})
+    if dialogue_style != "all" and known and others:
         raise RecipeError(
             f"dialogue_style={dialogue_style}, but the column style has "
-            f"'{others[0]}' beside {', '.join(STYLES)}: correct the table, or "
+            f"'{others[0]}' beside {', '.join(known)}: correct the table, or "
             "set --dialogue_style=all."
         )
-    if dialogue_style != "all" and styles and not others:
+    if dialogue_style != "all" and known:
         table = table[table["style"] == dialogue_style]
         if len(table) == 0:
             raise RecipeError(
                 f"dialogue_style={dialogue_style} leaves no utterance: choose "
-                f"one of all, {', '.join(styles)}."
+                f"one of all, {', '.join(known)}."
             )
-    names = {v: name for name, members in classes.items() for v in members}
     labelled = table.assign(label=table["emo"].map(names))
     is_left_out = labelled["label"].isna() & (table["emo"] != "")
     if is_left_out.any():

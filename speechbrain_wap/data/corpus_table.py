@@ -409,5 +409,7 @@ def read_corpus_table(corpus_csv):
     """
     cure = "run without --skip_prep to prepare the corpus."
     table = read_text_table(corpus_csv, COLUMNS + ["digest"], cure)
-    table["duration"] = table["duration"].astype(float)
-    return read_segments(table, corpus_csv)
+    for name in ("duration", "start", "end"):
+        if name in table:
+            table[name] = pd.to_numeric(table[name])  # NaN where empty
+    return table

@@ -6,7 +6,6 @@ corpus -> corpus table, and further tables -> splits of a fold -> manifests
 from collections import Counter
 from pathlib import Path
 
-import pandas as pd
 from speechbrain.utils.logger import get_logger
 
 from speechbrain_wap.data.audio_index import AUDIO_INDEX
@@ -115,8 +114,6 @@ def prepare_adapter_data(
     else:
         plan.warn_of_splits(table)
         splits = plan.split(table)
-        # a row of no split takes no part
-        table = table[table["id"].isin(pd.concat(splits.values())["id"])]
     nothing = table[:0]
     is_train = table["id"].isin(splits["train"]["id"])
     held_out = table[~is_train]

@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import json
 import os
+import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -25,8 +26,11 @@ from speechbrain_wap.packing import valid_frames
 # To be raised with every change of what is read or computed: features that
 # another version cached are not taken over.
 FEATURES_VERSION = 3
-# Whose code does not change without a new release
-LIBRARIES = ("builtins", "torch", "torchaudio", "transformers", "speechbrain")
+# Whose code changes with a release only, and ours with the version above
+LIBRARIES = sys.stdlib_module_names | {
+    *("torch", "torchaudio", "transformers", "huggingface_hub"),
+    *("speechbrain", "speechbrain_wap"),
+}
 
 
 class SpeechEncoder(nn.Module):
@@ -320,15 +324,17 @@ def get_identity(encoder):
     if type(encoder) is not SpeechEncoder:
         # to be raised when run_module gives modules other arguments
         identity["call"] = 2
-        identity["code"] = _digest_code(encoder)
+        code = _digest_code(encoder)
+        if code is not None:
+            identity["code"] = code
     identity["class"] = type(encoder).__qualname__
     return identity
 
 
 def _digest_code(encoder):
-    """Digests the files that the classes of an own encoder's parts come from.
+    """Digests the files of an own encoder's class and of those of its parts.
 
-    Their code may change without notice; that of libraries has a version.
+    Their code may change without notice. None of what is typed at a prompt.
     """
     classes = {
         kind.__module__: kind
@@ -336,11 +342,13 @@ def _digest_code(encoder):
         for kind in type(part).__mro__
         if kind.__module__.partition(".")[0] not in LIBRARIES
     }
-    digest = hashlib.sha256()
+    classes[type(encoder).__module__] = type(encoder)
+    digest, is_empty = hashlib.sha256(), True
     for _, kind in sorted(classes.items()):
-        with suppress(TypeError, OSError):  # typed at a prompt
+        with suppress(TypeError, OSError):
             digest.update(Path(inspect.getsourcefile(kind)).read_bytes())
-    return digest.hexdigest()
+            is_empty = False
+    return None if is_empty else digest.hexdigest()
 
 
 def digest_encoder(encoder):

@@ -310,7 +310,8 @@ class _Utterances(Dataset):
         except torch.OutOfMemoryError as error:
             return FATAL, (
                 f"{wav}: memory ran out ({first_line(error)}): set "
-                "--long_utterances=cut, or --device=cpu."
+                "--long_utterances=cut and a lower max_frames, or "
+                "--device=cpu."
             )
         return DONE, ""
 

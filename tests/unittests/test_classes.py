@@ -86,6 +86,8 @@ def test_a_style_that_leaves_nothing_or_empties_a_class_is_refused():
     ):
         with pytest.raises(RecipeError, match=reason):
             label_utterances(table, classes, style)
+    table.loc[3] = {"emo": "", "style": ""}  # which is no one's
+    assert len(label_utterances(table, {"a": ["a"]}, "improvised")) == 1
     table.loc[2, "style"] = ""
     with pytest.raises(RecipeError, match="has '' beside improvised"):
         label_utterances(table, classes, "improvised")

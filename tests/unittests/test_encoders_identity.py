@@ -133,6 +133,13 @@ def test_the_code_of_the_parts_of_an_own_module_counts(tmp_path, monkeypatch):
         torch.nn.init.ones_(encoder.linear.weight)
         identities.append(get_identity(encoder)["code"])
     assert identities[0] == identities[2] != identities[1]
+    asked, ask = [], inspect.getsourcefile
+    monkeypatch.setattr(
+        inspect, "getsourcefile", lambda k: asked.append(k) or ask(k)
+    )
+    get_identity(encoder)
+    files = {kind.__module__ for kind in asked}
+    assert files == {Blocks.__module__, "own_blocks_2"}
 
 
 class Derived(SpeechEncoder):

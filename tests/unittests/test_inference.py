@@ -113,10 +113,15 @@ def test_a_stretch_has_an_end_whatever_its_length_rounds_to(
 ):
     scores = torch.tensor([[0.5, 0.5]])
     monkeypatch.setattr(recognizer, "classify_file", lambda *_: [scores])
-    for end, window in ((15.94, 2.2), (20.4, 4.4), (0.3, 0.1), (2.2, 2.2)):
-        parts = recognizer._classify_stretch("a", 0.0, end, window, window / 2)
-        assert len(parts) < 2 * end / window + 1
-        assert parts[-1]["end"] == parts[-1]["windows"][0][1] == end
+    for start, end, window, count in (
+        *((0.0, 15.94, 2.2, 14), (0.0, 20.4, 4.4, 9), (0.0, 0.3, 0.1, 5)),
+        *((0.0, 2.2, 2.2, 1), (3.51, 4.61, 1.1, 1)),
+    ):
+        stretch = start, end, window, window / 2
+        parts = recognizer._classify_stretch("a", *stretch)
+        windows = [tuple(part["windows"][0]) for part in parts]
+        assert len(windows) == len({*windows}) == count
+        assert parts[-1]["end"] == windows[-1][1] == end
 
 
 def test_what_is_merged_has_the_mean_of_its_windows(recognizer, talk):
@@ -184,6 +189,8 @@ def test_another_detector_may_say_where_speech_is(recognizer, talk):
     [
         ({"window": 0}, "window=0 must be a number from 0.1 to "),
         ({"window": 99.0}, "window=99.0 must be a number from 0.1 to "),
+        # more is encoded than is used
+        ({"window": 10.5}, "window=10.5 must be a number from 0.1 to 10"),
         ({"window": float("nan")}, "window=nan must be"),
         ({"hop": -1}, "hop=-1 must be a number of at least 0.01"),
         ({"hop": 1e-30}, "hop=1e-30 must be"),

@@ -76,15 +76,6 @@ def test_all_data_are_for_training_where_that_is_asked_for(
         assert entry["emo"] == (label if entry["session"] in kept else "")
 
 
-def test_who_is_in_no_official_split_does_not_train(prepare_adapter, own_csv):
-    table = pd.read_csv(own_csv, dtype=str, keep_default_na=False)
-    names = table["session"].map({"s1": "test", "s2": "dev", "s3": "train"})
-    table.assign(split=names.fillna("")).to_csv(own_csv, index=False)
-    for adapter_data, heard in (("train", {"s3"}), ("all", {"s1", "s2", "s3"})):
-        splits = prepare_adapter(1, "predefined", adapter_data)
-        assert sessions_of(splits["train"]) == heard
-
-
 def test_classes_are_the_own_corpuss_unless_the_user_maps_them(
     prepare_classifier, caplog
 ):

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from readings import CORPORA, FILES, SMALL, STAGES, find_yaml
@@ -280,7 +281,9 @@ def probe(monkeypatch):
     def run(sessions, *strengths):
         train = {s: {"session": s, "label": "a"} for s in sessions}
         splits = {"train": train, "valid": {}, "test": {}}
-        hparams = {"fold_plan": FoldPlan(2), "feature_cache": None}
+        cache = SimpleNamespace(make_reader=lambda _: None)
+        hparams = {"fold_plan": FoldPlan(2), "feature_cache": cache}
+        hparams["max_frames"] = 9
         used = []
 
         def fake_folds(hparams, plan, runs, fraction, pooled, strength):

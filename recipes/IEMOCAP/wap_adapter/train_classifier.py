@@ -62,7 +62,7 @@ NEEDED = (
     "model augmenter modules compute_cost opt_class classifier_opt_class "
     "lr_schedule epoch_counter train_logger checkpointer classes corpus fold "
     "fold_plan model_selection label_fraction adapter_folder seed "
-    "encoder_source encoder_layer number_of_epochs batch_size "
+    "encoder_source encoder_layer number_of_epochs batch_size max_frames "
     "dataloader_options valid_dataloader_options"
 ).split()
 
