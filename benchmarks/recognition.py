@@ -15,6 +15,7 @@ import argparse
 import json
 import multiprocessing
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +27,6 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from speechbrain_wap.data.audio import read_audio
-from speechbrain_wap.errors import RecipeError
 from speechbrain_wap.evaluation.metrics import emotion_scores
 from speechbrain_wap.inference import SILENCE, EmotionRecognizer
 from speechbrain_wap.reports.report import markdown_table
@@ -41,7 +41,7 @@ def read_table(path, classes, count):
     names = {name[:3].casefold(): name for name in classes}
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     if {"start", "end", "stop"} & {*table}:
-        raise RecipeError(f"{path} has parts of files: give whole ones.")
+        sys.exit(f"{path} has parts of files: give a table of whole ones.")
     if count:
         table = table.sample(min(count, len(table)), random_state=0)
     labels = [names.get(emo[:3].casefold()) for emo in table["emo"]]

@@ -25,8 +25,8 @@ from speechbrain_wap.encoders.speech_encoder import digest_encoder
 from speechbrain_wap.errors import RecipeError, check_number, first_line
 from speechbrain_wap.features.cache import round_frames
 from speechbrain_wap.features.extraction import (
+    MARGIN_SECONDS,
     encode_utterance,
-    find_encoded_seconds,
     find_used_seconds,
 )
 from speechbrain_wap.files import digest_file, expand_path
@@ -143,10 +143,11 @@ class EmotionRecognizer(Pretrained):
         }
         super().__init__(modules, hparams, run_opts, **kwargs)
         (self.sample_rate,) = rates
-        # seconds of an utterance that are encoded; None if nobody knows
-        limits = list(encoders.values()), hparams["max_frames"]
-        self.longest = find_encoded_seconds(*limits)
-        self.longest_window = find_used_seconds(*limits)
+        # seconds of an utterance that are used, and that are encoded of what
+        # is cut; None if nobody knows
+        used = find_used_seconds(encoders.values(), hparams["max_frames"])
+        self.longest_window = used
+        self.longest = None if used is None else used + MARGIN_SECONDS
         self.is_cut = hparams["long_utterances"] == "cut"
         labels = hparams["label_encoder"].ind2lab
         self.classes = [labels[number] for number in range(len(labels))]

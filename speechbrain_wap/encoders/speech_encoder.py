@@ -324,9 +324,7 @@ def get_identity(encoder):
     if type(encoder) is not SpeechEncoder:
         # to be raised when run_module gives modules other arguments
         identity["call"] = 2
-        code = _digest_code(encoder)
-        if code is not None:
-            identity["code"] = code
+        identity["code"] = _digest_code(encoder)
     identity["class"] = type(encoder).__qualname__
     return identity
 
@@ -334,7 +332,7 @@ def get_identity(encoder):
 def _digest_code(encoder):
     """Digests the files of an own encoder's class and of those of its parts.
 
-    Their code may change without notice. None of what is typed at a prompt.
+    Their code may change without notice; what is typed at a prompt has no file.
     """
     classes = {
         kind.__module__: kind
@@ -343,12 +341,11 @@ def _digest_code(encoder):
         if kind.__module__.partition(".")[0] not in LIBRARIES
     }
     classes[type(encoder).__module__] = type(encoder)
-    digest, is_empty = hashlib.sha256(), True
+    digest = hashlib.sha256()
     for _, kind in sorted(classes.items()):
         with suppress(TypeError, OSError):
             digest.update(Path(inspect.getsourcefile(kind)).read_bytes())
-            is_empty = False
-    return None if is_empty else digest.hexdigest()
+    return digest.hexdigest()
 
 
 def digest_encoder(encoder):

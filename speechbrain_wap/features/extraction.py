@@ -78,11 +78,10 @@ def cut_long_utterances(splits, caches, max_frames):
         the others have an end, and a digest of their own. All are as they were
         where the frame rate of an encoder is not known.
     """
-    seconds = find_encoded_seconds(
-        [cache.encoder for cache in caches], max_frames
-    )
-    if seconds is None:
+    used = find_used_seconds([cache.encoder for cache in caches], max_frames)
+    if used is None:
         return splits
+    seconds = used + MARGIN_SECONDS
 
     def cut(entry):
         """Cuts one utterance."""
@@ -119,22 +118,6 @@ def find_used_seconds(encoders, max_frames):
     """
     rates = [get_frame_rate(encoder) for encoder in encoders]
     return None if None in rates else max_frames / min(rates)
-
-
-def find_encoded_seconds(encoders, max_frames):
-    """Finds how many seconds of an utterance that will be cut are encoded.
-
-    Arguments
-    ---------
-    encoders, max_frames
-        See :func:`find_used_seconds`.
-
-    Returns
-    -------
-    seconds : float or None
-    """
-    seconds = find_used_seconds(encoders, max_frames)
-    return None if seconds is None else seconds + MARGIN_SECONDS
 
 
 def extract(cache, entries):
