@@ -450,7 +450,8 @@ def draw(rows, path):
     by_hours = rows["hours"].notna().any()
     key = "hours" if by_hours else "labels"
     panels = list(rows.groupby(["corpus", "labels"] if by_hours else "corpus"))
-    across = rows["labels"].nunique() if by_hours else len(panels)
+    shares = rows["labels"].nunique()
+    across = shares if by_hours and shares > 1 else len(panels)
     down = math.ceil(len(panels) / across)
     figure = Figure(figsize=(4.2 * across, 3.6 * down))
     for place, (name, own) in enumerate(panels, 1):
