@@ -54,7 +54,7 @@ STEPS = 3000
 HOURS = (0.3, 1.0, 3.0, math.inf)
 # Folds that judge; those of nEMO's other three speakers are for settings
 JUDGING = {"nEMO": [1, 2, 4, 5, 7, 8], "EmoDB": [1, 2, 3], "RAVDESS": [1, 2, 3]}
-CHOOSING = [3, 6, 9]
+CHOOSING = ("KD0", "MP0", "WR0")
 CLASSES = {
     "nEMO": "anger happiness sadness neutral",
     "EmoDB": "anger happiness sadness neutral",
@@ -149,41 +149,62 @@ def list_small(options):
 def list_paper(options):
     """Table 1: the paper's settings on nEMO, an adapter for each pair."""
     csv = write_tables(options, "nEMO")["nEMO"]
-    table = pd.read_csv(csv, dtype=str)
-    width = [*WIDTHS[options.width], "--lr=5e-4"]
+    usual = [*WIDTHS[options.width], "--lr=5e-4"]
     for pair in options.pairs:
-        speech = csv.with_name(f"without_{'_'.join(pair)}.csv")
-        count = write_speech(table[~table["speaker"].isin(pair)], speech)
-        folder = options.root / "_".join(pair)
-        folds = ",".join(str(SPEAKERS.index(one) + 1) for one in pair)
-        trained = [
-            train_adapter(
-                *(options, folder / f"adapter_{seed}", seed, speech),
-                *(*width, f"--number_of_epochs={count_epochs(count, 96)}"),
-            )
-            for seed in options.seeds
-        ]
-        compared = compare(
-            *(options, "nEMO", csv, folder / "compared", *width),
-            *(f"--folds={folds}", "--classifier.number_of_epochs=12"),
-            f"--adapter_folder={folder}/adapter_{{seed}}",
-            f"--label_fractions={options.labels}",
+        speech, count = leave_out(csv, pair)
+        epochs = f"--number_of_epochs={count_epochs(count, 96)}"
+        yield share_adapter(
+            *(options, "IEMOCAP", csv, pair, speech, [*usual, epochs]),
+            [*usual, "--classifier.number_of_epochs=12"],
         )
-        commands = [("IEMOCAP", one) for one in (*trained, compared)]
-        yield Chain(folder, commands, [(folder / "compared", "nEMO", None)])
 
 
 def list_recipe(options):
-    """Table 2: nEMO's own settings."""
+    """Table 2: nEMO's own settings; the choosing speakers share an adapter."""
     csv = write_tables(options, "nEMO")["nEMO"]
-    is_choice = options.speakers == "choosing"
-    for fold in CHOOSING if is_choice else JUDGING["nEMO"]:
+    if options.speakers == "choosing":
+        speech, _ = leave_out(csv, CHOOSING)
+        yield share_adapter(options, "nEMO", csv, CHOOSING, speech, [], [])
+        return
+    for fold in JUDGING["nEMO"]:
         folder = options.root / SPEAKERS[fold - 1]
         command = compare(
             *(options, "nEMO", csv, folder, f"--folds={fold}"),
-            *(f"--label_fractions={options.labels}", *options.levers),
+            f"--label_fractions={options.labels}",
         )
         yield Chain(folder, [("nEMO", command)], [(folder, "nEMO", None)])
+
+
+def leave_out(csv, speakers):
+    """Writes the speech of all others; gives its path and its utterances."""
+    table = pd.read_csv(csv, dtype=str)
+    speech = csv.with_name(f"without_{'_'.join(speakers)}.csv")
+    table = table[~table["speaker"].isin(speakers)]
+    return speech, write_speech(table, speech)
+
+
+def share_adapter(options, recipe, csv, speakers, speech, adapter, compared):
+    """Chains an adapter for each seed and what the speakers' folds make of it.
+
+    adapter, compared: the arguments of the two commands.
+    """
+    folder = options.root / "_".join(speakers)
+    folds = ",".join(str(SPEAKERS.index(one) + 1) for one in speakers)
+    commands = [
+        train_adapter(
+            *(options, folder / f"adapter_{seed}", seed, speech, *adapter)
+        )
+        for seed in options.seeds
+    ]
+    commands.append(
+        compare(
+            *(options, "nEMO", csv, folder / "compared", *compared),
+            *(f"--folds={folds}", f"--label_fractions={options.labels}"),
+            f"--adapter_folder={folder}/adapter_{{seed}}",
+        )
+    )
+    commands = [(recipe, command) for command in commands]
+    return Chain(folder, commands, [(folder / "compared", "nEMO", None)])
 
 
 def list_universal(options):
@@ -540,7 +561,6 @@ def main(arguments):
     parser.add_argument("--print", action="store_true", dest="show")
     place = arguments.index("--") if "--" in arguments else len(arguments)
     options = parser.parse_args(arguments[:place])
-    options.handed_on = arguments[place + 1 :]
     if options.table != "paper" and options.width != 128:
         parser.error("--width is of table 1 (paper).")
     if options.table != "paper" and options.pairs != names:
@@ -553,6 +573,7 @@ def main(arguments):
         options.encoder = os.path.abspath(options.encoder)
     options.seeds = [int(seed) for seed in options.seeds.split(",")]
     options.levers = shlex.split(options.levers)
+    options.handed_on = [*options.levers, *arguments[place + 1 :]]
     options.pairs = [tuple(name.split("_")) for name in options.pairs]
     options.root = options.output / name_table(options)
     options.usual = [

@@ -274,16 +274,26 @@ def test_folds_are_numbered_by_all_nine_speakers(show, tmp_path):
         show("recipe")
 
 
-def test_settings_are_chosen_on_the_speakers_that_do_not_judge(show, tmp_path):
+def test_settings_are_chosen_on_the_speakers_that_do_not_judge(
+    study, show, tmp_path
+):
     judging = show("recipe")
-    choosing = show("recipe", "--speakers=choosing", "--levers=--lr=1")
-    folds = [
-        re.findall("--folds=(.)", " ".join(x)) for x in (judging, choosing)
-    ]
-    assert folds == [[*"124578"], [*"369"]]
+    lever = "--levers=--adapter.lr=1"
+    stage_1, stage_2 = show("recipe", "--speakers=choosing", lever)
+    folds = re.findall("--folds=(.)", " ".join(judging))
+    assert folds == [*"124578"]
+    assert "--folds=3,6,9 " in stage_2
+    # the adapter of those who choose has heard none of them
+    speech = tmp_path / "tables/nemo/without_KD0_MP0_WR0.csv"
+    assert f"--corpora={speech} " in stage_1
+    assert {*pd.read_csv(speech)["speaker"]} == {
+        study.SPEAKERS[fold - 1] for fold in study.JUDGING["nEMO"]
+    }
+    folder = f"{tmp_path}/recipe_layer_last_choosing_adapter.lr=1/KD0_MP0_WR0"
+    assert f"--output_folder={folder}/adapter_1 --lr=1)" in stage_1
+    assert f"--adapter_folder={folder}/adapter_{{seed}}" in stage_2
     # neither goes where the other lies
     assert all(f"{tmp_path}/recipe_layer_last/" in line for line in judging)
-    assert all("recipe_layer_last_choosing_lr=1/" in line for line in choosing)
 
 
 @pytest.mark.parametrize(
