@@ -495,11 +495,14 @@ def draw(rows, path):
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         label = "hours of stage 1" if by_hours else "share of the labels"
-        title = f"{name[0]}, {100 * name[1]:g} %" if by_hours else name
+        title = name
+        if by_hours:
+            title = f"{name[0]}, {100 * name[1]:g} % of the labels"
         spread = "UA, percent (bars: standard error over folds)"
         axes.set(xlabel=label, ylabel=spread, title=title)
         axes.yaxis.label.set_size(8)
         axes.grid(alpha=0.3)
+        axes.margins(y=0.3)  # room for the legend
         axes.legend(fontsize=7)
     figure.tight_layout()
     save_figure(figure, path)
