@@ -124,7 +124,7 @@ def prepare_wild(data_folder, csv, audio_index):
 
 
 def write_speech(table, csv):
-    """Writes speech for stage 1, without labels; gives its utterances."""
+    """Writes speech for stage 1, without labels; counts its utterances."""
     columns = ["id", "wav", "speaker", "session"]
     table[columns].assign(emo="").to_csv(csv, index=False)
     return len(table)
@@ -176,7 +176,7 @@ def list_recipe(options):
 
 
 def leave_out(csv, speakers):
-    """Writes the speech of all others; gives its path and its utterances."""
+    """Writes the speech of all others; gives its path and its length."""
     table = pd.read_csv(csv, dtype=str)
     speech = csv.with_name(f"without_{'_'.join(speakers)}.csv")
     table = table[~table["speaker"].isin(speakers)]
@@ -184,9 +184,9 @@ def leave_out(csv, speakers):
 
 
 def share_adapter(options, recipe, csv, speakers, speech, adapter, compared):
-    """Chains an adapter for each seed and what the speakers' folds make of it.
+    """Chains an adapter for each seed and the comparison in speakers' folds.
 
-    adapter, compared: the arguments of the two commands.
+    adapter, compared: further arguments of the two commands.
     """
     folder = options.root / "_".join(speakers)
     folds = ",".join(str(SPEAKERS.index(one) + 1) for one in speakers)
@@ -203,7 +203,7 @@ def share_adapter(options, recipe, csv, speakers, speech, adapter, compared):
             f"--adapter_folder={folder}/adapter_{{seed}}",
         )
     )
-    commands = [(recipe, command) for command in commands]
+    commands = [(recipe, one) for one in commands]
     return Chain(folder, commands, [(folder / "compared", "nEMO", None)])
 
 
@@ -324,10 +324,14 @@ def describe_corpus(options, corpus, csv, folder, *arguments):
     """Lists what all commands of a corpus have in common."""
     classes = ", ".join(f"{c}: [{c}]" for c in CLASSES[corpus].split())
     seeds = ",".join(map(str, options.seeds))
+    handed_on = options.handed_on
+    if any(one.startswith("--adapter_folder=") for one in arguments):
+        # stage 1 is over: its keys are for train_adapter, and refused here
+        handed_on = [o for o in handed_on if not o.startswith("--adapter.")]
     return [
         *(*YAMLS, *options.usual, f"--corpus_csv={csv}"),
         *(f"--classes={{{classes}}}", f"--seeds={seeds}"),
-        *(f"--output_folder={folder}", *arguments, *options.handed_on),
+        *(f"--output_folder={folder}", *arguments, *handed_on),
     ]
 
 
@@ -555,7 +559,9 @@ def main(arguments):
         help="of table 2",
     )
     parser.add_argument(
-        "--levers", default="", help="of table 2: keys of nEMO's YAMLs"
+        "--levers",
+        default="",
+        help="of table 2: keys of nEMO's YAMLs, of stage 1 as --adapter.key",
     )
     parser.add_argument("--seeds", default="1")
     parser.add_argument("--known", action="append", default=[], type=Path)

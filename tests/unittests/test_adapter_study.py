@@ -291,7 +291,7 @@ def test_settings_are_chosen_on_the_speakers_that_do_not_judge(
     }
     folder = f"{tmp_path}/recipe_layer_last_choosing_adapter.lr=1/KD0_MP0_WR0"
     assert f"--output_folder={folder}/adapter_1 --lr=1)" in stage_1
-    assert f"--adapter_folder={folder}/adapter_{{seed}}" in stage_2
+    assert stage_2.endswith(f"--adapter_folder={folder}/adapter_{{seed}}')")
     # neither goes where the other lies
     assert all(f"{tmp_path}/recipe_layer_last/" in line for line in judging)
 
@@ -313,7 +313,8 @@ def test_what_is_handed_on_counts_most_and_where_it_belongs(show):
     options = ["--adapter.probe_every=5", "--classifier.lr=2", "--lr=1"]
     trained, *_, compared = show("paper", "--", *options)
     assert trained.endswith(" --probe_every=5 --lr=1)")
-    assert compared.endswith(f" {' '.join(options)})")
+    # which refuses keys of a stage that is over
+    assert compared.endswith(" --classifier.lr=2 --lr=1)")
 
 
 def test_a_failed_command_ends_its_chain_and_no_other(study, tmp_path, capsys):
